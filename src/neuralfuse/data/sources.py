@@ -1,0 +1,161 @@
+"""The data sets by name. The digits come with the package; CIFAR and GTSRB through torchvision, if it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from neuralfuse.data.dataset import DataSet, Split, holdout
+from neuralfuse.data.images import class_folders, image_files, read_folder, read_images
+from neuralfuse.errors import DataError, MissingExtraError, require, unknown_name
+
+Size = tuple[int, int] | None
+_Raw = tuple[list[str], Split, Split]  # class names, training split, test split
+
+VALIDATION_SHARE = 0.1
+
+
+def _digits(folder: Path | None, size: Size, download: bool) -> _Raw:
+    with resources.files("neuralfuse.data").joinpath("digits.npz").open("rb") as file, np.load(file) as archive:
+        images = torch.from_numpy(archive["images"])[:, None]
+        labels = torch.from_numpy(archive["labels"]).long()
+    images = (images.float() * (255 / 16)).round()
+    if size is not None:
+        images = F.interpolate(images, size, mode="bilinear", align_corners=False).round()
+    kept, test = holdout(Split(images.byte(), labels), 0.3, "digits", "test")
+    return [str(digit) for digit in range(10)], kept, test
+
+
+def _cifar(name: str) -> Callable[[Path | None, Size, bool], _Raw]:
+    def load(folder: Path | None, size: Size, download: bool) -> _Raw:
+        datasets = _torchvision()
+        root = _need_folder(name, folder)
+        kind = getattr(datasets, name.upper())
+        try:
+            parts = [kind(root, train=train, download=download) for train in (True, False)]
+        except RuntimeError as error:
+            raise _missing(name, root) from error
+        splits = [
+            Split(
+                _resized(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), size), torch.tensor(part.targets)
+            )
+            for part in parts
+        ]
+        return list(parts[0].classes), splits[0], splits[1]
+
+    return load
+
+
+def _gtsrb(folder: Path | None, size: Size, download: bool) -> _Raw:
+    """German traffic signs; neighbouring training files are frames of one track, so tracks are the groups."""
+    datasets = _torchvision()
+    root = _need_folder("gtsrb", folder)
+    try:
+        for split in ("train", "test"):
+            datasets.GTSRB(root, split=split, download=download)
+    except (RuntimeError, OSError) as error:
+        raise _missing("gtsrb", root) from error
+    base = root / "gtsrb"
+    folders = class_folders(base / "GTSRB" / "Training")
+    files, labels, groups = [], [], []
+    for label, own in enumerate(folders):
+        for path in image_files(own):
+            files.append(path)
+            labels.append(label)
+            groups.append(label * 10_000 + int(path.name.split("_")[0]))
+    wanted = size or (32, 32)
+    train = Split(read_images(files, wanted), torch.tensor(labels), torch.tensor(groups))
+    rows = [line.split(";") for line in (base / "GT-final_test.csv").read_text().splitlines()[1:]]
+    test_files = [base / "GTSRB" / "Final_Test" / "Images" / row[0] for row in rows]
+    test = Split(read_images(test_files, wanted), torch.tensor([int(row[-1]) for row in rows]))
+    return [path.name for path in folders], train, test
+
+
+def _folder(folder: Path | None, size: Size, download: bool) -> _Raw:
+    root = _need_folder("folder", folder)
+    names, train = read_folder(root / "train", None, size)
+    _, test = read_folder(root / "test", names, size)
+    return names, train, test
+
+
+DATA_SETS: dict[str, Callable[[Path | None, Size, bool], _Raw]] = {
+    "digits": _digits,
+    "cifar10": _cifar("cifar10"),
+    "cifar100": _cifar("cifar100"),
+    "gtsrb": _gtsrb,
+    "folder": _folder,
+}
+
+
+def load_data(
+    name: str,
+    data_dir: Path | str | None = None,
+    *,
+    image_size: Size = None,
+    download: bool = False,
+    device: torch.device | str = "cpu",
+) -> DataSet:
+    """Load a data set whole, with a validation split held out of its training part (the same for ever).
+
+    Args:
+        name: ``digits`` (needs nothing), ``cifar10``, ``cifar100``, ``gtsrb`` (need torchvision), or ``folder``
+            (``train/<class>/*``, ``test/<class>/*``).
+        data_dir: Where it lies.
+        image_size: (H, W) to resize to; the set's own size if None (GTSRB: 32x32).
+        download: Let torchvision download it.
+        device: Where the tensors go.
+    Raises:
+        UnknownNameError: there is no such set.
+        DataError: it is not there, empty, or has a broken image.
+        MissingExtraError: torchvision is needed and missing.
+    """
+    if name not in DATA_SETS:
+        raise unknown_name("data set", name, DATA_SETS)
+    require(
+        image_size is None or min(image_size) >= 1, f"image_size must be positive: got {image_size}."
+    )
+    classes, train, test = DATA_SETS[name](None if data_dir is None else Path(data_dir), image_size, download)
+    require(
+        train.images.shape[1:] == test.images.shape[1:],
+        f"training and test images must have one size: got {tuple(train.images.shape[2:])} and "
+        f"{tuple(test.images.shape[2:])}. Pass --image-size to resize them.",
+    )
+    kept, validation = holdout(train, VALIDATION_SHARE, name, "validation")
+    return DataSet(name, tuple(classes), kept, validation, test).to(device)
+
+
+def _torchvision() -> Any:
+    try:
+        from torchvision import datasets  # noqa: PLC0415
+    except (ImportError, RuntimeError) as error:
+        raise MissingExtraError(
+            "this data set needs torchvision, in a build that fits torch: pip install 'neuralfuse[vision]'. "
+            "--data digits and --data folder need nothing."
+        ) from error
+    return datasets
+
+
+def _need_folder(name: str, folder: Path | None) -> Path:
+    if folder is None:
+        raise DataError(f"--data {name} must be told where it lies: pass --data-dir.")
+    return folder
+
+
+def _missing(name: str, root: Path) -> DataError:
+    return DataError(f"--data {name} must lie in {root}: not found there. Pass --download to fetch it.")
+
+
+def _resized(images: torch.Tensor, size: Size) -> torch.Tensor:
+    if size is None or tuple(images.shape[2:]) == size:
+        return images
+    parts = [
+        F.interpolate(part.float(), size, mode="bilinear", antialias=True).round().clamp(0, 255).byte()
+        for part in images.split(1000)
+    ]
+    return torch.cat(parts)

@@ -1,0 +1,133 @@
+"""Reading and writing: whole files or nothing, JSON and safetensors only, and one clear line when a file is bad."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from neuralfuse.errors import FileFormatError, OutputError
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path`` and rename it, so that a half-written file never appears.
+
+    Raises:
+        OutputError: the folder cannot be made or written.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {path}: {error}. Choose another place with --out.") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_writable(folder: Path) -> None:
+    """Raise an `OutputError` now rather than after hours of work when a folder cannot take files."""
+    write_atomically(folder / ".writable", lambda path: None)
+    (folder / ".writable").unlink()
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write one JSON object, atomically. NaN is refused: a record that holds one is not JSON."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8") and None)
+
+
+def read_json(path: Path, schema: str | None = None) -> dict[str, Any]:
+    """Read one JSON object, and check its ``schema`` key where one is expected.
+
+    Raises:
+        FileFormatError: the file is missing, not a JSON object, or of another schema.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileFormatError(f"cannot read {path}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise FileFormatError(f"{path} must be JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise FileFormatError(f"{path} must hold one JSON object: got a {type(value).__name__}.")
+    if schema is not None and value.get("schema") != schema:
+        raise FileFormatError(f"{path} must have schema {schema!r}: got {value.get('schema')!r}.")
+    return value
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors, atomically."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_atomically(path, lambda file: save_file(plain, file, metadata=dict(metadata or {})))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors and the metadata of a safetensors file.
+
+    Raises:
+        FileFormatError: the file is missing, truncated or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise FileFormatError(
+            f"{path} must be a whole safetensors file: {error}. It is missing, truncated or of another format."
+        ) from error
+
+
+def load_weights(module: nn.Module, path: Path, what: str) -> None:
+    """Load a weights file into a module of the same architecture.
+
+    Raises:
+        FileFormatError: names or shapes differ; the first difference is named.
+    """
+    tensors, _ = read_tensors(path)
+    own = module.state_dict()
+    for name in [*own, *tensors]:
+        if name not in tensors:
+            problem = f"it lacks {name!r}"
+        elif name not in own:
+            problem = f"it has {name!r}, which {what} has not"
+        elif own[name].shape != tensors[name].shape:
+            problem = f"{name!r} has shape {tuple(tensors[name].shape)}, {what} needs {tuple(own[name].shape)}"
+        else:
+            continue
+        raise FileFormatError(f"{path} must hold the weights of {what}: {problem}. It is of another architecture.")
+    module.load_state_dict(tensors)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a record names."""
+    import platform  # noqa: PLC0415
+    from importlib.metadata import version  # noqa: PLC0415
+
+    import numpy  # noqa: ICN001, PLC0415
+
+    return {
+        "neuralfuse": version("neuralfuse"),
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }

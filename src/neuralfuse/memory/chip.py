@@ -1,0 +1,51 @@
+"""A chip: a fault model and a seed. Which chips train, validate and test is fixed here, and never overlaps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from neuralfuse.errors import require
+from neuralfuse.memory.faults import FaultModel
+from neuralfuse.seeds import derive
+
+_TRAINING = 30_001  # seeds 0..30000; source: NeuralFuse's public code
+_VALIDATION_FROM = 40_000
+_PUBLISHED_FROM = 50_000  # seeds 50000..50009; source: NeuralFuse's public code
+_EVALUATION_FROM = 50_010
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One piece of hardware: the cells that a fault model makes faulty for a seed, the same for ever."""
+
+    faults: FaultModel
+    seed: int
+
+
+def training_chip(faults: FaultModel, *path: str | int) -> Chip:
+    """Return the training chip of a path of names, e.g. (seed, step, k); training seeds are 0..30000."""
+    return Chip(faults, derive(*path, "training chip") % _TRAINING)
+
+
+def validation_chips(faults: FaultModel, count: int) -> list[Chip]:
+    """Return chips for early stopping: unseen in training, never used for results."""
+    return _every_second(faults, count, _VALIDATION_FROM, _PUBLISHED_FROM)
+
+
+def evaluation_chips(faults: FaultModel, count: int) -> list[Chip]:
+    """Return the chips on which results are measured: seeds 50010, 50012, ..., the same for every method.
+
+    Every second seed, because neighbouring `Reference` chips are dependent.
+    """
+    return _every_second(faults, count, _EVALUATION_FROM, 2**31)
+
+
+def published_chips(faults: FaultModel) -> list[Chip]:
+    """Return the ten chips of the paper's tables, seeds 50000..50009; use them only to compare with the paper."""
+    return [Chip(faults, seed) for seed in range(_PUBLISHED_FROM, _PUBLISHED_FROM + 10)]
+
+
+def _every_second(faults: FaultModel, count: int, start: int, end: int) -> list[Chip]:
+    most = (end - start) // 2
+    require(1 <= count <= most, f"chips must be in 1..{most}: got {count}.")
+    return [Chip(faults, start + 2 * k) for k in range(count)]

@@ -1,0 +1,17 @@
+"""The networks: base models of the paper and small ones for CPUs, and the six generators with the UIP baseline."""
+
+from neuralfuse.nets.base import BASE_MODELS, BaseModel, base_model, parameter_count
+from neuralfuse.nets.generators import GENERATORS, check_size, generator
+from neuralfuse.nets.store import load_base, save_base
+
+__all__ = [
+    "BASE_MODELS",
+    "GENERATORS",
+    "BaseModel",
+    "base_model",
+    "check_size",
+    "generator",
+    "load_base",
+    "parameter_count",
+    "save_base",
+]

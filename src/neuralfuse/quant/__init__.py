@@ -1,0 +1,18 @@
+"""Float weights <-> stored integer codes: the schemes, and fake quantization for training."""
+
+from neuralfuse.quant.fake import fake_quantize, quantized_call, quantized_parameters, snap_
+from neuralfuse.quant.layers import DEFAULT_LAYERS, Layers, StoredTensor, plain_name
+from neuralfuse.quant.scheme import Codes, Scheme
+
+__all__ = [
+    "DEFAULT_LAYERS",
+    "Codes",
+    "Layers",
+    "Scheme",
+    "StoredTensor",
+    "fake_quantize",
+    "plain_name",
+    "quantized_call",
+    "quantized_parameters",
+    "snap_",
+]

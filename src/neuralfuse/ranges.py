@@ -1,0 +1,87 @@
+"""What numbers a model's images are made of: the affine map between pixels in [0, 1] and the model's input space."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuralfuse.errors import ConfigError, require, unknown_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputRange:
+    """A model input x is (pixel - mean) / std for pixels in [0, 1], each channel with its own mean and std.
+
+    One number stands for all channels. ``InputRange.named("symmetric")`` is [-1, 1], ``"unit"`` is [0, 1],
+    ``"imagenet"`` the usual normalization of torchvision and timm models.
+    """
+
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
+        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
+        require(
+            len(self.mean) == len(self.std) > 0,
+            f"mean and std must have one value a channel: got {len(self.mean)} means and {len(self.std)} stds.",
+        )
+        require(min(self.std) > 0, f"std must be positive: got std={self.std}.")
+
+    @staticmethod
+    def named(name: str) -> InputRange:
+        """Return the range called ``unit``, ``symmetric`` or ``imagenet``."""
+        if name not in _NAMED:
+            raise unknown_name("input range", name, _NAMED)
+        return _NAMED[name]
+
+    @staticmethod
+    def from_config(config: dict[str, Any]) -> InputRange:
+        """Return the range that `to_config` described."""
+        try:
+            return InputRange(mean=tuple(config["mean"]), std=tuple(config["std"]))
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"an input range must have mean and std, a list each: got {config}.") from error
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the range as JSON."""
+        return {key: list(value) for key, value in asdict(self).items()}
+
+    def check_channels(self, channels: int) -> None:
+        """Raise unless the range fits images with this many channels."""
+        require(
+            len(self.mean) in (1, channels),
+            f"an input range must have 1 or {channels} means for {channels}-channel images: got {len(self.mean)}.",
+        )
+
+    def from_pixels(self, pixels: Tensor) -> Tensor:
+        """Return model inputs for pixels in [0, 1], shape (N, C, H, W)."""
+        mean, std = self._tensors(pixels)
+        return (pixels - mean) / std
+
+    def from_bytes(self, images: Tensor) -> Tensor:
+        """Return model inputs (float32) for uint8 images, shape (N, C, H, W)."""
+        return self.from_pixels(images.float().div_(255.0))
+
+    def affine_to_symmetric(self) -> tuple[Tensor, Tensor]:
+        """Return (scale, shift), shape (C, 1, 1) each, such that scale * x + shift lies in [-1, 1]."""
+        scale = torch.tensor(self.std, dtype=torch.float64).view(-1, 1, 1) * 2
+        shift = torch.tensor(self.mean, dtype=torch.float64).view(-1, 1, 1) * 2 - 1
+        return scale.float(), shift.float()
+
+    def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        def column(values: tuple[float, ...]) -> Tensor:
+            return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+
+        return column(self.mean), column(self.std)
+
+
+_NAMED = {
+    "symmetric": InputRange(),
+    "unit": InputRange(mean=(0.0,), std=(1.0,)),
+    # Source: torchvision.models documentation, "preprocessing"; the same constants in timm.data.
+    "imagenet": InputRange(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+}

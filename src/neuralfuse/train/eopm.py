@@ -1,0 +1,216 @@
+"""EOPM: training NeuralFuse on the expectation over perturbed models."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from neuralfuse.data import Augment, DataSet
+from neuralfuse.data.augment import AUGMENT
+from neuralfuse.errors import ConfigError, check_ber, require, unknown_name
+from neuralfuse.fuse import NeuralFuse
+from neuralfuse.memory import Chip, Deployed, FaultModel, fault_model, training_chip, validation_chips
+from neuralfuse.quant import Scheme, quantized_call, snap_
+from neuralfuse.scoring import accuracy, fingerprint, plain_inputs, transform
+from neuralfuse.seeds import generator
+from neuralfuse.train.listeners import Listener
+from neuralfuse.train.loop import LoopConfig, Optimizer, Schedule, State, Task, fit
+
+Estimator = Literal["split", "crossed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EopmConfig(LoopConfig):
+    """How to train NeuralFuse. See `LoopConfig` for the rest.
+
+    Args:
+        ber: Rate of faulty cells, a fraction in [0, 1].
+        faults: Fault model, a name.
+        lam: Weight of the perturbed models' loss against the clean model's (the paper's lambda).
+        n_chips: Fresh perturbed models a step (the paper's N).
+        estimator: ``crossed`` sends every image through all N, as the paper; ``split`` deals the batch out, each
+            image through one: the same expectation at 1 + 1 passes an image in the place of 1 + N.
+        bits: Word width of G's own convolution weights; 0 leaves them in floating point.
+        validation_chips: Chips on which the state to keep is chosen.
+        validation_images: Validation images used for that, at most.
+    """
+
+    ber: float
+    faults: str = "stuck"
+    lam: float = 5.0
+    n_chips: int = 10
+    estimator: Estimator = "split"
+    epochs: int = 10
+    batch: int = 128
+    lr: float = 1e-3
+    optimizer: Optimizer = "adam"
+    schedule: Schedule = "cosine"
+    bits: int = 8
+    validation_chips: int = 4
+    validation_images: int = 2000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ber(self.ber)
+        require(self.lam >= 0, f"lam must be at least 0: got lam={self.lam}.")
+        for name in ("n_chips", "validation_chips", "validation_images"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1: got {name}={getattr(self, name)}.")
+        require(self.bits == 0 or 2 <= self.bits <= 16, f"bits must be 0 or in 2..16: got bits={self.bits}.")
+        if self.estimator not in get_args(Estimator):
+            raise unknown_name("estimator", self.estimator, get_args(Estimator))
+
+    def fault_model(self) -> FaultModel:
+        """Return the fault model to train against."""
+        return fault_model(self.faults, ber=self.ber)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One perturbed pass of a step: which chip, and which rows of the mini-batch run through it."""
+
+    chip: Chip
+    rows: Tensor | slice
+
+
+def passes(config: EopmConfig, faults: FaultModel, count: int, step: int) -> list[Pass]:
+    """Return the perturbed passes of one step over a mini-batch of ``count`` images."""
+    chips = [training_chip(faults, config.seed, step, k) for k in range(config.n_chips)]
+    if config.estimator == "crossed":
+        return [Pass(chip, slice(None)) for chip in chips]
+    order = torch.randperm(count, generator=generator(config.seed, "deal", step))
+    groups = order.tensor_split(config.n_chips)  # sizes differ by at most one
+    return [Pass(chip, rows) for chip, rows in zip(chips, groups, strict=True) if len(rows)]
+
+
+def eopm_backward(
+    base: Deployed, transformed: Tensor, labels: Tensor, perturbed: Sequence[Pass], *, lam: float, share: float = 1.0
+) -> tuple[float, float]:
+    """Add the EOPM gradient of one base model to ``transformed.grad``: CE(M0) + lam * mean CE(Mp).
+
+    Each pass is differentiated before the next one runs, so memory does not grow with their number. Every pass counts
+    by its images: with all passes over all rows that is the mean over chips, with dealt rows the mean over images.
+
+    Args:
+        base: The base model.
+        transformed: F(x), a leaf that requires grad, (N, C, H, W).
+        labels: int64 (N,).
+        perturbed: The perturbed passes.
+        lam: Weight of the perturbed loss.
+        share: Factor of the whole, for an ensemble of base models.
+    Returns:
+        The two mean losses, clean and perturbed, without ``lam`` and ``share``.
+    Source:
+        NeuralFuse (arXiv 2306.16869), Eq. 3 and Algorithm 1.
+    """
+    clean = F.cross_entropy(base(transformed), labels)
+    (share * clean).backward()  # type: ignore[no-untyped-call]
+    images = sum(len(labels[one.rows]) for one in perturbed)
+    total = 0.0
+    for one in perturbed:
+        logits = base.perturbed(one.chip)(transformed[one.rows])
+        loss = F.cross_entropy(logits, labels[one.rows], reduction="sum") / images
+        (share * lam * loss).backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    return float(clean.detach()), total
+
+
+class _Eopm(Task):
+    def __init__(self, fuse: NeuralFuse, bases: Sequence[Deployed], data: DataSet, config: EopmConfig) -> None:
+        self.module: NeuralFuse = fuse
+        self.bases, self.config = bases, config
+        self.faults = config.fault_model()
+        self.augment = AUGMENT.get(data.name, Augment())
+        self.scheme = Scheme(bits=config.bits) if config.bits and fuse.name != "uip" else None
+        chosen = torch.randperm(len(data.validation), generator=generator(data.name, "validation images"))
+        rows = chosen[: config.validation_images].sort().values
+        validation = data.validation[rows.to(data.validation.images.device)]
+        self.inputs, self.labels = plain_inputs(validation, fuse.input_range), validation.labels
+        self.data_identity = {"data": data.name, "images": len(data.train)}
+
+    def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
+        fuse, config = self.module, self.config
+        draw = generator(config.seed, "augment", step, device=images.device)
+        x = fuse.input_range.from_pixels(self.augment(images, draw))
+        fuse.train()
+        output = quantized_call(fuse, x, self.scheme)
+        leaf = output.detach().requires_grad_()
+        perturbed = passes(config, self.faults, len(labels), step)
+        share = 1 / len(self.bases)
+        losses = [eopm_backward(base, leaf, labels, perturbed, lam=config.lam, share=share) for base in self.bases]
+        output.backward(leaf.grad)  # type: ignore[no-untyped-call]
+        clean, faulty = (share * sum(column) for column in zip(*losses, strict=True))
+        return {"clean": clean, "perturbed": faulty}
+
+    def validate(self) -> dict[str, float]:
+        fuse = quantized_copy(self.module, self.scheme)
+        transformed, labels = transform(fuse, self.inputs), self.labels
+        chips = validation_chips(self.faults, self.config.validation_chips)
+        ca = pa = 0.0
+        for base in self.bases:
+            ca += accuracy(base, transformed, labels) / len(self.bases)
+            for chip in chips:
+                pa += accuracy(base.perturbed(chip), transformed, labels) / (len(self.bases) * len(chips))
+        lam = self.config.lam
+        return {"score": (ca + lam * pa) / (1 + lam), "ca_nf": ca, "pa_nf": pa}
+
+    def identity(self) -> dict[str, Any]:
+        bases = [fingerprint(base.memory.codes) for base in self.bases]
+        generator_name = {"generator": self.module.name}
+        return {"task": "eopm", **generator_name, **self.config.to_config(), **self.data_identity, "bases": bases}
+
+
+def quantized_copy(fuse: NeuralFuse, scheme: Scheme | None) -> NeuralFuse:
+    """Return a copy in eval mode whose generator runs on quantized weights, as it will be saved."""
+    own = copy.deepcopy(fuse).eval()
+    if scheme is not None:
+        snap_(own, scheme)
+    return own
+
+
+def train_fuse(
+    fuse: NeuralFuse,
+    bases: Deployed | Sequence[Deployed],
+    data: DataSet,
+    config: EopmConfig,
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+) -> State:
+    """Train NeuralFuse by EOPM, in place, against frozen base models on its own device.
+
+    Args:
+        fuse: The module to train; it ends with its best validated, quantized weights.
+        bases: One base model, or several surrogates whose losses are averaged.
+        data: Training and validation images.
+        config: How.
+        out: Folder for checkpoints.
+        resume: Go on from the checkpoint there.
+        listeners: Who to tell of steps and validations.
+    Returns:
+        The run's state. ``best_score`` weighs the validation accuracies as the loss weighs its terms:
+        (CA(NF) + lam * PA(NF)) / (1 + lam).
+    Raises:
+        ConfigError: a base model's inputs are made of something else than the module's.
+    """
+    bases = [bases] if isinstance(bases, Deployed) else list(bases)
+    require(len(bases) > 0, "there must be at least one base model: got none.")
+    for base in bases:
+        if base.input_range != fuse.input_range:
+            raise ConfigError(
+                f"NeuralFuse and base model must have one input range: got {fuse.input_range} and {base.input_range}."
+            )
+    task = _Eopm(fuse, bases, data, config)
+    folder = None if out is None else Path(out)
+    state = fit(task, data.train, config, out=folder, resume=resume, listeners=listeners)
+    if task.scheme is not None:
+        snap_(fuse, task.scheme)
+    fuse.eval()
+    return state

@@ -1,0 +1,277 @@
+"""The loop that all training shares: batches, schedule, validation, early stopping, checkpoints, exact resume.
+
+All randomness of a step is derived from its number, so a checkpoint needs no generator state: parameters, optimizer
+state and the step are everything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from neuralfuse.data import Split
+from neuralfuse.errors import DivergenceError, FileFormatError, require, unknown_name
+from neuralfuse.files import check_writable, read_tensors, write_tensors
+from neuralfuse.seeds import derive, generator
+from neuralfuse.train.listeners import Listener
+
+CHECKPOINT = "checkpoint.safetensors"
+Schedule = Literal["constant", "step", "cosine"]
+Optimizer = Literal["sgd", "adam"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What any training needs to know.
+
+    Args:
+        epochs: Passes over the training images.
+        batch: Images a step.
+        lr: Largest learning rate.
+        optimizer: ``sgd`` (Nesterov momentum 0.9) or ``adam`` (betas 0.5, 0.999, as the reference).
+        schedule: ``constant``; ``step``: times 0.96 every 500 steps, as the reference; ``cosine``: up over the first
+            tenth, then down to zero.
+        weight_decay: L2 penalty of SGD.
+        validate_every: Steps between validations; 0 for once an epoch.
+        patience: Validations without improvement after which to stop; 0 for never.
+        seed: Seed of everything random in the run.
+    """
+
+    epochs: int
+    batch: int
+    lr: float
+    optimizer: Optimizer
+    schedule: Schedule
+    weight_decay: float = 0.0
+    validate_every: int = 0
+    patience: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1: got {name}={getattr(self, name)}.")
+        for name in ("weight_decay", "validate_every", "patience", "seed"):
+            require(getattr(self, name) >= 0, f"{name} must be at least 0: got {name}={getattr(self, name)}.")
+        require(self.lr > 0 and math.isfinite(self.lr), f"lr must be positive: got lr={self.lr}.")
+        for kind, value, legal in (("optimizer", self.optimizer, Optimizer), ("schedule", self.schedule, Schedule)):
+            if value not in get_args(legal):
+                raise unknown_name(kind, value, get_args(legal))
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the configuration as JSON, for records."""
+        return asdict(self)
+
+    def lr_at(self, step: int, total: int) -> float:
+        """Return the learning rate of one step (0-based) of ``total``."""
+        if self.schedule == "constant":
+            return self.lr
+        if self.schedule == "step":
+            return self.lr * 0.96 ** (step // 500)
+        warm = max(1, total // 10)
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimizer over these parameters."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(parameters, lr=self.lr, betas=(0.5, 0.999))
+        return torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, nesterov=True, weight_decay=self.weight_decay)
+
+
+class Task(ABC):
+    """What differs between trainings: the module that learns, its gradient, and how good it is."""
+
+    module: nn.Module
+
+    @abstractmethod
+    def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
+        """Add the gradient of one mini-batch (uint8 images) to the module's parameters; return the losses by name."""
+
+    @abstractmethod
+    def validate(self) -> dict[str, float]:
+        """Return metrics in percent; ``score`` decides which state is best."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return what must be equal for a checkpoint to be resumed."""
+
+
+class Batches:
+    """The mini-batches of a split: a fresh order each epoch, derived from the seed; the incomplete last one is dropped."""
+
+    def __init__(self, split: Split, size: int, seed: int) -> None:
+        self.split, self.size, self.seed = split, min(size, len(split)), seed
+        self.steps = len(split) // self.size
+        self._order = lru_cache(maxsize=1)(self._make_order)
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return (images, labels) of a step, counted over all epochs."""
+        epoch, place = divmod(step, self.steps)
+        rows = self._order(epoch)[place * self.size : (place + 1) * self.size]
+        return self.split.images[rows], self.split.labels[rows]
+
+    def _make_order(self, epoch: int) -> Tensor:
+        order = torch.randperm(len(self.split), generator=generator(self.seed, "order", epoch))
+        return order.to(self.split.images.device)
+
+
+@dataclass
+class State:
+    """Where a run stands."""
+
+    step: int = 0
+    best_score: float = -math.inf
+    best_step: int = 0
+    stale: int = 0
+    done: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+
+def fit(
+    task: Task,
+    split: Split,
+    config: LoopConfig,
+    *,
+    out: Path | None,
+    resume: bool,
+    listeners: Sequence[Listener],
+    checkpoint_seconds: float = 60.0,
+) -> State:
+    """Train a task; its module ends with the best validated weights.
+
+    Args:
+        task: What to train.
+        split: Its training images.
+        config: How.
+        out: Folder for checkpoints; None for none.
+        resume: Go on from the checkpoint in ``out`` if there is one.
+        listeners: Who to tell.
+        checkpoint_seconds: Least time between two checkpoints.
+    Raises:
+        DivergenceError: a loss became NaN or infinite.
+        FileFormatError: the checkpoint belongs to another run.
+        OutputError: ``out`` cannot be written.
+    """
+    batches = Batches(split, config.batch, config.seed)
+    total = config.epochs * batches.steps
+    every = config.validate_every or batches.steps
+    optimizer = config.make_optimizer(parameter for parameter in task.module.parameters() if parameter.requires_grad)
+    state = State()
+    if out is not None:
+        check_writable(out)
+        if resume and (out / CHECKPOINT).exists():
+            state = _load(out / CHECKPOINT, task, optimizer)
+    saved = time.monotonic()
+    try:
+        while state.step < total and not state.done:
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr_at(state.step, total)
+            optimizer.zero_grad(set_to_none=True)
+            losses = _backward(task, batches, state.step, config.seed)
+            optimizer.step()
+            state.step += 1
+            for listener in listeners:
+                listener.stepped(state.step, total, losses)
+            validate = state.step % every == 0 or state.step == total
+            if validate:
+                _validate(task, state, config, listeners)
+            late = time.monotonic() - saved >= checkpoint_seconds
+            if out is not None and (validate or late):
+                _save(out / CHECKPOINT, task, optimizer, state)
+                saved = time.monotonic()
+    finally:
+        for listener in listeners:
+            listener.close()
+    task.module.load_state_dict(state.best)
+    return state
+
+
+def _backward(task: Task, batches: Batches, step: int, seed: int) -> dict[str, float]:
+    images, labels = batches.at(step)
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):  # for layers such as dropout, which know no other generator
+        torch.manual_seed(derive(seed, "step", step) >> 1)
+        losses = task.backward(images, labels, step)
+    for name, value in losses.items():
+        if not math.isfinite(value):
+            raise DivergenceError(
+                f"the training loss must be finite: {name} became {value} at step {step + 1}. Lower --lr."
+            )
+    return losses
+
+
+def _validate(task: Task, state: State, config: LoopConfig, listeners: Sequence[Listener]) -> None:
+    metrics = task.validate()
+    state.history.append({"step": state.step, **metrics})
+    if metrics["score"] > state.best_score:
+        state.best_score, state.best_step, state.stale = metrics["score"], state.step, 0
+        state.best = {name: tensor.detach().clone() for name, tensor in task.module.state_dict().items()}
+    else:
+        state.stale += 1
+        state.done = 0 < config.patience <= state.stale
+    for listener in listeners:
+        listener.validated(state.step, metrics)
+
+
+def _save(path: Path, task: Task, optimizer: torch.optim.Optimizer, state: State) -> None:
+    tensors = {f"module.{name}": tensor for name, tensor in task.module.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
+    for index, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items() if isinstance(value, Tensor)}
+    progress = {
+        "step": state.step,
+        # JSON has no infinity; before the first validation there is no best score
+        "best_score": None if state.best_score == -math.inf else state.best_score,
+        "best_step": state.best_step,
+        "stale": state.stale,
+        "done": state.done,
+        "history": state.history,
+    }
+    write_tensors(path, tensors, {"progress": json.dumps(progress), "identity": _canonical(task)})
+
+
+def _load(path: Path, task: Task, optimizer: torch.optim.Optimizer) -> State:
+    tensors, metadata = read_tensors(path)
+    if metadata.get("identity") != _canonical(task):
+        raise FileFormatError(
+            f"{path} must be a checkpoint of this very run to be resumed: its configuration, data or base model "
+            f"differs{_difference(metadata.get('identity'), task)}. Pass the same options, or another --out."
+        )
+    progress = json.loads(metadata["progress"])
+    parts: dict[str, dict[str, Tensor]] = {"module": {}, "best": {}, "optimizer": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = tensor
+    task.module.load_state_dict(parts["module"])
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in parts["optimizer"].items():
+        index, _, slot = name.partition(".")
+        slots.setdefault(int(index), {})[slot] = tensor
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    score = progress.pop("best_score")
+    return State(best_score=-math.inf if score is None else score, best=parts["best"], **progress)
+
+
+def _canonical(task: Task) -> str:
+    return json.dumps(task.identity(), sort_keys=True)
+
+
+def _difference(text: str | None, task: Task) -> str:
+    """Return a few words on the first thing that differs between two identities."""
+    theirs = json.loads(text) if text else {}
+    for key, value in json.loads(_canonical(task)).items():
+        if theirs.get(key) != value:
+            return f" in {key!r} ({theirs.get(key)!r} there, {value!r} here)"
+    return ""
