@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from neuralfuse.errors import FileFormatError, OutputError
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path`` and rename it, so that a half-written file never appears.
 
     Raises:
@@ -54,7 +53,7 @@ def check_writable(folder: Path) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write one JSON object, atomically. NaN is refused: a record that holds one is not JSON."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8") and None)
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path, schema: str | None = None) -> dict[str, Any]:
@@ -116,18 +115,3 @@ def load_weights(module: nn.Module, path: Path, what: str) -> None:
             continue
         raise FileFormatError(f"{path} must hold the weights of {what}: {problem}. It is of another architecture.")
     module.load_state_dict(tensors)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a record names."""
-    import platform  # noqa: PLC0415
-    from importlib.metadata import version  # noqa: PLC0415
-
-    import numpy  # noqa: ICN001, PLC0415
-
-    return {
-        "neuralfuse": version("neuralfuse"),
-        "torch": str(torch.__version__),
-        "numpy": numpy.__version__,
-        "python": platform.python_version(),
-    }

@@ -132,4 +132,3 @@ class NeuralFuse(nn.Module):
             raise FileFormatError(f"{path} must describe a NeuralFuse module: {error!r}.") from error
         load_weights(fuse, folder / "model.safetensors", f"generator {fuse.name}")
         return fuse.eval()
-

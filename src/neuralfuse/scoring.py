@@ -26,7 +26,7 @@ def correct(model: nn.Module, inputs: Tensor, labels: Tensor, batch: int = BATCH
     """
     hits = []
     with torch.inference_mode():
-        for x, y in zip(inputs.split(batch), labels.split(batch), strict=True):
+        for x, y in zip(torch.split(inputs, batch), torch.split(labels, batch), strict=True):
             logits = model(x)
             hits.append((logits.argmax(1) == y) & ~logits.isnan().any(1))
     return torch.cat(hits)
@@ -34,13 +34,13 @@ def correct(model: nn.Module, inputs: Tensor, labels: Tensor, batch: int = BATCH
 
 def plain_inputs(split: Split, input_range: InputRange) -> Tensor:
     """Return a split's images as model inputs, float32 (N, C, H, W)."""
-    return torch.cat([input_range.from_bytes(part) for part in split.images.split(BATCH)])
+    return torch.cat([input_range.from_bytes(part) for part in torch.split(split.images, BATCH)])
 
 
 def transform(fuse: Callable[[Tensor], Tensor], inputs: Tensor, batch: int = BATCH) -> Tensor:
     """Return F(x) for all inputs, once; every chip then sees the same ones."""
     with torch.inference_mode():
-        return torch.cat([fuse(part) for part in inputs.split(batch)])
+        return torch.cat([fuse(part) for part in torch.split(inputs, batch)])
 
 
 def fingerprint(*tensors: Tensor) -> str:

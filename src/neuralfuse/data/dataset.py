@@ -28,9 +28,7 @@ class Split:
 
     def __post_init__(self) -> None:
         if self.images.dim() != 4 or self.images.dtype != torch.uint8:
-            raise ShapeError(
-                f"images must be uint8 (N, C, H, W): got {self.images.dtype} {tuple(self.images.shape)}."
-            )
+            raise ShapeError(f"images must be uint8 (N, C, H, W): got {self.images.dtype} {tuple(self.images.shape)}.")
         if self.labels.shape != self.images.shape[:1]:
             raise ShapeError(
                 f"there must be one label an image: got {tuple(self.labels.shape)} for {len(self.images)} images."
@@ -104,8 +102,8 @@ def holdout(split: Split, share: float, *path: str | int) -> tuple[Split, Split]
     labels = split.labels.cpu()
     draw = generator(*path, "holdout")
     held = torch.zeros(len(split), dtype=torch.bool)
-    for label in labels.unique():
-        own = groups[labels == label].unique()
+    for label in torch.unique(labels):
+        own = torch.unique(groups[labels == label])
         if len(own) < 2:
             raise DataError(f"each class must have at least 2 training images or groups: class {int(label)} has 1.")
         count = max(1, round(share * len(own)))

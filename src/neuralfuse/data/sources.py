@@ -117,9 +117,7 @@ def load_data(
     """
     if name not in DATA_SETS:
         raise unknown_name("data set", name, DATA_SETS)
-    require(
-        image_size is None or min(image_size) >= 1, f"image_size must be positive: got {image_size}."
-    )
+    require(image_size is None or min(image_size) >= 1, f"image_size must be positive: got {image_size}.")
     classes, train, test = DATA_SETS[name](None if data_dir is None else Path(data_dir), image_size, download)
     require(
         train.images.shape[1:] == test.images.shape[1:],
@@ -156,6 +154,6 @@ def _resized(images: torch.Tensor, size: Size) -> torch.Tensor:
         return images
     parts = [
         F.interpolate(part.float(), size, mode="bilinear", antialias=True).round().clamp(0, 255).byte()
-        for part in images.split(1000)
+        for part in torch.split(images, 1000)
     ]
     return torch.cat(parts)

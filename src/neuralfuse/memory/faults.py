@@ -105,7 +105,8 @@ class IndependentCells(FaultModel):
         draw = torch.arange(total, device=device).sub_(first)
         place = unit_interval(hash64(each_draw([signed64(key) for key in seeds]), draw)).mul_(each_draw(sizes))
         starts = each_draw([region.start * layout.bits for region in layout.regions])
-        return torch.unique(place.long().add_(starts))
+        hit: Tensor = torch.unique(place.long().add_(starts))
+        return hit
 
 
 def _expand(value: bool | Tensor, cell: Tensor) -> Tensor:

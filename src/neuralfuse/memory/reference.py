@@ -36,8 +36,8 @@ class Reference(FaultModel):
         require(bits <= 8, f"bits must be at most 8 for faults 'reference': got bits={bits}. Use faults 'stuck'.")
         require(0 <= seed < 2**32 - 1, f"seed must be in 0..2^32-2 for faults 'reference': got seed={seed}.")
         per_row = COLUMNS // bits
-        faulty = np.random.RandomState(seed).rand(ROWS, COLUMNS) < self.ber  # noqa: NPY002 - the paper's own stream
-        stuck_at_1 = np.random.RandomState(seed + 1).rand(ROWS, COLUMNS) < 0.5  # noqa: NPY002
+        faulty = np.random.RandomState(seed).rand(ROWS, COLUMNS) < self.ber
+        stuck_at_1 = np.random.RandomState(seed + 1).rand(ROWS, COLUMNS) < 0.5
         row, column = np.nonzero(faulty[:, : per_row * bits])
         slot, bit = np.divmod(column, bits)
 

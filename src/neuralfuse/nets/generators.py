@@ -44,7 +44,7 @@ class Encoder(nn.Module):
                 outputs = channels if block[1:] == "=" else int(block[1:])
                 layers += (_conv if block[0] == "C" else _deconv)(width, outputs)
                 width = outputs
-        final = nn.Conv2d(width, channels, 3, padding=1) if last == "C" else nn.ConvTranspose2d(width, channels, 4, 2, 1)
+        final = (_conv if last == "C" else _deconv)(width, channels)[0]
         self.layers = nn.Sequential(*layers, final, nn.BatchNorm2d(channels), nn.Tanh())
 
     def forward(self, x: Tensor) -> Tensor:

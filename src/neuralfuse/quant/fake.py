@@ -1,4 +1,4 @@
-"""Fake quantization: the forward pass sees the values that a memory would hold, the gradient passes straight through."""
+"""Fake quantization: the forward pass sees the values a memory would hold, the gradient passes straight through."""
 
 from __future__ import annotations
 

@@ -6,69 +6,23 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from neuralfuse.config import EopmConfig
 from neuralfuse.data import Augment, DataSet
 from neuralfuse.data.augment import AUGMENT
-from neuralfuse.errors import ConfigError, check_ber, require, unknown_name
+from neuralfuse.errors import ConfigError, require
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import Chip, Deployed, FaultModel, fault_model, training_chip, validation_chips
 from neuralfuse.quant import Scheme, quantized_call, snap_
 from neuralfuse.scoring import accuracy, fingerprint, plain_inputs, transform
 from neuralfuse.seeds import generator
 from neuralfuse.train.listeners import Listener
-from neuralfuse.train.loop import LoopConfig, Optimizer, Schedule, State, Task, fit
-
-Estimator = Literal["split", "crossed"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EopmConfig(LoopConfig):
-    """How to train NeuralFuse. See `LoopConfig` for the rest.
-
-    Args:
-        ber: Rate of faulty cells, a fraction in [0, 1].
-        faults: Fault model, a name.
-        lam: Weight of the perturbed models' loss against the clean model's (the paper's lambda).
-        n_chips: Fresh perturbed models a step (the paper's N).
-        estimator: ``crossed`` sends every image through all N, as the paper; ``split`` deals the batch out, each
-            image through one: the same expectation at 1 + 1 passes an image in the place of 1 + N.
-        bits: Word width of G's own convolution weights; 0 leaves them in floating point.
-        validation_chips: Chips on which the state to keep is chosen.
-        validation_images: Validation images used for that, at most.
-    """
-
-    ber: float
-    faults: str = "stuck"
-    lam: float = 5.0
-    n_chips: int = 10
-    estimator: Estimator = "split"
-    epochs: int = 10
-    batch: int = 128
-    lr: float = 1e-3
-    optimizer: Optimizer = "adam"
-    schedule: Schedule = "cosine"
-    bits: int = 8
-    validation_chips: int = 4
-    validation_images: int = 2000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ber(self.ber)
-        require(self.lam >= 0, f"lam must be at least 0: got lam={self.lam}.")
-        for name in ("n_chips", "validation_chips", "validation_images"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1: got {name}={getattr(self, name)}.")
-        require(self.bits == 0 or 2 <= self.bits <= 16, f"bits must be 0 or in 2..16: got bits={self.bits}.")
-        if self.estimator not in get_args(Estimator):
-            raise unknown_name("estimator", self.estimator, get_args(Estimator))
-
-    def fault_model(self) -> FaultModel:
-        """Return the fault model to train against."""
-        return fault_model(self.faults, ber=self.ber)
+from neuralfuse.train.loop import State, Task, fit
 
 
 @dataclass(frozen=True)
@@ -125,9 +79,9 @@ class _Eopm(Task):
     def __init__(self, fuse: NeuralFuse, bases: Sequence[Deployed], data: DataSet, config: EopmConfig) -> None:
         self.module: NeuralFuse = fuse
         self.bases, self.config = bases, config
-        self.faults = config.fault_model()
+        self.faults = fault_model(config.faults, ber=config.ber)
         self.augment = AUGMENT.get(data.name, Augment())
-        self.scheme = Scheme(bits=config.bits) if config.bits and fuse.name != "uip" else None
+        self.scheme = Scheme(bits=config.generator_bits) if config.generator_bits and fuse.name != "uip" else None
         chosen = torch.randperm(len(data.validation), generator=generator(data.name, "validation images"))
         rows = chosen[: config.validation_images].sort().values
         validation = data.validation[rows.to(data.validation.images.device)]

@@ -67,7 +67,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
         except ImportError as error:
             raise MissingExtraError("--tensorboard needs tensorboard: pip install 'neuralfuse[tracking]'.") from error
-        self._writer: Any = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder))
 
     def stepped(self, step: int, total: int, losses: Mapping[str, float]) -> None:
         """Write the losses."""

@@ -10,83 +10,23 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from neuralfuse.config import LoopConfig
 from neuralfuse.data import Split
-from neuralfuse.errors import DivergenceError, FileFormatError, require, unknown_name
+from neuralfuse.errors import DivergenceError, FileFormatError
 from neuralfuse.files import check_writable, read_tensors, write_tensors
 from neuralfuse.seeds import derive, generator
 from neuralfuse.train.listeners import Listener
 
 CHECKPOINT = "checkpoint.safetensors"
-Schedule = Literal["constant", "step", "cosine"]
-Optimizer = Literal["sgd", "adam"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """What any training needs to know.
-
-    Args:
-        epochs: Passes over the training images.
-        batch: Images a step.
-        lr: Largest learning rate.
-        optimizer: ``sgd`` (Nesterov momentum 0.9) or ``adam`` (betas 0.5, 0.999, as the reference).
-        schedule: ``constant``; ``step``: times 0.96 every 500 steps, as the reference; ``cosine``: up over the first
-            tenth, then down to zero.
-        weight_decay: L2 penalty of SGD.
-        validate_every: Steps between validations; 0 for once an epoch.
-        patience: Validations without improvement after which to stop; 0 for never.
-        seed: Seed of everything random in the run.
-    """
-
-    epochs: int
-    batch: int
-    lr: float
-    optimizer: Optimizer
-    schedule: Schedule
-    weight_decay: float = 0.0
-    validate_every: int = 0
-    patience: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1: got {name}={getattr(self, name)}.")
-        for name in ("weight_decay", "validate_every", "patience", "seed"):
-            require(getattr(self, name) >= 0, f"{name} must be at least 0: got {name}={getattr(self, name)}.")
-        require(self.lr > 0 and math.isfinite(self.lr), f"lr must be positive: got lr={self.lr}.")
-        for kind, value, legal in (("optimizer", self.optimizer, Optimizer), ("schedule", self.schedule, Schedule)):
-            if value not in get_args(legal):
-                raise unknown_name(kind, value, get_args(legal))
-
-    def to_config(self) -> dict[str, Any]:
-        """Return the configuration as JSON, for records."""
-        return asdict(self)
-
-    def lr_at(self, step: int, total: int) -> float:
-        """Return the learning rate of one step (0-based) of ``total``."""
-        if self.schedule == "constant":
-            return self.lr
-        if self.schedule == "step":
-            return self.lr * 0.96 ** (step // 500)
-        warm = max(1, total // 10)
-        if step < warm:
-            return self.lr * (step + 1) / warm
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
-
-    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return the optimizer over these parameters."""
-        if self.optimizer == "adam":
-            return torch.optim.Adam(parameters, lr=self.lr, betas=(0.5, 0.999))
-        return torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, nesterov=True, weight_decay=self.weight_decay)
 
 
 class Task(ABC):
@@ -108,7 +48,7 @@ class Task(ABC):
 
 
 class Batches:
-    """The mini-batches of a split: a fresh order each epoch, derived from the seed; the incomplete last one is dropped."""
+    """The mini-batches of a split: a fresh order each epoch, from the seed; the incomplete last one is dropped."""
 
     def __init__(self, split: Split, size: int, seed: int) -> None:
         self.split, self.size, self.seed = split, min(size, len(split)), seed
@@ -167,7 +107,7 @@ def fit(
     batches = Batches(split, config.batch, config.seed)
     total = config.epochs * batches.steps
     every = config.validate_every or batches.steps
-    optimizer = config.make_optimizer(parameter for parameter in task.module.parameters() if parameter.requires_grad)
+    optimizer = _optimizer(task.module, config)
     state = State()
     if out is not None:
         check_writable(out)
@@ -196,6 +136,13 @@ def fit(
             listener.close()
     task.module.load_state_dict(state.best)
     return state
+
+
+def _optimizer(module: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=config.lr, betas=(0.5, 0.999))
+    return torch.optim.SGD(parameters, lr=config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
 
 
 def _backward(task: Task, batches: Batches, step: int, seed: int) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,50 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from neuralfuse.config import QatConfig
 from neuralfuse.data import Augment, DataSet
 from neuralfuse.data.augment import AUGMENT
-from neuralfuse.errors import require
 from neuralfuse.memory import deploy
 from neuralfuse.quant import DEFAULT_LAYERS, Layers, Scheme, quantized_parameters
 from neuralfuse.ranges import InputRange
 from neuralfuse.scoring import accuracy, plain_inputs
 from neuralfuse.seeds import generator
 from neuralfuse.train.listeners import Listener
-from neuralfuse.train.loop import LoopConfig, Optimizer, Schedule, State, Task, fit
-
-
-@dataclass(frozen=True, kw_only=True)
-class QatConfig(LoopConfig):
-    """How to train a base model; the defaults are the short recipe. See `LoopConfig` for the rest.
-
-    Args:
-        bits: Word width to train for; 0 trains in floating point.
-        label_smoothing: Share of the target spread over all classes.
-    """
-
-    epochs: int = 15
-    batch: int = 128
-    lr: float = 0.1
-    optimizer: Optimizer = "sgd"
-    schedule: Schedule = "cosine"
-    weight_decay: float = 5e-4
-    bits: int = 8
-    label_smoothing: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.bits == 0 or 2 <= self.bits <= 16, f"bits must be 0 or in 2..16: got bits={self.bits}.")
-        smoothing = self.label_smoothing
-        require(0 <= smoothing < 1, f"label_smoothing must be in [0, 1): got label_smoothing={smoothing}.")
-
-
-# "paper" is the reference's: 300 epochs at a small constant rate.
-BASE_RECIPES: dict[str, QatConfig] = {
-    "short": QatConfig(),
-    "paper": QatConfig(
-        epochs=300, batch=256, lr=1e-3, schedule="constant", weight_decay=0.0, label_smoothing=0.0
-    ),
-}  # fmt: skip
+from neuralfuse.train.loop import State, Task, fit
 
 
 class _Qat(Task):
@@ -75,7 +40,7 @@ class _Qat(Task):
         logits = torch.func.functional_call(self.module, weights, (x,))
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
-        return {"loss": float(loss)}
+        return {"loss": float(loss.detach())}
 
     def validate(self) -> dict[str, float]:
         deployed: nn.Module = self.module.eval()
@@ -116,17 +81,6 @@ def train_base(
     if isinstance(input_range, str):
         input_range = InputRange.named(input_range)
     task = _Qat(model, data, config, input_range, layers)
-    state = fit(
-        task, data.train, config, out=None if out is None else Path(out), resume=resume, listeners=listeners
-    )
+    state = fit(task, data.train, config, out=None if out is None else Path(out), resume=resume, listeners=listeners)
     model.eval()
     return state
-
-
-def base_recipe(name: str, **changes: Any) -> QatConfig:
-    """Return a recipe of `BASE_RECIPES` with some fields changed."""
-    from neuralfuse.errors import unknown_name  # noqa: PLC0415
-
-    if name not in BASE_RECIPES:
-        raise unknown_name("recipe", name, BASE_RECIPES)
-    return replace(BASE_RECIPES[name], **changes)

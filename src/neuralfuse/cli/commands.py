@@ -1,0 +1,205 @@
+"""The commands. Each turns its options into one library call and prints what comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from neuralfuse.cli.common import Common, DataOptions, StorageOptions, listeners, open_bases, say
+from neuralfuse.config import EopmConfig, QatConfig
+from neuralfuse.errors import check_ber, require
+
+_FLAT = Parameter(name="*")
+_COMMON, _DATA, _STORAGE, _QAT = Common(), DataOptions(), StorageOptions(), QatConfig()
+
+
+def demo(
+    *,
+    out: Path = Path("demo"),
+    seed: int = 0,
+    common: Annotated[Common, _FLAT] = _COMMON,
+) -> None:
+    """Show the whole story in minutes, without network or GPU: collapse at low voltage, and recovery.
+
+    Trains a small base model on the digits, stores it in a faulty memory, trains NeuralFuse against that, and measures
+    both on unseen chips. Writes results.json, accuracy.png, base/ and fuse/.
+
+    Example: neuralfuse demo --out demo
+
+    Parameters
+    ----------
+    out
+        Folder for the results.
+    seed
+        Seed of the training.
+    """
+    from neuralfuse.demo import run_demo, table  # noqa: PLC0415
+
+    record = run_demo(out, seed=seed, device=common.set_up(), say=say)
+    common.show(record, table(record) + f"\n\nWrote results.json, accuracy.png, base/ and fuse/ to {out}.")
+
+
+def models(*, common: Annotated[Common, _FLAT] = _COMMON) -> None:
+    """List the base models and generators with their parameters (ten classes, three channels).
+
+    Example: neuralfuse models --json
+    """
+    from neuralfuse.nets import catalogue  # noqa: PLC0415
+
+    record = catalogue()
+    lines = [f"{'base model':26}{'parameters':>12}  image size"]
+    for one in record["base_models"]:
+        lines.append(f"{one['name']:26}{one['parameters']:>12,}  {one['image_size']:>3}  {one['note']}")
+    lines.append(f"\n{'generator':26}{'parameters':>12}")
+    for one in record["generators"]:
+        lines.append(f"{one['name']:26}{one['parameters']:>12,}")
+    common.show(record, "\n".join(lines))
+
+
+def train_base(
+    *,
+    base: str,
+    out: Path,
+    qat: Annotated[QatConfig, _FLAT] = _QAT,
+    recipe: Literal["short", "paper"] = "short",
+    data: Annotated[DataOptions, _FLAT] = _DATA,
+    resume: bool = False,
+    tensorboard: Path | None = None,
+    common: Annotated[Common, _FLAT] = _COMMON,
+) -> None:
+    """Train a base model, aware of the quantization of its weights.
+
+    Example: neuralfuse train-base --base resnet8 --data digits --epochs 5 --out runs/base
+
+    Parameters
+    ----------
+    base
+        Name of a base model; `neuralfuse models` lists them.
+    out
+        Folder for the trained model.
+    recipe
+        Defaults of the options below: short, or the paper's 300 epochs.
+    resume
+        Go on from the checkpoint in --out.
+    tensorboard
+        Folder for TensorBoard files.
+    """
+    from neuralfuse.pipeline import make_base  # noqa: PLC0415
+
+    device = common.set_up()
+    images = data.load(device)
+    watch = listeners(f"train-base {base}", tensorboard)
+    record = make_base(base, images, qat, out=out, resume=resume, listeners=watch, device=device)
+    text = f"{base}: {record['ca']:.2f}% of the test images (floating point {record['ca_float']:.2f}%). Wrote {out}."
+    common.show(record, text)
+
+
+def train(
+    *,
+    base: list[str],
+    out: Path,
+    eopm: Annotated[EopmConfig, _FLAT],
+    generator: str = "convl",
+    fit: Literal["exact", "pad"] = "exact",
+    data: Annotated[DataOptions, _FLAT] = _DATA,
+    storage: Annotated[StorageOptions, _FLAT] = _STORAGE,
+    resume: bool = False,
+    tensorboard: Path | None = None,
+    common: Annotated[Common, _FLAT] = _COMMON,
+) -> None:
+    """Train NeuralFuse by EOPM against a base model, or against several at once.
+
+    Example: neuralfuse train --base runs/base --generator unets --ber 0.05 --epochs 20 --out runs/fuse
+
+    Parameters
+    ----------
+    base
+        A folder written by train-base, or package.module:factory (a zero-argument function that returns an nn.Module;
+        this runs your code). Repeat it to train on an ensemble.
+    out
+        Folder for the trained module.
+    generator
+        convl, convs, deconvl, deconvs, unetl, unets or uip.
+    fit
+        exact refuses image sizes that are no multiples of 8; pad pads and crops.
+    resume
+        Go on from the checkpoint in --out.
+    tensorboard
+        Folder for TensorBoard files.
+    """
+    from neuralfuse.memory import fault_model  # noqa: PLC0415
+    from neuralfuse.pipeline import make_fuse  # noqa: PLC0415
+
+    fault_model(eopm.faults, ber=eopm.ber)
+    device = common.set_up()
+    opened, images = open_bases(base, data, device)
+    bases = [(model, storage.deploy(model, device)) for model in opened]
+    watch = listeners(f"train {generator}", tensorboard)
+    record = make_fuse(
+        generator, bases, images, eopm, fit=fit, out=out, resume=resume, listeners=watch, device=device
+    )  # fmt: skip
+    text = (
+        f"{generator} after {record['best_step']} steps, on validation images and chips: "
+        f"CA(NF) {record['ca_nf']:.2f}%, PA(NF) {record['pa_nf']:.2f}%. Wrote {out}."
+    )
+    common.show(record, text)
+
+
+def evaluate(
+    fuse: Path | None = None,
+    *,
+    base: str,
+    ber: float,
+    faults: str = "stuck",
+    chips: int = 30,
+    published_chips: bool = False,
+    stuck_at_1: float | None = None,
+    data: Annotated[DataOptions, _FLAT] = _DATA,
+    storage: Annotated[StorageOptions, _FLAT] = _STORAGE,
+    out: Path | None = None,
+    resume: bool = False,
+    common: Annotated[Common, _FLAT] = _COMMON,
+) -> None:
+    """Measure accuracy on unseen chips, each with and without NeuralFuse.
+
+    Example: neuralfuse evaluate runs/fuse --base runs/base --ber 0.05 --chips 30 --out runs/record.json
+
+    Parameters
+    ----------
+    fuse
+        Folder of a trained NeuralFuse; without one only CA and PA are measured.
+    base
+        A folder written by train-base, or package.module:factory (runs your code).
+    ber
+        Rate of faulty cells, a fraction in [0, 1].
+    faults
+        flip, stuck or reference.
+    chips
+        How many unseen chips.
+    published_chips
+        Use the ten chips of the paper's tables instead.
+    stuck_at_1
+        Share of the stuck cells that read 1 (stuck only; 0.5 by default).
+    out
+        File for the record.
+    resume
+        Go on from an interrupted evaluation with the same --out.
+    """
+    from neuralfuse.pipeline import measure, summary  # noqa: PLC0415
+
+    check_ber(ber)
+    require(not resume or out is not None, "--resume must come with --out: without it nothing was kept.")
+    from neuralfuse.memory import fault_model  # noqa: PLC0415
+
+    options: dict[str, Any] = {} if stuck_at_1 is None else {"stuck_at_1": stuck_at_1}
+    model = fault_model(faults, ber=ber, **options)
+    device = common.set_up()
+    opened, images = open_bases([base], data, device)
+    deployed = storage.deploy(opened[0], device)
+    record = measure(
+        fuse, (opened[0], deployed), images, model,
+        chips=None if published_chips else chips, out=out, resume=resume, say=say,
+    )  # fmt: skip
+    common.show(record, summary(record))

@@ -1,0 +1,181 @@
+"""What every command shares: its common options, and opening what they name. Torch is imported only inside."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from neuralfuse.errors import ConfigError, FileFormatError, unknown_name
+
+if TYPE_CHECKING:
+    import torch
+
+    from neuralfuse.data import DataSet
+    from neuralfuse.memory import Deployed
+    from neuralfuse.nets import BaseModel
+    from neuralfuse.train import Listener
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Options of every command.
+
+    Attributes:
+        device: cpu, cuda, cuda:1, ...; by default cuda where there is one.
+        threads: CPU threads; by default as many as torch takes.
+        config: TOML file with one table a command, e.g. [train] ber = 0.01; flags override it.
+        json: Print one JSON object on standard output, all else on standard error.
+        debug: Show a traceback with an error.
+    """
+
+    device: str | None = None
+    threads: int | None = None
+    config: Path | None = None
+    json: bool = False
+    debug: bool = False
+    started: float = field(default_factory=time.monotonic, init=False)
+
+    def set_up(self) -> torch.device:
+        """Apply the options to torch and return the device."""
+        import torch  # noqa: PLC0415
+
+        if self.threads is not None:
+            if self.threads < 1:
+                raise ConfigError(f"threads must be at least 1: got threads={self.threads}.")
+            torch.set_num_threads(self.threads)
+        name = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"device must be one this torch can use: got {name!r} ({reason}).") from error
+        return device
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the command began."""
+        return time.monotonic() - self.started
+
+    def show(self, record: Mapping[str, Any], text: str) -> None:
+        """Print a result: the JSON object, or the text."""
+        print(json.dumps(record, allow_nan=False) if self.json else text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which images.
+
+    Attributes:
+        data: digits (comes with the package), cifar10, cifar100, gtsrb, or folder (train/<class>/*, test/<class>/*).
+        data_dir: Where the data set lies.
+        image_size: Height and width to resize images to; by default the base model's.
+        download: Let torchvision download the data set into --data-dir.
+    """
+
+    data: str = "digits"
+    data_dir: Path | None = None
+    image_size: tuple[int, int] | None = None
+    download: bool = False
+
+    def load(self, device: torch.device, size: tuple[int, int] | None = None) -> DataSet:
+        """Load the images; ``size`` applies where the user named none."""
+        from neuralfuse.data import load_data  # noqa: PLC0415
+
+        say(f"loading {self.data}")
+        return load_data(
+            self.data, self.data_dir, image_size=self.image_size or size, download=self.download, device=device
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageOptions:
+    """How weights are stored, where it differs from what the base model was trained for.
+
+    Attributes:
+        bits: Width of a stored word, 2..16.
+        coding: Two's complement, or one of the reference's two unsigned codes.
+        rounding: nearest, or floor for the paper's reduced-precision study.
+        granularity: One scale a tensor, or one an output channel.
+        input_range: What the inputs of a model from package.module:factory are made of: symmetric ([-1, 1]),
+            unit ([0, 1]) or imagenet (mean/std-normalized).
+    """
+
+    bits: int | None = None
+    coding: Literal["signed", "unsigned", "asymmetric"] | None = None
+    rounding: Literal["nearest", "floor"] | None = None
+    granularity: Literal["tensor", "channel"] | None = None
+    input_range: Literal["symmetric", "unit", "imagenet"] | None = None
+
+    def deploy(self, model: BaseModel, device: torch.device) -> Deployed:
+        """Store a base model's weights."""
+        from neuralfuse.memory import deploy  # noqa: PLC0415
+
+        names = ("bits", "coding", "rounding", "granularity")
+        changes: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return deploy(
+            model.module.to(device),
+            scheme=replace(model.scheme, **changes),
+            input_range=self.input_range or model.input_range,
+        )
+
+
+def say(text: str) -> None:
+    """Tell the user what happens, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def open_bases(references: Sequence[str], data: DataOptions, device: torch.device) -> tuple[list[BaseModel], DataSet]:
+    """Open base models and the images that fit them.
+
+    Raises:
+        ConfigError: a reference is a mere name, or a model does not fit the data.
+        FileFormatError: a folder is none of a base model.
+    """
+    from neuralfuse.nets.base import check_base  # noqa: PLC0415
+    from neuralfuse.nets.store import load_base, load_factory  # noqa: PLC0415
+
+    opened = {reference: load_base(reference) for reference in references if _is_folder(reference)}
+    size = next((model.image_size for model in opened.values()), None)
+    images = data.load(device, size)
+    for reference in references:
+        if reference not in opened:
+            opened[reference] = load_factory(
+                reference, classes=len(images.classes), channels=images.channels, image_size=images.image_size
+            )
+    for model in opened.values():
+        check_base(model, classes=len(images.classes), channels=images.channels)
+    return [opened[reference] for reference in references], images
+
+
+def _is_folder(reference: str) -> bool:
+    """Say whether a reference is a folder (else it is a factory); raise if it is neither."""
+    from neuralfuse.nets import BASE_MODELS  # noqa: PLC0415
+
+    if Path(reference).is_dir():
+        return True
+    if ":" in reference:
+        return False
+    if reference in BASE_MODELS:
+        raise ConfigError(
+            f"--base must be a trained model here: {reference} is only a name. Run `neuralfuse train-base --base "
+            f"{reference} --out FOLDER` and pass that folder."
+        )
+    if "/" in reference or Path(reference).exists():
+        raise FileFormatError(f"--base must be a folder written by train-base: {reference} is none.")
+    raise unknown_name("base model", reference, BASE_MODELS)
+
+
+def listeners(title: str, tensorboard: Path | None) -> list[Listener]:
+    """Return who watches a training run started from the command line."""
+    from neuralfuse.train import ProgressBar, TensorBoard  # noqa: PLC0415
+
+    chosen: list[Listener] = [ProgressBar(title)]
+    if tensorboard is not None:
+        chosen.append(TensorBoard(tensorboard))
+    return chosen

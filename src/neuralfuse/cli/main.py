@@ -1,0 +1,88 @@
+"""Entry point: which configuration applies, what an error looks like, which exit code it gives."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App, CycloptsError
+from cyclopts.config import Dict, Toml
+
+from neuralfuse.cli import commands
+from neuralfuse.config import base_recipe
+from neuralfuse.errors import ConfigError, NeuralFuseError
+
+DONE, OUR_FAILURE, USERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+
+def make_app() -> App:
+    """Return the command-line application."""
+    app = App(
+        name="neuralfuse",
+        help="Make neural networks survive low-voltage memory. Start with: neuralfuse demo",
+        suppress_keyboard_interrupt=False,
+        help_format="plaintext",
+    )
+    for command in (commands.demo, commands.models, commands.train_base, commands.train, commands.evaluate):
+        app.command(command)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 the user's mistake, 1 our failure, 130 Ctrl-C."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
+    tokens = list(arguments)
+    app = make_app()
+    try:
+        app.config = _configuration(tokens)
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except (NeuralFuseError, CycloptsError) as error:
+        return _fail(" ".join(str(error).split()), USERS_MISTAKE, "--debug" in tokens)
+    except KeyboardInterrupt:
+        return _fail("interrupted. The same command with --resume goes on from the last checkpoint.", INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return OUR_FAILURE
+    except Exception as error:
+        text = f"internal error: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)"
+        return _fail(text, OUR_FAILURE, "--debug" in tokens)
+    return DONE
+
+
+def _fail(message: str, code: int, debug: bool = False) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"neuralfuse: {message}", file=sys.stderr)
+    return code
+
+
+def _configuration(tokens: Sequence[str]) -> list[Any]:
+    """Return where options come from besides the command line: a file, and below it a recipe of `train-base`."""
+    sources: list[Any] = []
+    path = _value(tokens, "--config")
+    if path is not None:
+        if not Path(path).is_file():
+            raise ConfigError(f"--config must name a TOML file: {path} is none.")
+        sources.append(Toml(path, must_exist=True))
+    recipe = _value(tokens, "--recipe")
+    if recipe is not None:
+        options = {name.replace("_", "-"): value for name, value in asdict(base_recipe(recipe)).items()}
+        sources.append(Dict({"train-base": options}, source=f"recipe {recipe}"))
+    return sources
+
+
+def _value(tokens: Sequence[str], option: str) -> str | None:
+    for place, token in enumerate(tokens):
+        if token == option and place + 1 < len(tokens):
+            return tokens[place + 1]
+        if token.startswith(f"{option}="):
+            return token.partition("=")[2]
+    return None

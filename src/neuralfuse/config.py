@@ -1,0 +1,154 @@
+"""How to train, as frozen dataclasses, validated when built. Free of torch, so that the command line starts at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+from neuralfuse.errors import check_ber, require, unknown_name
+
+Schedule = Literal["constant", "step", "cosine"]
+Optimizer = Literal["sgd", "adam"]
+Estimator = Literal["split", "crossed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What any training needs to know.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch: Images a step.
+        lr: Largest learning rate.
+        optimizer: sgd (Nesterov momentum 0.9) or adam (betas 0.5, 0.999, as the reference).
+        schedule: constant; step: times 0.96 every 500 steps, as the reference; cosine: up over the first tenth of the
+            steps, then down to zero.
+        weight_decay: L2 penalty of SGD.
+        validate_every: Steps between validations; 0 for once an epoch.
+        patience: Validations without improvement after which to stop; 0 for never.
+        seed: Seed of everything random in the run.
+    """
+
+    epochs: int
+    batch: int
+    lr: float
+    optimizer: Optimizer
+    schedule: Schedule = "cosine"
+    weight_decay: float = 0.0
+    validate_every: int = 0
+    patience: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._at_least(1, "epochs", "batch")
+        self._at_least(0, "weight_decay", "validate_every", "patience", "seed")
+        require(self.lr > 0 and math.isfinite(self.lr), f"lr must be positive: got lr={self.lr}.")
+        for kind, value, legal in (("optimizer", self.optimizer, Optimizer), ("schedule", self.schedule, Schedule)):
+            if value not in get_args(legal):
+                raise unknown_name(kind, value, get_args(legal))
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the configuration as JSON, for records."""
+        return asdict(self)
+
+    def lr_at(self, step: int, total: int) -> float:
+        """Return the learning rate of one step (0-based) of ``total``."""
+        if self.schedule == "constant":
+            return self.lr
+        if self.schedule == "step":
+            return self.lr * 0.96 ** (step // 500)
+        warm = max(1, total // 10)
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+    def _at_least(self, least: int, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            require(value >= least, f"{name} must be at least {least}: got {name}={value}.")
+
+    def _word_width(self, name: str) -> None:
+        value = getattr(self, name)
+        require(value == 0 or 2 <= value <= 16, f"{name} must be 0 (floating point) or in 2..16: got {name}={value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QatConfig(LoopConfig):
+    """How to train a base model; the defaults are the short recipe.
+
+    Attributes:
+        bits: Word width to train for; 0 trains in floating point.
+        label_smoothing: Share of the target spread over all classes.
+    """
+
+    epochs: int = 15
+    batch: int = 128
+    lr: float = 0.1
+    optimizer: Optimizer = "sgd"
+    weight_decay: float = 5e-4
+    bits: int = 8
+    label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._word_width("bits")
+        value = self.label_smoothing
+        require(0 <= value < 1, f"label_smoothing must be in [0, 1): got label_smoothing={value}.")
+
+
+# "paper" is the reference's: 300 epochs at a small constant rate.
+BASE_RECIPES: dict[str, QatConfig] = {
+    "short": QatConfig(),
+    "paper": QatConfig(epochs=300, batch=256, lr=1e-3, schedule="constant", weight_decay=0.0, label_smoothing=0.0),
+}
+
+
+def base_recipe(name: str, **changes: Any) -> QatConfig:
+    """Return a recipe of `BASE_RECIPES` with some fields changed.
+
+    Raises:
+        UnknownNameError: there is no such recipe.
+    """
+    if name not in BASE_RECIPES:
+        raise unknown_name("recipe", name, BASE_RECIPES)
+    return replace(BASE_RECIPES[name], **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EopmConfig(LoopConfig):
+    """How to train NeuralFuse.
+
+    Attributes:
+        ber: Rate of faulty cells to train at, a fraction in [0, 1].
+        faults: Fault model to train against: flip, stuck or reference.
+        lam: Weight of the perturbed models' loss against the clean model's (the paper's lambda).
+        n_chips: Fresh perturbed models a step (the paper's N).
+        estimator: crossed sends every image through all N, as the paper; split deals the batch out, each image through
+            one: the same expectation at 1 + 1 passes an image in the place of 1 + N.
+        generator_bits: Word width of the generator's own convolution weights; 0 leaves them in floating point.
+        validation_chips: Chips on which the state to keep is chosen.
+        validation_images: Validation images used for that, at most.
+    """
+
+    ber: float
+    faults: str = "stuck"
+    lam: float = 5.0
+    n_chips: int = 10
+    estimator: Estimator = "split"
+    epochs: int = 10
+    batch: int = 128
+    lr: float = 1e-3
+    optimizer: Optimizer = "adam"
+    generator_bits: int = 8
+    validation_chips: int = 4
+    validation_images: int = 2000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ber(self.ber)
+        require(self.lam >= 0 and math.isfinite(self.lam), f"lam must be at least 0: got lam={self.lam}.")
+        self._at_least(1, "n_chips", "validation_chips", "validation_images")
+        self._word_width("generator_bits")
+        if self.estimator not in get_args(Estimator):
+            raise unknown_name("estimator", self.estimator, get_args(Estimator))

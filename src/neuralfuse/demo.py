@@ -1,0 +1,65 @@
+"""The demo: the whole story on the digits, in minutes on two cores, without network or GPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neuralfuse.config import EopmConfig, QatConfig
+from neuralfuse.data import load_data
+from neuralfuse.evaluation.plot import plot_accuracy
+from neuralfuse.files import check_writable, write_json
+from neuralfuse.fuse import NeuralFuse
+from neuralfuse.memory import deploy, fault_model
+from neuralfuse.nets import load_base
+from neuralfuse.pipeline import make_base, make_fuse, measure, summary
+
+BASE, GENERATOR, FAULTS, BER, CHIPS = "resnet18-quarter", "convs", "stuck", 0.02, 30
+CURVE = (0.005, 0.01, 0.015, 0.02, 0.025, 0.03)
+QAT = {"epochs": 15, "batch": 64, "lr": 0.1}
+EOPM = {"epochs": 30, "batch": 128, "lr": 4e-3, "n_chips": 4, "validate_every": 40, "validation_chips": 3}
+
+
+def run_demo(out: Path, *, seed: int, device: torch.device, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train a base model and a NeuralFuse on the digits, measure both, and write everything to a folder.
+
+    Args:
+        out: Gets ``base/``, ``fuse/``, ``results.json`` and ``accuracy.png``.
+        seed: Seed of both trainings.
+        device: Where to run.
+        say: Told of each stage.
+    Returns:
+        The evaluation record at the rate trained for, plus ``seconds``.
+    """
+    started = time.monotonic()
+    check_writable(out)
+    data = load_data("digits", device=device)
+
+    say(f"1. Train {BASE} on {len(data.train)} images of digits, aware of its 8-bit weights.")
+    make_base(BASE, data, QatConfig(seed=seed, **QAT), out=out / "base", device=device)  # type: ignore[arg-type]
+    model = load_base(out / "base")
+    base = (model, deploy(model.module.to(device), scheme=model.scheme))
+    words = base[1].memory.layout.words
+    say(f"   {words:,} weights, {words * 8:,} memory cells.")
+
+    say(f"2. Lower the voltage: {BER:.1%} of the cells get stuck. Train NeuralFuse ({GENERATOR}) against such chips.")
+    config = EopmConfig(ber=BER, faults=FAULTS, seed=seed, **EOPM)  # type: ignore[arg-type]
+    make_fuse(GENERATOR, [base], data, config, out=out / "fuse", device=device)
+    fuse = NeuralFuse.from_pretrained(out / "fuse").to(device)
+
+    say(f"3. Measure on {CHIPS} chips never seen in training, at {len(CURVE)} rates.")
+    records = {ber: measure(fuse, base, data, fault_model(FAULTS, ber=ber), chips=CHIPS) for ber in CURVE}
+    title = f"Low voltage, digits, {BASE}"
+    plot_accuracy(list(records.values()), out / "accuracy.png", title=title, trained_at=BER)
+    record = {**records[BER], "seconds": round(time.monotonic() - started, 1)}
+    write_json(out / "results.json", record)
+    return record
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """Return the demo's record as text."""
+    return f"{summary(record)}\n({record['seconds']:.0f} seconds)"

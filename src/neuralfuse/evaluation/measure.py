@@ -1,0 +1,130 @@
+"""Accuracy over unseen chips, each chip with and without NeuralFuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from neuralfuse.data import Split
+from neuralfuse.errors import ConfigError, require
+from neuralfuse.evaluation.stats import mean, sample_sd, t_interval
+from neuralfuse.memory import Chip, Deployed
+from neuralfuse.scoring import accuracy, plain_inputs, transform
+
+
+@dataclass(frozen=True)
+class ChipResult:
+    """One chip: accuracies in percent; ``pa_nf`` is None where no NeuralFuse was asked for."""
+
+    seed: int
+    pa: float
+    pa_nf: float | None
+    changed_bits: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured; accuracies in percent, recovery in percentage points.
+
+    Attributes:
+        ca_float: Accuracy of the model before quantization.
+        ca: Accuracy of the base model, without bit errors.
+        ca_nf: The same behind NeuralFuse; None without one.
+        per_chip: The raw values.
+    """
+
+    ca_float: float
+    ca: float
+    ca_nf: float | None
+    per_chip: tuple[ChipResult, ...]
+
+    @property
+    def pa(self) -> float:
+        """Mean accuracy of the perturbed models."""
+        return mean([chip.pa for chip in self.per_chip])
+
+    @property
+    def pa_sd(self) -> float | None:
+        """Its standard deviation over chips, with n - 1; None for one chip."""
+        return sample_sd([chip.pa for chip in self.per_chip])
+
+    @property
+    def pa_nf(self) -> float | None:
+        """Mean accuracy of the perturbed models behind NeuralFuse."""
+        return mean(self._with_nf) if self._with_nf else None
+
+    @property
+    def pa_nf_sd(self) -> float | None:
+        """Its standard deviation over chips."""
+        return sample_sd(self._with_nf) if self._with_nf else None
+
+    @property
+    def rp(self) -> float | None:
+        """Recovery: mean of PA(NF) - PA over the same chips."""
+        return mean(self._gains) if self._gains else None
+
+    @property
+    def rp_ci95(self) -> tuple[float, float] | None:
+        """Its 95% Student-t interval over chips, paired; test images and trained module held fixed."""
+        return t_interval(self._gains) if self._gains else None
+
+    @property
+    def changed_bits(self) -> float:
+        """Mean share of the stored bits that a chip changes."""
+        return mean([chip.changed_bits for chip in self.per_chip])
+
+    @property
+    def _with_nf(self) -> list[float]:
+        return [chip.pa_nf for chip in self.per_chip if chip.pa_nf is not None]
+
+    @property
+    def _gains(self) -> list[float]:
+        return [chip.pa_nf - chip.pa for chip in self.per_chip if chip.pa_nf is not None]
+
+
+def evaluate(
+    base: Deployed,
+    split: Split,
+    chips: Sequence[Chip],
+    *,
+    fuse: nn.Module | None = None,
+    known: Mapping[int, ChipResult] | None = None,
+    report: Callable[[ChipResult], None] | None = None,
+) -> Evaluation:
+    """Measure CA, PA and, with a NeuralFuse, CA(NF), PA(NF) and RP over the same chips.
+
+    Args:
+        base: The deployed model.
+        split: Test images.
+        chips: Chips unseen in training, for instance `evaluation_chips`.
+        fuse: A trained NeuralFuse (or any module on the model's inputs), on the same device, in eval mode.
+        known: Results by chip seed from an interrupted run of the very same evaluation; not measured again.
+        report: Called after each newly measured chip.
+    Raises:
+        ConfigError: ``fuse`` is in training mode, or made for inputs of another kind.
+    """
+    require(len(chips) >= 1, "there must be at least one chip: got none.")
+    if fuse is not None:
+        require(not fuse.training, "NeuralFuse must be in eval mode to be evaluated: call fuse.eval() first.")
+        theirs = getattr(fuse, "input_range", base.input_range)
+        if theirs != base.input_range:
+            raise ConfigError(
+                f"NeuralFuse and base model must have one input range: got {theirs} and {base.input_range}."
+            )
+    plain, labels = plain_inputs(split, base.input_range), split.labels
+    fused = None if fuse is None else transform(fuse, plain)
+    results = []
+    for chip in chips:
+        result = (known or {}).get(chip.seed)
+        if result is None:
+            model = base.perturbed(chip)
+            pa = accuracy(model, plain, labels)
+            pa_nf = None if fused is None else accuracy(model, fused, labels)
+            result = ChipResult(chip.seed, pa, pa_nf, model.changed_bits)
+            if report is not None:
+                report(result)
+        results.append(result)
+    ca_nf = None if fused is None else accuracy(base, fused, labels)
+    return Evaluation(accuracy(base.model, plain, labels), accuracy(base, plain, labels), ca_nf, tuple(results))

@@ -1,0 +1,37 @@
+"""All networks with their sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from neuralfuse.nets.base import BASE_MODELS, parameter_count
+from neuralfuse.nets.generators import GENERATORS
+
+SCHEMA = "neuralfuse/models/1"
+
+
+def catalogue(classes: int = 10, channels: int = 3) -> dict[str, Any]:
+    """Return every base model and generator with its parameter count, as one record; nothing is allocated."""
+    with torch.device("meta"):
+        bases = [
+            {
+                "name": name,
+                "parameters": parameter_count(spec.build(classes=classes, channels=channels)),
+                "image_size": spec.image_size,
+                "note": spec.note,
+            }
+            for name, spec in BASE_MODELS.items()
+        ]
+        generators = [
+            {"name": name, "parameters": parameter_count(build(channels, (32, 32)))}
+            for name, build in GENERATORS.items()
+        ]
+    return {
+        "schema": SCHEMA,
+        "classes": classes,
+        "channels": channels,
+        "base_models": bases,
+        "generators": generators,
+    }

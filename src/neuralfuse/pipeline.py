@@ -1,0 +1,240 @@
+"""The three steps from images to a record, with what each leaves on disk: base model, NeuralFuse, evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neuralfuse.config import EopmConfig, QatConfig
+from neuralfuse.data import DataSet
+from neuralfuse.errors import FileFormatError
+from neuralfuse.evaluation import ChipResult, evaluate, evaluation_record, run_facts
+from neuralfuse.files import check_writable, read_json, write_json
+from neuralfuse.fuse import Fit, NeuralFuse
+from neuralfuse.memory import Deployed, FaultModel, deploy, evaluation_chips, published_chips
+from neuralfuse.nets import BaseModel, base_model, save_base
+from neuralfuse.quant import Scheme
+from neuralfuse.ranges import InputRange
+from neuralfuse.scoring import accuracy, fingerprint, plain_inputs
+from neuralfuse.seeds import derive
+from neuralfuse.train import Listener, train_base, train_fuse
+
+TRAINING_SCHEMA = "neuralfuse/training/1"
+PARTIAL_SCHEMA = "neuralfuse/partial-evaluation/1"
+
+
+def make_base(
+    name: str,
+    data: DataSet,
+    config: QatConfig,
+    *,
+    out: Path,
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+    device: torch.device,
+) -> dict[str, Any]:
+    """Train a base model of the registry and write its folder; return the record of the training."""
+    started = time.monotonic()
+    module = base_model(
+        name,
+        classes=len(data.classes),
+        channels=data.channels,
+        image_size=data.image_size,
+        seed=derive(config.seed, "base", name) >> 1,
+    ).to(device)
+    state = train_base(module, data, config, out=out, resume=resume, listeners=listeners)
+    scheme, input_range = Scheme(bits=config.bits or 8), InputRange()
+    inputs, labels = plain_inputs(data.test, input_range), data.test.labels
+    results = {
+        "validation": state.best_score,
+        "ca_float": accuracy(module, inputs, labels),
+        "ca": accuracy(deploy(module, scheme=scheme), inputs, labels),
+    }
+    trained = {"config": {**config.to_config(), "data": data_config(data)}, **results}
+    save_base(
+        BaseModel(
+            name=name,
+            module=module,
+            classes=len(data.classes),
+            channels=data.channels,
+            image_size=data.image_size,
+            scheme=scheme,
+            input_range=input_range,
+            trained=trained,
+        ),
+        out,
+    )
+    record = {
+        "schema": TRAINING_SCHEMA,
+        "config": {"base": name, **trained["config"]},  # type: ignore[dict-item]
+        "best_step": state.best_step,
+        **results,
+        "history": state.history,
+        "run": run_facts(time.monotonic() - started),
+    }
+    write_json(out / "training.json", record)
+    return record
+
+
+def make_fuse(
+    generator: str,
+    bases: Sequence[tuple[BaseModel, Deployed]],
+    data: DataSet,
+    config: EopmConfig,
+    *,
+    fit: Fit = "exact",
+    out: Path,
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+    device: torch.device,
+) -> dict[str, Any]:
+    """Train NeuralFuse against base models and write its folder; return the record of the training."""
+    started = time.monotonic()
+    fuse = NeuralFuse(
+        generator,
+        channels=data.channels,
+        image_size=data.image_size,
+        input_range=bases[0][1].input_range,
+        fit=fit,
+        seed=derive(config.seed, "generator", generator) >> 1,
+    ).to(device)
+    described = {
+        "generator": generator,
+        **config.to_config(),
+        "bases": [base_config(model, deployed) for model, deployed in bases],
+        "data": data_config(data),
+    }
+    state = train_fuse(
+        fuse, [deployed for _, deployed in bases], data, config, out=out, resume=resume, listeners=listeners
+    )
+    best = next(entry for entry in state.history if entry["step"] == state.best_step)
+    fuse.trained = {**described, "best_step": state.best_step}
+    fuse.save_pretrained(out)
+    record = {
+        "schema": TRAINING_SCHEMA,
+        "config": described,
+        "best_step": state.best_step,
+        "ca_nf": best["ca_nf"],
+        "pa_nf": best["pa_nf"],
+        "history": state.history,
+        "run": run_facts(time.monotonic() - started),
+    }
+    write_json(out / "training.json", record)
+    return record
+
+
+def measure(
+    fuse: NeuralFuse | Path | None,
+    base: tuple[BaseModel, Deployed],
+    data: DataSet,
+    faults: FaultModel,
+    *,
+    chips: int | None,
+    out: Path | None = None,
+    resume: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Evaluate on the test images, keeping each chip's result as it comes, and write the record.
+
+    Args:
+        fuse: A trained NeuralFuse or its folder; None measures CA and PA only.
+        base: The base model, and its deployed form.
+        data: Whose test images.
+        faults: The fault model.
+        chips: How many unseen chips; None for the ten published ones.
+        out: File of the record; None for none.
+        resume: Go on from the results that an interrupted run left beside ``out``.
+        say: Told of each chip.
+    """
+    started = time.monotonic()
+    model, deployed = base
+    if isinstance(fuse, Path):
+        fuse = NeuralFuse.from_pretrained(fuse).to(deployed.memory.device)
+    the_chips = published_chips(faults) if chips is None else evaluation_chips(faults, chips)
+    config = {
+        "base": {**base_config(model, deployed), "trained": model.trained},
+        "fuse": None if fuse is None else {"fingerprint": fingerprint(*fuse.state_dict().values()), **fuse.trained},
+        "data": data_config(data),
+        "faults": faults.to_config(),
+        "chips": {"first_seed": the_chips[0].seed, "count": len(the_chips), "published": chips is None},
+    }
+    partial = None if out is None else out.with_name(f".{out.name}.partial")
+    results: list[ChipResult] = []
+    if partial is not None:
+        check_writable(partial.parent)
+        results = _known(partial, config) if resume and partial.exists() else []
+
+    def keep(result: ChipResult) -> None:
+        results.append(result)
+        note = "" if result.pa_nf is None else f", PA(NF) {result.pa_nf:.2f}%"
+        say(f"chip {len(results)} of {len(the_chips)}: PA {result.pa:.2f}%{note}")
+        if partial is not None:
+            kept = {"schema": PARTIAL_SCHEMA, "config": config, "per_chip": [asdict(one) for one in results]}
+            write_json(partial, kept)
+
+    known = {result.seed: result for result in results}
+    result = evaluate(deployed, data.test, the_chips, fuse=fuse, known=known, report=keep)
+    record = evaluation_record(result, faults=faults, config=config, seconds=time.monotonic() - started)
+    if out is not None and partial is not None:
+        write_json(out, record)
+        partial.unlink(missing_ok=True)
+    return record
+
+
+def _known(path: Path, config: Mapping[str, Any]) -> list[ChipResult]:
+    kept = read_json(path, PARTIAL_SCHEMA)
+    if kept["config"] != config:
+        raise FileFormatError(
+            f"{path} must belong to this very evaluation to be resumed: its model, data or chips differ. "
+            "Pass the same options, or leave --resume out."
+        )
+    return [ChipResult(**entry) for entry in kept["per_chip"]]
+
+
+def data_config(data: DataSet) -> dict[str, Any]:
+    """Return what a result depends on of a data set."""
+    return {
+        "name": data.name,
+        "image_size": list(data.image_size),
+        "train_images": len(data.train),
+        "validation_images": len(data.validation),
+        "test_images": len(data.test),
+        "test_fingerprint": fingerprint(data.test.images, data.test.labels),
+    }
+
+
+def base_config(model: BaseModel, deployed: Deployed) -> dict[str, Any]:
+    """Return what a result depends on of a base model."""
+    return {
+        "name": model.name,
+        "scheme": deployed.memory.scheme.to_config(),
+        "input_range": deployed.input_range.to_config(),
+        "fingerprint": fingerprint(*deployed.model.state_dict().values()),
+    }
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """Return an evaluation record as a few lines of text."""
+    lines = [
+        f"{record['ber']:.3g} of the cells faulty ({record['ber_kind']}): {record['changed_bits']:.3%} of the stored "
+        f"bits changed; {record['chips']} unseen chips",
+        f"CA      {record['ca']:6.2f}%   without bit errors (floating point {record['ca_float']:.2f}%)",
+        f"PA      {record['pa']:6.2f}%   {_spread(record['pa_sd'])}",
+    ]
+    if record["rp"] is not None:
+        low, high = record["rp_ci95"] or (record["rp"], record["rp"])
+        lines += [
+            f"CA(NF)  {record['ca_nf']:6.2f}%   behind NeuralFuse, without bit errors",
+            f"PA(NF)  {record['pa_nf']:6.2f}%   {_spread(record['pa_nf_sd'])}",
+            f"RP      {record['rp']:+6.2f}    points recovered, 95% interval {low:+.2f} to {high:+.2f}",
+        ]
+    return "\n".join(lines)
+
+
+def _spread(sd: float | None) -> str:
+    return "on one chip" if sd is None else f"+- {sd:.2f} from chip to chip"
