@@ -18,10 +18,10 @@ from neuralfuse.memory import deploy, fault_model
 from neuralfuse.nets import load_base
 from neuralfuse.pipeline import make_base, make_fuse, measure, summary
 
-BASE, GENERATOR, FAULTS, BER, CHIPS = "resnet18-quarter", "convs", "stuck", 0.02, 30
-CURVE = (0.005, 0.01, 0.015, 0.02, 0.025, 0.03)
-QAT = {"epochs": 15, "batch": 64, "lr": 0.1}
-EOPM = {"epochs": 30, "batch": 128, "lr": 4e-3, "n_chips": 4, "validate_every": 40, "validation_chips": 3}
+BASE, GENERATOR, FAULTS, BER, CHIPS = "resnet8", "unets", "stuck", 0.06, 30
+CURVE = (0.01, 0.02, 0.03, 0.045, 0.06, 0.08)
+QAT = {"epochs": 12, "batch": 64, "lr": 0.1}
+EOPM = {"epochs": 50, "batch": 128, "lr": 4e-3, "n_chips": 4, "validate_every": 80}
 
 
 def run_demo(out: Path, *, seed: int, device: torch.device, say: Callable[[str], None]) -> dict[str, Any]:
