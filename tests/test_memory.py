@@ -233,8 +233,18 @@ def test_chip_k_is_the_same_whatever_was_made_before(kind, small_net):
 def test_wrapped_model_gets_the_same_chip(small_net):
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     chip = Chip(Stuck(ber=0.05), 3)
-    wrapped = nn.DataParallel(small_net)  # no devices: runs the module itself
-    assert torch.equal(deploy(small_net).perturbed(chip)(x), deploy(wrapped).perturbed(chip)(x))
+
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = small_net
+
+        def forward(self, x):
+            return self.module(x)
+
+    wanted = deploy(small_net).perturbed(chip)(x)
+    for wrapped in (nn.DataParallel(small_net), Wrapper()):
+        assert torch.equal(deploy(wrapped).perturbed(chip)(x), wanted)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -96,4 +96,6 @@ def deploy(
     """
     if isinstance(input_range, str):
         input_range = InputRange.named(input_range)
+    if isinstance(model, nn.DataParallel):
+        model = model.module
     return Deployed(model, WeightMemory(model, scheme or Scheme(), layers), input_range)
