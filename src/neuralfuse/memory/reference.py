@@ -38,10 +38,11 @@ class Reference(FaultModel):
         per_row = COLUMNS // bits
         faulty = np.random.RandomState(seed).rand(ROWS, COLUMNS) < self.ber
         stuck_at_1 = np.random.RandomState(seed + 1).rand(ROWS, COLUMNS) < 0.5
-        row, column = np.nonzero(faulty[:, : per_row * bits])
+        largest = max(region.words for region in layout.regions)
+        used_rows = -(-largest // per_row**2)  # of the 8192, or more than once all of them
+        row, column = np.nonzero(faulty[:used_rows, : per_row * bits])
         slot, bit = np.divmod(column, bits)
 
-        largest = max(region.words for region in layout.regions)
         rounds = np.arange(-(-largest // (ROWS * per_row**2)))
         group = np.arange(per_row)
         word = ((rounds[:, None, None] * ROWS + row) * per_row + group[:, None]) * per_row + slot
