@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from test_seeds import splitmix64
 from torch import nn
 from torch.func import functional_call
 
@@ -31,6 +30,7 @@ from neuralfuse.memory import (
 )
 from neuralfuse.quant import Layers, Scheme
 from neuralfuse.seeds import derive, poisson_count, poisson_time
+from test_seeds import splitmix64
 
 CPU = torch.device("cpu")
 KINDS = ["flip", "stuck", "reference"]

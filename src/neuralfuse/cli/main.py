@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -71,6 +72,10 @@ def _configuration(tokens: Sequence[str]) -> list[Any]:
     if path is not None:
         if not Path(path).is_file():
             raise ConfigError(f"--config must name a TOML file: {path} is none.")
+        try:
+            tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--config {path} must be TOML: {error}.") from error
         sources.append(Toml(path, must_exist=True))
     recipe = _value(tokens, "--recipe")
     if recipe is not None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from neuralfuse.errors import ConfigError, FileFormatError
 from neuralfuse.files import load_weights, read_json, write_json, write_tensors
@@ -62,11 +66,10 @@ def load_factory(reference: str, *, classes: int, channels: int, image_size: tup
     Raises:
         ConfigError: the factory cannot be imported or returns no module.
     """
-    import importlib  # noqa: PLC0415
-
-    from torch import nn  # noqa: PLC0415
-
     module_name, _, attribute = reference.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` does; a console script looks beside itself only
     try:
         module = getattr(importlib.import_module(module_name), attribute)()
     except (ImportError, AttributeError, TypeError) as error:

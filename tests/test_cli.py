@@ -1,0 +1,206 @@
+"""The command line: what it prints, which code it exits with, and that a mistake costs one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from conftest import ROOT, child_environment
+from neuralfuse.cli.main import run
+
+BASE = ["train-base", "--base", "resnet8", "--data", "digits", "--epochs", "2", "--batch", "64"]
+TRAIN = ["train", "--generator", "unets", "--ber", "0.05", "--epochs", "1", "--n-chips", "2", "--validation-chips", "1"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A base model and a NeuralFuse, trained as a user would, a little."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert run([*BASE, "--out", str(folder / "base")]) == 0
+    assert run([*TRAIN, "--base", str(folder / "base"), "--out", str(folder / "fuse")]) == 0
+    return folder
+
+
+def fails(capsys, arguments, *texts):
+    """The command must exit with 2 and print one line with these texts, and nothing on standard output."""
+    assert run(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    lines = [line for line in shown.err.splitlines() if not line.startswith("loading")]
+    assert len(lines) == 1, shown.err
+    assert lines[0].startswith("neuralfuse: ")
+    for text in texts:
+        assert text in lines[0]
+
+
+def test_models_lists_networks(capsys):
+    assert run(["models", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["schema"] == "neuralfuse/models/1"
+    assert {"name": "convl", "parameters": 723_273} in record["generators"]
+    assert run(["models"]) == 0
+    assert "11,173,962" in capsys.readouterr().out
+
+
+def test_the_whole_path(trained, capsys, tmp_path):
+    capsys.readouterr()
+    out = tmp_path / "record.json"
+    command = ["evaluate", str(trained / "fuse"), "--base", str(trained / "base"), "--ber", "0.05", "--chips", "3"]
+    assert run([*command, "--out", str(out), "--json"]) == 0
+    shown = capsys.readouterr()
+    record = json.loads(shown.out)
+    assert json.loads(out.read_text()) == record
+    assert record["chips"] == 3
+    assert record["config"]["fuse"]["bases"][0]["name"] == "resnet8"
+    assert record["config"]["fuse"]["bases"][0]["fingerprint"] == record["config"]["base"]["fingerprint"]
+    assert "chip 3 of 3" in shown.err
+    assert run(command[:1] + command[2:]) == 0
+    assert "3 unseen chips" in capsys.readouterr().out
+
+
+def test_storage_options_change_what_is_stored(trained, capsys):
+    command = ["evaluate", "--base", str(trained / "base"), "--ber", "0.01", "--chips", "1", "--json"]
+    assert run([*command, "--bits", "4", "--rounding", "floor"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["config"]["base"]["scheme"]["bits"] == 4
+    assert record["config"]["base"]["scheme"]["rounding"] == "floor"
+
+
+def test_an_ensemble_trains(trained, tmp_path, capsys):
+    bases = ["--base", str(trained / "base"), "--base", str(trained / "base")]
+    assert run([*TRAIN, *bases, "--out", str(tmp_path / "fuse"), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert len(record["config"]["bases"]) == 2
+
+
+def test_a_user_s_own_factory(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_nets.py").write_text(
+        "from torch import nn\n"
+        "def make():\n    return nn.Sequential(nn.Flatten(), nn.utils.skip_init(nn.Linear, 64, 10))\n"
+        "def wrong():\n    return 7\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    command = ["evaluate", "--ber", "0.01", "--chips", "1"]
+    assert run([*command, "--base", "own_nets:make", "--input-range", "unit", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["config"]["base"]["name"] == "own_nets:make"
+    assert record["config"]["base"]["input_range"] == {"mean": [0.0], "std": [1.0]}
+    fails(capsys, [*command, "--base", "own_nets:wrong"], "must return an nn.Module: got int")
+    fails(capsys, [*command, "--base", "own_nets:nothing"], "must name a factory", "nothing")
+    fails(capsys, [*command, "--base", "no_such_module:make"], "must name a factory", "no_such_module")
+
+
+def test_a_config_file_sets_options_and_flags_override_it(trained, tmp_path, capsys):
+    config = tmp_path / "run.toml"
+    config.write_text(f'[evaluate]\nbase = "{trained / "base"}"\nber = 0.02\nchips = 2\nfaults = "flip"\n')
+    assert run(["evaluate", "--config", str(config), "--chips", "1", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["ber"], record["chips"], record["ber_kind"]) == (0.02, 1, "flip")
+    config.write_text("[evaluate]\nbers = 0.02\n")
+    fails(capsys, ["evaluate", "--config", str(config)], "Unknown option", "bers", "run.toml")
+    config.write_text("[evaluate\n")
+    fails(capsys, ["evaluate", "--config", str(config)], "run.toml")
+    fails(capsys, ["evaluate", "--config", str(tmp_path / "none.toml")], "--config must name a TOML file")
+
+
+def test_a_recipe_sets_defaults_below_flags(tmp_path, capsys):
+    command = [*BASE[:5], "--recipe", "paper", "--epochs", "1", "--out", str(tmp_path / "base"), "--json"]
+    assert run(command) == 0
+    config = json.loads(capsys.readouterr().out)["config"]
+    assert (config["epochs"], config["batch"], config["lr"], config["schedule"]) == (1, 256, 0.001, "constant")
+    fails(capsys, [*BASE, "--recipe", "papers", "--out", "x"], "Did you mean 'paper'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (["trian"], ["Did you mean", "train"]),
+        (["train", "--base", "x", "--out", "y", "--bre", "0.1"], ["Did you mean --ber"]),
+        (["train", "--base", "x", "--out", "y"], ["--ber"]),
+        (["train", "--base", "x", "--out", "y", "--ber", "1%"], ["--ber"]),
+        (["train", "--base", "x", "--out", "y", "--ber", "12.5"], ["ber must be in [0, 1]: got ber=12.5", "percent"]),
+        (["evaluate", "--base", "x", "--ber", "-1"], ["ber must be in [0, 1]: got ber=-1.0"]),
+        (["evaluate", "--base", "x", "--ber", "0.1", "--faults", "stock"], ["Did you mean 'stuck'"]),
+        (["train", "--base", "x", "--out", "y", "--ber", "0.1", "--faults", "flop"], ["Did you mean 'flip'"]),
+        (["evaluate", "--base", "resnet8", "--ber", "0.1"], ["resnet8 is only a name", "train-base"]),
+        (["evaluate", "--base", "resnet9", "--ber", "0.1"], ["Did you mean 'resnet8'"]),
+        (["evaluate", "--base", "no/folder", "--ber", "0.1"], ["must be a folder written by train-base"]),
+        (["evaluate", "--base", "x", "--ber", "0.1", "--resume"], ["--resume must come with --out"]),
+        (["evaluate", "--base", "x", "--ber", "0.1", "--threads", "0"], ["threads must be at least 1"]),
+        (["evaluate", "--base", "x", "--ber", "0.1", "--device", "tpu9"], ["device must be one this torch can use"]),
+        (["train-base", "--base", "resnet8", "--out", "x", "--data", "digit"], ["Did you mean 'digits'"]),
+        (["train-base", "--base", "vgg11", "--out", "x", "--data", "digits"], ["at least 32x32", "--image-size"]),
+        (["train-base", "--base", "resnet88", "--out", "x"], ["Did you mean 'resnet8'"]),
+        (["train-base", "--base", "resnet8", "--out", "x", "--lr", "-1"], ["lr must be positive"]),
+        (["train-base", "--base", "resnet8", "--out", "x", "--optimizer", "sdg"], ["sgd"]),
+        (["train-base", "--base", "resnet8", "--out", "x", "--data", "folder"], ["pass --data-dir"]),
+    ],
+)
+def test_a_mistake_costs_one_line(arguments, texts, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, arguments, *texts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_do_not_fit_are_refused(trained, capsys, tmp_path):
+    base, fuse = str(trained / "base"), str(trained / "fuse")
+    fails(capsys, ["evaluate", base, "--base", base, "--ber", "0.1"], "must have schema 'neuralfuse/module/1'")
+    fails(capsys, ["evaluate", fuse, "--base", fuse, "--ber", "0.1"], "must have schema 'neuralfuse/base/1'")
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for index in range(3):
+                Image.new("RGB", (8, 8)).save(tmp_path / part / name / f"{index}.png")
+    folder = ["--data", "folder", "--data-dir", str(tmp_path)]
+    fails(capsys, ["evaluate", "--base", base, "--ber", "0.1", *folder], "same number of classes: got 10 and 2")
+    (tmp_path / "file").write_text("")
+    out = ["--out", str(tmp_path / "file" / "x.json")]
+    fails(capsys, ["evaluate", "--base", base, "--ber", "0.1", "--chips", "1", *out], "cannot write")
+    fails(capsys, [*BASE, "--out", str(tmp_path / "file" / "x")], "cannot write")
+    reference = ["--faults", "reference", "--bits", "12"]
+    fails(capsys, ["evaluate", "--base", base, "--ber", "0.1", *reference], "bits must be at most 8")
+
+
+def test_a_diverging_run_costs_one_line(capsys, tmp_path):
+    assert run([*BASE, "--lr", "1e30", "--out", str(tmp_path)]) == 2
+    assert "loss became" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_debug_shows_the_traceback(capsys):
+    assert run(["evaluate", "--base", "x", "--ber", "7", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_our_failure_is_one_line_too(capsys, monkeypatch):
+    monkeypatch.setattr("neuralfuse.nets.catalogue", lambda: 1 / 0)
+    assert run(["models"]) == 1
+    assert "internal error: ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_ctrl_c_exits_with_130(capsys, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("neuralfuse.nets.catalogue", interrupt)
+    assert run(["models"]) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["models"], ["train-base"], ["train"], ["evaluate"]])
+def test_help_has_an_example_and_starts_without_torch(command):
+    code = f"import sys; from neuralfuse.cli.main import run; code = run({[*command, '--help']!r}); "
+    code += "sys.exit(code or ('torch' in sys.modules))"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=child_environment(), check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    if command:
+        assert "Example: neuralfuse " + command[0] in shown.stdout
+        assert "--json" in shown.stdout
+    else:
+        assert "neuralfuse demo" in shown.stdout

@@ -1,0 +1,366 @@
+"""The loop, EOPM's gradient against plain autograd, resume, early stopping."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from neuralfuse.config import BASE_RECIPES, EopmConfig, QatConfig, base_recipe
+from neuralfuse.errors import (
+    ConfigError,
+    DivergenceError,
+    FileFormatError,
+    MissingExtraError,
+    OutputError,
+    RateError,
+    UnknownNameError,
+)
+from neuralfuse.files import read_tensors
+from neuralfuse.fuse import NeuralFuse
+from neuralfuse.memory import Chip, Stuck, deploy, fault_model
+from neuralfuse.nets import base_model
+from neuralfuse.quant import Layers, Scheme, fake_quantize
+from neuralfuse.train import Pass, ProgressBar, TensorBoard, eopm_backward, passes, train_base, train_fuse
+from neuralfuse.train.eopm import _Eopm
+from neuralfuse.train.loop import CHECKPOINT, Batches
+
+
+def faulted_copy(model: nn.Module, chip: Chip) -> nn.Module:
+    """A second model with the weights that the chip makes of the first one's."""
+    twin = copy.deepcopy(model)
+    memory = deploy(model).memory
+    reading = memory.read(chip)
+    values = memory.split(memory.values.index_copy(0, reading.index, reading.values))
+    for stored in Layers().select(twin):
+        stored.tensor.data = values[stored.name].to(stored.tensor.dtype)
+    return twin
+
+
+def clean_copy(model: nn.Module) -> nn.Module:
+    return faulted_copy(model, Chip(Stuck(ber=0.0), 0))
+
+
+@pytest.fixture
+def case(small_net):
+    """A base model in float64, transformed images and labels."""
+    draw = torch.Generator().manual_seed(3)
+    base = deploy(small_net.double())
+    transformed = torch.randn(6, 1, 8, 8, generator=draw, dtype=torch.float64)
+    labels = torch.randint(0, 5, (6,), generator=draw)
+    return small_net, base, transformed, labels
+
+
+def oracle_loss(model, transformed, labels, chips, lam):
+    """CE(M0) + lam * mean over copies of CE(Mp), with copies made in advance."""
+    clean = F.cross_entropy(clean_copy(model)(transformed), labels)
+    faulty = [F.cross_entropy(faulted_copy(model, chip)(transformed), labels) for chip in chips]
+    return clean + lam * torch.stack(faulty).mean()
+
+
+def test_crossed_gradient_equals_autograd_through_copies(case):
+    model, base, transformed, labels = case
+    chips = [Chip(Stuck(ber=0.05), seed) for seed in range(4)]
+    wanted = transformed.clone().requires_grad_()
+    oracle_loss(model, wanted, labels, chips, 5.0).backward()
+    leaf = transformed.clone().requires_grad_()
+    losses = eopm_backward(base, leaf, labels, [Pass(chip, slice(None)) for chip in chips], lam=5.0)
+    assert torch.allclose(leaf.grad, wanted.grad, rtol=1e-10, atol=1e-14)
+    assert sum(factor * loss for factor, loss in zip((1, 5.0), losses, strict=True)) == pytest.approx(
+        float(oracle_loss(model, transformed, labels, chips, 5.0).detach()), rel=1e-10
+    )
+
+
+def test_split_equals_crossed_in_expectation(case):
+    """The mean over all deals of six images to two chips is the crossed gradient, exactly."""
+    _, base, transformed, labels = case
+    chips = [Chip(Stuck(ber=0.05), seed) for seed in (1, 2)]
+    crossed = transformed.clone().requires_grad_()
+    eopm_backward(base, crossed, labels, [Pass(chip, slice(None)) for chip in chips], lam=5.0)
+    total = torch.zeros_like(transformed)
+    deals = list(itertools.combinations(range(6), 3))
+    for first in deals:
+        rest = [row for row in range(6) if row not in first]
+        leaf = transformed.clone().requires_grad_()
+        dealt = [Pass(chips[0], torch.tensor(first)), Pass(chips[1], torch.tensor(rest))]
+        eopm_backward(base, leaf, labels, dealt, lam=5.0)
+        total += leaf.grad
+    assert torch.allclose(total / len(deals), crossed.grad, rtol=1e-10, atol=1e-14)
+
+
+def test_an_ensemble_s_gradient_is_the_mean(case):
+    model, base, transformed, labels = case
+    other = deploy(base_model("resnet8", classes=5, channels=1, image_size=(8, 8), seed=1).double())
+    chips = [Pass(Chip(Stuck(ber=0.05), 7), slice(None))]
+    leaf, one, two = (transformed.clone().requires_grad_() for _ in range(3))
+    for member in (base, other):
+        eopm_backward(member, leaf, labels, chips, lam=2.0, share=0.5)
+    eopm_backward(base, one, labels, chips, lam=2.0)
+    eopm_backward(other, two, labels, chips, lam=2.0)
+    assert torch.allclose(leaf.grad, (one.grad + two.grad) / 2, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("estimator", ["crossed", "split"])
+def test_the_whole_step_equals_autograd_through_the_generator(estimator, small_net, data):
+    """G's parameters get the gradient of one loss written out plainly, quantized weights and BatchNorm included."""
+    fuse = NeuralFuse("convs", channels=1, image_size=(8, 8), seed=0)
+    twin = copy.deepcopy(fuse).train()
+    config = EopmConfig(ber=0.05, n_chips=3, estimator=estimator, batch=8)
+    images, labels = data.train.images[:8], data.train.labels[:8]
+    _Eopm(fuse, [deploy(small_net)], data, config).backward(images, labels, step=4)
+
+    x = images.float() / 127.5 - 1  # no augmentation is known for the toy data
+    weights = {one.parameter: fake_quantize(one.tensor, Scheme()) for one in Layers().select(twin)}
+    z = torch.func.functional_call(twin, weights, (x,))
+    loss = F.cross_entropy(clean_copy(small_net)(z), labels)
+    chosen = passes(config, fault_model("stuck", ber=0.05), 8, 4)
+    for one in chosen:
+        part = F.cross_entropy(faulted_copy(small_net, one.chip)(z[one.rows]), labels[one.rows], reduction="sum")
+        loss = loss + 5.0 * part / (24 if estimator == "crossed" else 8)
+    loss.backward()
+    own = dict(fuse.named_parameters())
+    for name, parameter in twin.named_parameters():
+        assert torch.allclose(own[name].grad, parameter.grad, rtol=1e-3, atol=1e-5), name
+    for name, buffer in twin.named_buffers():
+        assert torch.equal(dict(fuse.named_buffers())[name], buffer), name
+    assert all(parameter.grad is None for parameter in small_net.parameters())
+
+
+def test_split_deals_every_image_once_into_equal_groups():
+    config = EopmConfig(ber=0.1, n_chips=4)
+    for step in range(5):
+        dealt = passes(config, Stuck(ber=0.1), 10, step)
+        assert sorted(len(one.rows) for one in dealt) == [2, 2, 3, 3]
+        assert sorted(torch.cat([one.rows for one in dealt]).tolist()) == list(range(10))
+    assert len(passes(config, Stuck(ber=0.1), 3, 0)) == 3
+    orders = {tuple(passes(config, Stuck(ber=0.1), 10, step)[0].rows.tolist()) for step in range(8)}
+    assert len(orders) > 4
+
+
+def test_chips_of_a_step_are_fresh():
+    config = EopmConfig(ber=0.1, n_chips=10)
+    seeds = [[one.chip.seed for one in passes(config, Stuck(ber=0.1), 20, step)] for step in range(3)]
+    assert len({seed for step in seeds for seed in step}) == 30
+
+
+def small_fuse():
+    return NeuralFuse("unets", channels=1, image_size=(8, 8), seed=0)
+
+
+QAT = QatConfig(epochs=3, batch=16, lr=0.05, validate_every=2)
+EOPM = EopmConfig(ber=0.05, n_chips=2, epochs=2, batch=16, validate_every=3, validation_chips=2)
+
+
+class Kill(Exception):
+    """Stands for the end of the process."""
+
+
+class KillAt:
+    def __init__(self, step):
+        self.step = step
+
+    def stepped(self, step, total, losses):
+        if step == self.step:
+            raise Kill
+
+    def validated(self, step, metrics):
+        pass
+
+    def close(self):
+        pass
+
+
+def run_base(data, folder, **options):
+    model = base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
+    state = train_base(model, data, QAT, out=folder, **options)
+    return model, state
+
+
+def run_fuse(data, folder, base, **options):
+    fuse = small_fuse()
+    state = train_fuse(fuse, base, data, EOPM, out=folder, **options)
+    return fuse, state
+
+
+@pytest.mark.parametrize("step", [1, 3, 7])
+def test_a_resumed_base_run_equals_the_uninterrupted_one(step, data, tmp_path):
+    whole, wanted = run_base(data, tmp_path / "whole")
+    with pytest.raises(Kill):
+        run_base(data, tmp_path / "cut", listeners=[KillAt(step)])
+    again, state = run_base(data, tmp_path / "cut", resume=True)
+    assert state.history == wanted.history
+    assert all(torch.equal(whole.state_dict()[name], again.state_dict()[name]) for name in whole.state_dict())
+
+
+@pytest.mark.parametrize("step", [1, 4, 8])
+def test_a_resumed_eopm_run_equals_the_uninterrupted_one(step, data, small_net, tmp_path):
+    base = deploy(small_net)
+    whole, wanted = run_fuse(data, tmp_path / "whole", base)
+    with pytest.raises(Kill):
+        run_fuse(data, tmp_path / "cut", base, listeners=[KillAt(step)])
+    again, state = run_fuse(data, tmp_path / "cut", base, resume=True)
+    assert state.history == wanted.history
+    assert all(torch.equal(whole.state_dict()[name], again.state_dict()[name]) for name in whole.state_dict())
+
+
+def test_resuming_a_finished_run_changes_nothing(data, tmp_path):
+    whole, wanted = run_base(data, tmp_path)
+    again, state = run_base(data, tmp_path, resume=True, listeners=[KillAt(1)])
+    assert state.history == wanted.history
+    assert all(torch.equal(whole.state_dict()[name], again.state_dict()[name]) for name in whole.state_dict())
+
+
+def test_another_run_s_checkpoint_is_refused(data, small_net, tmp_path):
+    base = deploy(small_net)
+    run_fuse(data, tmp_path, base)
+    other = EopmConfig(**{**EOPM.to_config(), "lam": 1.0})
+    with pytest.raises(FileFormatError, match=r"checkpoint of this very run .* in 'lam' \(5.0 there, 1.0 here\)"):
+        train_fuse(small_fuse(), base, data, other, out=tmp_path, resume=True)
+    (tmp_path / CHECKPOINT).write_bytes(b"not a checkpoint")
+    with pytest.raises(FileFormatError, match="must be a whole safetensors file"):
+        train_fuse(small_fuse(), base, data, EOPM, out=tmp_path, resume=True)
+
+
+def test_trained_generator_weights_lie_on_the_grid(data, small_net):
+    fuse = small_fuse()
+    train_fuse(fuse, deploy(small_net), data, EOPM)
+    assert not fuse.training
+    for stored in Layers().select(fuse):
+        coded = Scheme().encode(stored.tensor)
+        assert torch.allclose(coded.codes * coded.scale, stored.tensor, atol=1e-7)
+        assert coded.codes.abs().max() == 127
+
+
+def test_uip_and_float_generators_train(data, small_net):
+    for name, bits in (("uip", 8), ("convs", 0)):
+        fuse = NeuralFuse(name, channels=1, image_size=(8, 8), seed=0)
+        before = copy.deepcopy(fuse.state_dict())
+        config = EopmConfig(**{**EOPM.to_config(), "epochs": 1, "generator_bits": bits})
+        train_fuse(fuse, deploy(small_net), data, config)
+        assert any(not torch.equal(before[key], value) for key, value in fuse.state_dict().items())
+
+
+def test_base_training_learns(data):
+    model = base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
+    state = train_base(model, data, QatConfig(epochs=15, batch=16, lr=0.05))
+    assert state.best_score > 90
+    assert not model.training
+
+
+def test_early_stopping_waits_for_its_patience(data):
+    model = base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
+    config = QatConfig(epochs=40, batch=16, lr=0.05, validate_every=1, patience=3)
+    state = train_base(model, data, config)
+    assert state.done
+    assert state.step == state.best_step + 3
+    assert len(state.history) == state.step < 40 * 5
+
+
+def test_dropout_draws_from_the_run_s_own_randomness(data):
+    def train():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 2))
+        train_base(model, data, QatConfig(epochs=1, batch=16))
+        return model[2].weight
+
+    assert torch.equal(train(), train())
+
+
+def test_batches_cover_every_epoch_in_a_new_order(data):
+    batches = Batches(data.train, 16, seed=0)
+    assert batches.steps == len(data.train) // 16
+    epochs = []
+    for epoch in range(2):
+        seen = [batches.at(epoch * batches.steps + place)[0] for place in range(batches.steps)]
+        rows = [image.numpy().tobytes() for images in seen for image in images]
+        assert len(set(rows)) == 16 * batches.steps
+        epochs.append(rows)
+    assert epochs[0] != epochs[1]
+    assert torch.equal(batches.at(3)[0], Batches(data.train, 16, seed=0).at(3)[0])
+    assert len(Batches(data.train, 10_000, seed=0).at(0)[0]) == len(data.train)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data):
+    with torch.random.fork_rng():
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    config = QatConfig(epochs=5, batch=16, lr=1e30, bits=0)
+    with pytest.raises(DivergenceError, match=r"loss became (nan|inf) at step \d+\. Lower --lr"):
+        train_base(model, data, config)
+
+
+def test_an_unwritable_folder_is_refused_before_training(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        run_base(data, tmp_path / "file" / "x", listeners=[KillAt(1)])
+
+
+def test_base_model_and_module_must_have_one_input_range(data, small_net):
+    with pytest.raises(ConfigError, match="must have one input range"):
+        train_fuse(small_fuse(), deploy(small_net, input_range="unit"), data, EOPM)
+    with pytest.raises(ConfigError, match="at least one base model"):
+        train_fuse(small_fuse(), [], data, EOPM)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"ber": 1.5}, RateError, "ber must be in"),
+        ({"epochs": 0}, ConfigError, "epochs must be at least 1"),
+        ({"lr": 0.0}, ConfigError, "lr must be positive"),
+        ({"lr": float("nan")}, ConfigError, "lr must be positive"),
+        ({"lam": -1.0}, ConfigError, "lam must be at least 0"),
+        ({"n_chips": 0}, ConfigError, "n_chips must be at least 1"),
+        ({"generator_bits": 1}, ConfigError, "generator_bits must be 0"),
+        ({"estimator": "crosed"}, UnknownNameError, "Did you mean 'crossed'"),
+        ({"schedule": "cosin"}, UnknownNameError, "Did you mean 'cosine'"),
+        ({"optimizer": "adamw"}, UnknownNameError, "Did you mean 'adam'"),
+    ],
+)
+def test_impossible_configurations_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        EopmConfig(**{"ber": 0.01, **options})
+
+
+def test_recipes():
+    assert base_recipe("paper", seed=3) == QatConfig(**{**BASE_RECIPES["paper"].to_config(), "seed": 3})
+    with pytest.raises(UnknownNameError, match="Did you mean 'paper'"):
+        base_recipe("papers")
+
+
+def test_schedules():
+    constant, stepped, cosine = (EopmConfig(ber=0, lr=1.0, schedule=name) for name in ("constant", "step", "cosine"))
+    assert constant.lr_at(999, 1000) == 1
+    assert stepped.lr_at(499, 5000) == 1
+    assert stepped.lr_at(1000, 5000) == pytest.approx(0.96**2)
+    rates = [cosine.lr_at(step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == 1
+    assert rates[99] < 0.01
+
+
+def test_listeners_write_what_they_are_told(data, tmp_path, capsys):
+    pytest.importorskip("torch.utils.tensorboard")
+    model = base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
+    train_base(model, data, QAT, listeners=[ProgressBar("base"), TensorBoard(tmp_path)])
+    shown = capsys.readouterr()
+    assert "base: step 2: score" in shown.err
+    assert shown.out == ""
+    assert any(path.name.startswith("events") for path in tmp_path.iterdir())
+
+
+def test_a_missing_tensorboard_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'neuralfuse\[tracking\]'"):
+        TensorBoard(tmp_path)
+
+
+def test_a_checkpoint_is_plain_safetensors(data, tmp_path):
+    run_base(data, tmp_path)
+    tensors, metadata = read_tensors(tmp_path / CHECKPOINT)
+    assert {name.split(".")[0] for name in tensors} == {"module", "best", "optimizer"}
+    assert "progress" in metadata
