@@ -53,7 +53,7 @@ def run_demo(out: Path, *, seed: int, device: torch.device, say: Callable[[str],
 
     say(f"3. Measure on {CHIPS} chips never seen in training, at {len(CURVE)} rates.")
     records = {ber: measure(fuse, base, data, fault_model(FAULTS, ber=ber), chips=CHIPS) for ber in CURVE}
-    title = f"Low voltage, digits, {BASE}"
+    title = f"Digits, {BASE}: accuracy as the voltage falls"
     plot_accuracy(list(records.values()), out / "accuracy.png", title=title, trained_at=BER)
     record = {**records[BER], "seconds": round(time.monotonic() - started, 1)}
     write_json(out / "results.json", record)

@@ -30,30 +30,28 @@ def plot_accuracy(records: Sequence[Mapping[str, Any]], path: Path, *, title: st
     ordered = sorted(records, key=lambda record: float(record["ber"]))
     bers = [record["ber"] for record in ordered]
     figure, axes = plt.subplots(figsize=(7.2, 4.4), dpi=150, layout="constrained")
-    for key, color, name, below in (
-        ("pa_nf", FUSED, "with NeuralFuse", False),
-        ("pa", PLAIN, "without", True),
-    ):
+    for key, color, name in (("pa_nf", FUSED, "with\nNeuralFuse"), ("pa", PLAIN, "without")):
         chips = np.array([[chip[key] for chip in record["per_chip"]] for record in ordered])
         low, high = np.percentile(chips, [10, 90], axis=1)
         axes.fill_between(bers, low, high, color=color, alpha=0.18, linewidth=0)
         axes.plot(bers, chips.mean(axis=1), color=color, marker="o", markersize=4, linewidth=2)
         clean = ordered[0]["ca" if key == "pa" else "ca_nf"]
         axes.axhline(clean, color=color, linewidth=0.8, linestyle=":", zorder=0)
-        offset = (6, -12) if below else (6, 6)
         axes.annotate(
-            name, (bers[-1], chips[-1].mean()), xytext=offset, textcoords="offset points", color=color, weight="bold"
-        )
+            name, (bers[-1], chips[-1].mean()), xytext=(8, 0), textcoords="offset points", color=color, weight="bold",
+            va="center", annotation_clip=False,
+        )  # fmt: skip
     axes.axvline(trained_at, color="#888888", linewidth=0.8, linestyle="--", zorder=0)
     axes.annotate(
         "trained at", (trained_at, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0),
         textcoords="offset points", color="#666666", fontsize=8,
     )  # fmt: skip
     axes.set_title(title, loc="left", fontsize=11, weight="bold")
-    axes.set_xlabel(f"rate of faulty cells ({ordered[0]['ber_kind']}); dotted: without bit errors", fontsize=9)
-    axes.set_ylabel(f"accuracy over {ordered[0]['chips']} unseen chips (%), band: 10-90% of chips", fontsize=9)
+    axes.set_xlabel(f"rate of faulty memory cells ({ordered[0]['ber_kind']}); dotted: without bit errors", fontsize=9)
+    axes.set_ylabel(f"accuracy (%)\n{ordered[0]['chips']} unseen chips, band: 10-90% of them", fontsize=9)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    axes.set_xlim(bers[0], bers[-1] * 1.22)
+    axes.set_xlim(bers[0], bers[-1])
+    axes.set_xticks(bers)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)

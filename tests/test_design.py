@@ -1,0 +1,70 @@
+"""The house rules that a machine can check: imports run one way, and the public names are there."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import neuralfuse
+
+SOURCE = Path(neuralfuse.__file__).parent
+# From the ground up; a module may import from its own line and from those above it. docs/design.md says what each is for.
+ROOMS = [
+    {"errors"},
+    {"seeds", "files", "ranges", "config"},
+    {"quant"},
+    {"memory"},
+    {"data", "nets"},
+    {"fuse"},
+    {"scoring"},
+    {"train"},
+    {"evaluation"},
+    {"pipeline"},
+    {"demo"},
+    {"cli"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
+
+
+def imports_of(path: Path) -> set[str]:
+    """The rooms that a module imports, inside functions too; those for type checkers only do not count."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = []
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("neuralfuse."):
+            names.add(node.module.split(".")[1])
+        if isinstance(node, ast.ImportFrom) and node.module == "neuralfuse":
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def test_imports_run_one_way():
+    seen = set()
+    for path in SOURCE.rglob("*.py"):
+        room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        seen.add(room)
+        for other in imports_of(path) - {room}:
+            assert FLOOR[other] <= FLOOR[room], f"{path} imports {other}, which lies above it"
+            assert other == room or FLOOR[other] < FLOOR[room] or {other, room} <= {"seeds", "files", "ranges"}
+    assert seen == set(FLOOR)
+
+
+def test_public_names_are_there():
+    assert all(hasattr(neuralfuse, name) for name in neuralfuse.__all__)
+    assert len(neuralfuse.__all__) <= 36
+
+
+def test_the_design_page_names_every_room():
+    page = (SOURCE.parents[1] / "docs" / "design.md").read_text(encoding="utf-8")
+    for room in FLOOR:
+        assert f"`{room}`" in page, room
+
+
+def test_files_stay_readable():
+    for path in SOURCE.rglob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 330, path
