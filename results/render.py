@@ -1,0 +1,55 @@
+"""Write the tables of docs/results.md from the records in this folder: python results/render.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent
+PAGE = RESULTS.parent / "docs" / "results.md"
+END = "<!-- end of table -->"
+
+
+def records(folder: str) -> list[dict[str, Any]]:
+    """Return the evaluation records of a folder, by file name."""
+    return [json.loads(path.read_text()) for path in sorted((RESULTS / folder).glob("*.json"))]
+
+
+def rows(folder: str) -> Iterator[str]:
+    """Yield the lines of a table: one record a row."""
+    yield (
+        "| seed | generator | rate of faulty cells | changed bits | chips | CA | PA | CA(NF) | PA(NF) | RP, 95% interval "
+        "| share of CA - PA won back |"
+    )
+    yield "| --- " * 11 + "|"
+    for record in records(folder):
+        fuse = record["config"]["fuse"]
+        low, high = record["rp_ci95"]
+        won = record["rp"] / (record["ca"] - record["pa"])
+        yield (
+            f"| {fuse['seed']} | {fuse['generator']} | {record['ber']:.1%} {record['ber_kind']} "
+            f"| {record['changed_bits']:.3%} | {record['chips']} | {record['ca']:.2f} "
+            f"| {record['pa']:.2f} +- {record['pa_sd']:.2f} | {record['ca_nf']:.2f} "
+            f"| {record['pa_nf']:.2f} +- {record['pa_nf_sd']:.2f} "
+            f"| {record['rp']:+.2f} [{low:+.2f}, {high:+.2f}] | {won:.0%} |"
+        )
+
+
+def render(page: str) -> str:
+    """Return the page with every table replaced by one made from the records."""
+    out, inside = [], False
+    for line in page.splitlines():
+        if line == END:
+            inside = False
+        if not inside:
+            out.append(line)
+        if line.startswith("<!-- table "):
+            out += ["", *rows(line.split()[2]), ""]
+            inside = True
+    return "\n".join(out) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(PAGE.read_text()))
