@@ -1,17 +1,16 @@
-"""Protect a model of your own: a torchvision classifier, unmodified, on the digits."""
+"""Protect a model of your own: a timm classifier, unmodified, on the digits."""
 
+import timm
 import torch
-import torchvision
 
 import neuralfuse as nf
 
 torch.manual_seed(0)
 data = nf.load_data("digits", image_size=(32, 32))  # or load_data("folder", "path/to/images")
-model = torchvision.models.resnet18(num_classes=10)
-model.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)  # the digits are grey; a colour model needs no such line
+model = timm.create_model("resnet18", num_classes=10, in_chans=1)
 nf.train_base(model, data, nf.QatConfig(epochs=6, lr=0.05))  # skip this for a model that is trained already
 
-base = nf.deploy(model, input_range="symmetric")  # its weights now lie in a memory; "imagenet" for timm models
+base = nf.deploy(model, input_range="symmetric")  # its weights now lie in a memory; "imagenet" for pretrained ones
 faults = nf.fault_model("stuck", ber=0.02)  # 2% of the cells are stuck
 fuse = nf.NeuralFuse("unets", channels=1, image_size=(32, 32), input_range="symmetric", seed=0)
 nf.train_fuse(fuse, base, data, nf.EopmConfig(ber=0.02, epochs=8, lr=4e-3, n_chips=4))

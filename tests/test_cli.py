@@ -82,6 +82,8 @@ def test_a_user_s_own_factory(tmp_path, monkeypatch, capsys):
         "from torch import nn\n"
         "def make():\n    return nn.Sequential(nn.Flatten(), nn.utils.skip_init(nn.Linear, 64, 10))\n"
         "def wrong():\n    return 7\n"
+        "def five():\n    return nn.Sequential(nn.Flatten(), nn.utils.skip_init(nn.Linear, 64, 5))\n"
+        "def broken():\n    raise RuntimeError('no weights here')\n"
     )
     monkeypatch.chdir(tmp_path)
     command = ["evaluate", "--ber", "0.01", "--chips", "1"]
@@ -90,6 +92,14 @@ def test_a_user_s_own_factory(tmp_path, monkeypatch, capsys):
     assert record["config"]["base"]["name"] == "own_nets:make"
     assert record["config"]["base"]["input_range"] == {"mean": [0.0], "std": [1.0]}
     fails(capsys, [*command, "--base", "own_nets:wrong"], "must return an nn.Module: got int")
+    fails(capsys, [*command, "--base", "own_nets:five"], "must give 10 logits")
+    fails(capsys, [*command, "--base", "own_nets:broken"], "no weights here")
+    fails(capsys, [*command, "--base", "own_nets:make", "--input-range", "imagenet"], "1 or 1 means")
+    fails(
+        capsys,
+        [*command, "--base", "own_nets:make", "--image-size", "9", "9"],
+        "must take images of 1 channels and 9x9",
+    )
     fails(capsys, [*command, "--base", "own_nets:nothing"], "must name a factory", "nothing")
     fails(capsys, [*command, "--base", "no_such_module:make"], "must name a factory", "no_such_module")
 
@@ -102,6 +112,12 @@ def test_a_config_file_sets_options_and_flags_override_it(trained, tmp_path, cap
     assert (record["ber"], record["chips"], record["ber_kind"]) == (0.02, 1, "flip")
     config.write_text("[evaluate]\nbers = 0.02\n")
     fails(capsys, ["evaluate", "--config", str(config)], "Unknown option", "bers", "run.toml")
+    config.write_text("[evaluatee]\nber = 0.02\n")
+    fails(capsys, ["models", "--config", str(config)], "unknown table", "Did you mean 'evaluate'")
+    config.write_text("json = true\n")
+    fails(capsys, ["models", "--config", str(config)], "unknown table", "json")
+    config.write_text("evaluate = 3\n")
+    fails(capsys, ["models", "--config", str(config)], "must be a table")
     config.write_text("[evaluate\n")
     fails(capsys, ["evaluate", "--config", str(config)], "run.toml")
     fails(capsys, ["evaluate", "--config", str(tmp_path / "none.toml")], "--config must name a TOML file")
@@ -113,6 +129,11 @@ def test_a_recipe_sets_defaults_below_flags(tmp_path, capsys):
     config = json.loads(capsys.readouterr().out)["config"]
     assert (config["epochs"], config["batch"], config["lr"], config["schedule"]) == (1, 256, 0.001, "constant")
     fails(capsys, [*BASE, "--recipe", "papers", "--out", "x"], "Did you mean 'paper'")
+    file = tmp_path / "recipe.toml"
+    file.write_text('[train-base]\nrecipe = "paper"\nbatch = 300\n')
+    assert run([*command[:5], "--epochs", "1", "--out", str(tmp_path / "again"), "--json", "--config", str(file)]) == 0
+    config = json.loads(capsys.readouterr().out)["config"]
+    assert (config["batch"], config["lr"], config["nesterov"], config["augment"]) == (300, 0.001, False, "paper")
 
 
 @pytest.mark.parametrize(
@@ -161,6 +182,11 @@ def test_files_that_do_not_fit_are_refused(trained, capsys, tmp_path):
     out = ["--out", str(tmp_path / "file" / "x.json")]
     fails(capsys, ["evaluate", "--base", base, "--ber", "0.1", "--chips", "1", *out], "cannot write")
     fails(capsys, [*BASE, "--out", str(tmp_path / "file" / "x")], "cannot write")
+    fails(
+        capsys, ["evaluate", "--base", base, "--ber", "0.1", "--include", "layer9.*"], "matches none of the parameters"
+    )
+    tensorboard = ["--tensorboard", str(tmp_path / "file" / "x"), "--out", str(tmp_path / "base")]
+    fails(capsys, [*BASE, *tensorboard], "--tensorboard")
     reference = ["--faults", "reference", "--bits", "12"]
     fails(capsys, ["evaluate", "--base", base, "--ber", "0.1", *reference], "bits must be at most 8")
 
@@ -188,7 +214,7 @@ def test_ctrl_c_exits_with_130(capsys, monkeypatch):
 
     monkeypatch.setattr("neuralfuse.nets.catalogue", interrupt)
     assert run(["models"]) == 130
-    assert "--resume" in capsys.readouterr().err
+    assert capsys.readouterr().err == "neuralfuse: interrupted.\n"
 
 
 @pytest.mark.parametrize("command", [[], ["demo"], ["models"], ["train-base"], ["train"], ["evaluate"]])

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, child_environment
 
+from conftest import ROOT, child_environment
 from neuralfuse.files import read_tensors
 
 pytestmark = pytest.mark.slow
@@ -76,7 +76,7 @@ def test_the_readme_s_python_runs(tmp_path):
 
 
 def test_the_example_recovers_a_model_of_one_s_own(tmp_path):
-    pytest.importorskip("torchvision")
+    pytest.importorskip("timm")
     example = ROOT / "examples" / "own_model.py"
     assert len(example.read_text().splitlines()) <= 25
     done = shell(f"python {example}", tmp_path)
@@ -144,7 +144,9 @@ def test_runs_killed_at_random_end_as_if_undisturbed(tmp_path):
 
 def test_ctrl_c_leaves_with_130_and_one_line(tmp_path):
     command = [NEURALFUSE, *BASE.replace("--epochs 6", "--epochs 400").split(), "--out", str(tmp_path)]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=child_environment())
+    child = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=child_environment()
+    )
     assert child.stderr is not None
     for line in child.stderr:
         if "score" in line:

@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from conftest import SHARED
-from neuralfuse.data import Augment, Split, holdout, load_data
-from neuralfuse.data.augment import AUGMENT
+from neuralfuse.data import AUGMENT, Augment, Split, augmentation, holdout, load_data
 from neuralfuse.errors import ConfigError, DataError, MissingExtraError, ShapeError, UnknownNameError
 
 
@@ -148,6 +147,41 @@ def test_the_real_traffic_signs(tmp_path):
     assert not set(data.validation.groups.tolist()) & set(data.train.groups.tolist())
 
 
+@pytest.mark.parametrize("stray", ["notes.png", "x/00000_00000.ppm"])
+def test_traffic_signs_that_are_laid_out_otherwise_are_refused(stray, signs):
+    pytest.importorskip("torchvision")
+    write_image(signs / "gtsrb" / "GTSRB" / "Training" / ("00001" if "/" not in stray else "") / stray)
+    with pytest.raises(DataError, match="must be laid out as it is published"):
+        load_data("gtsrb", signs)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_cifar_comes_through_torchvision(name, classes, monkeypatch, tmp_path):
+    datasets = pytest.importorskip("torchvision.datasets")
+
+    class Fake:
+        def __init__(self, root, train, download):
+            count = classes * (3 if train else 1)
+            self.data = (np.arange(count * 3072) % 251).astype(np.uint8).reshape(count, 32, 32, 3)
+            self.targets = [index % classes for index in range(count)]
+            self.classes = [f"class {index}" for index in range(classes)]
+
+    monkeypatch.setattr(datasets, name.upper(), Fake)
+    data = load_data(name, tmp_path, image_size=(16, 16))
+    assert data.image_size == (16, 16)
+    assert (len(data.train), len(data.validation), len(data.test)) == (2 * classes, classes, classes)
+    plain = load_data(name, tmp_path)
+    assert plain.test.images[0, :, 0, 0].tolist() == [0, 1, 2]
+
+
+def test_groups_are_never_torn_apart():
+    split = Split(
+        torch.zeros(8, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 1, 1, 0, 1, 0, 1]), torch.arange(8) // 2
+    )
+    kept, held = holdout(split, 0.3, "x")
+    assert not set(kept.groups.tolist()) & set(held.groups.tolist())
+
+
 def test_holdout_needs_two_of_each_class():
     split = Split(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 1]))
     with pytest.raises(DataError, match="class 1 has 1"):
@@ -198,7 +232,7 @@ def test_affine_changes_keep_pixels_in_range():
         assert out.shape == images.shape
         assert out.min() >= 0
         assert out.max() <= 1
-    assert torch.equal(AUGMENT["gtsrb"](images, draw(3)), AUGMENT["gtsrb"](images, draw(3)))
+    assert torch.equal(AUGMENT["signs"](images, draw(3)), AUGMENT["signs"](images, draw(3)))
 
 
 def test_shifts_go_as_far_as_they_may():
@@ -211,7 +245,24 @@ def test_shifts_go_as_far_as_they_may():
     assert rows.max() <= 6.01
 
 
-@pytest.mark.parametrize("bad", [{"crop": -1}, {"translate": 1.0}, {"scale": (0.0, 1.0)}])
+def test_windows_lie_inside_the_image():
+    images = torch.randint(50, 255, (200, 1, 12, 12), generator=draw(), dtype=torch.uint8)
+    out = Augment(area=0.2)(images, draw(1))
+    assert out.shape == images.shape
+    assert out[:, :, 1:-1, 1:-1].min() > 45 / 255  # nothing from outside but half a pixel at the rim
+    means = [AUGMENT["resized-crop"](images[:1].expand(40, -1, -1, -1), draw(seed)).mean((1, 2, 3)) for seed in (1, 2)]
+    assert not torch.equal(*means)
+
+
+def test_augmentation_is_chosen_by_name_or_data_set():
+    assert augmentation("auto", "gtsrb") == AUGMENT["signs"]
+    assert augmentation("paper", "gtsrb") == AUGMENT["paper-signs"]
+    assert augmentation("auto", "of one's own") == augmentation("none", "gtsrb") == Augment()
+    with pytest.raises(UnknownNameError, match="Did you mean 'crop-flip'"):
+        augmentation("crop-flap", "gtsrb")
+
+
+@pytest.mark.parametrize("bad", [{"area": 0.0}, {"crop": -1}, {"translate": 1.0}, {"scale": (0.0, 1.0)}])
 def test_impossible_augmentation_is_refused(bad):
     with pytest.raises(ConfigError, match=f"{next(iter(bad))} must be"):
         Augment(**bad)

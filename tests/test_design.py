@@ -8,7 +8,7 @@ from pathlib import Path
 import neuralfuse
 
 SOURCE = Path(neuralfuse.__file__).parent
-# From the ground up; a module may import from its own line and from those above it. docs/design.md says what each is for.
+# From the ground up; docs/design.md says what each is for.
 ROOMS = [
     {"errors"},
     {"seeds", "files", "ranges", "config"},

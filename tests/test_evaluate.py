@@ -15,6 +15,7 @@ from neuralfuse.errors import ConfigError, FileFormatError
 from neuralfuse.evaluation import (
     ChipResult,
     Evaluation,
+    Run,
     evaluate,
     evaluation_record,
     mean,
@@ -127,7 +128,7 @@ def test_evaluation_without_neuralfuse(setting):
     base, _, _, data = setting
     result = evaluate(base, data.test, [Chip(Stuck(ber=0.05), 1)])
     assert result.ca_nf is result.pa_nf is result.rp is result.rp_ci95 is result.pa_sd is None
-    assert "PA(NF)" not in summary(evaluation_record(result, faults=Stuck(ber=0.05), config={}, seconds=1))
+    assert "PA(NF)" not in summary(evaluation_record(result, faults=Stuck(ber=0.05), config={}, run=Run()))
 
 
 def test_misuse_is_refused(setting):
@@ -186,6 +187,20 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_record(setting, tmp_path)
     assert without_run(again) == without_run(whole)
 
 
+def test_a_folder_cannot_be_a_record(setting, tmp_path):
+    base, _, model, data = setting
+    with pytest.raises(ConfigError, match="--out must be a file for the record: .* is a folder"):
+        measure(None, (model, base), data, Stuck(ber=0.05), chips=1, out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_chip_has_no_interval(setting):
+    base, fuse, model, data = setting
+    record = measure(fuse, (model, base), data, Stuck(ber=0.05), chips=1)
+    assert record["rp_ci95"] is None
+    assert "interval" not in summary(record)
+
+
 def test_the_ten_published_chips(setting):
     base, _, model, data = setting
     record = measure(None, (model, base), data, Stuck(ber=0.05), chips=None)
@@ -195,7 +210,7 @@ def test_the_ten_published_chips(setting):
 def test_the_picture_is_drawn(tmp_path):
     def record(ber, pa, pa_nf):
         rows = tuple(ChipResult(seed, pa + seed, pa_nf + seed / 2, ber / 2) for seed in range(5))
-        return evaluation_record(Evaluation(98.0, 97.0, 96.0, rows), faults=Stuck(ber=ber), config={}, seconds=1)
+        return evaluation_record(Evaluation(98.0, 97.0, 96.0, rows), faults=Stuck(ber=ber), config={}, run=Run())
 
     records = [record(0.01, 80, 90), record(0.02, 50, 85)]
     plot_accuracy(records, tmp_path / "a.png", title="t", trained_at=0.01)

@@ -28,6 +28,7 @@ from neuralfuse.memory import (
     training_chip,
     validation_chips,
 )
+from neuralfuse.memory.deployed import check_output
 from neuralfuse.quant import Layers, Scheme
 from neuralfuse.seeds import derive, poisson_count, poisson_time
 from test_seeds import splitmix64
@@ -292,11 +293,56 @@ def test_half_precision_models_keep_their_type(small_net):
     assert base.perturbed(Chip(Flip(ber=0.01), 1))(x).dtype == torch.bfloat16
 
 
-def test_deployed_model_stays_in_eval_mode(small_net):
+def test_half_precision_models_are_evaluated_like_others(small_net):
+    base = deploy(small_net.to(torch.bfloat16))
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    assert base(x).dtype == base.unquantized(x).dtype == torch.float32
+    assert len(base.to_config()["fingerprint"]) == 16
+
+
+def test_deployed_model_stays_as_it_was_deployed(small_net):
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     base = deploy(small_net.train())
+    before = base(x)
     base.train()
     assert not base.training
-    assert not small_net.training
+    small_net.train()
+    with torch.no_grad():
+        small_net.head.bias.add_(1)
+        small_net.conv.weight.add_(1)
+    assert torch.equal(base(x), before)
+    with pytest.raises(ConfigError, match="move or cast the model first, then deploy it"):
+        base.double()
+
+
+@pytest.mark.parametrize(("classes", "size", "message"), [(4, 8, "must give 4 logits"), (5, 1, "must take images")])
+def test_a_model_that_does_not_fit_the_images_is_refused(classes, size, message, small_net):
+    small_net.conv.padding = (0, 0)
+    with pytest.raises(ConfigError, match=message):
+        check_output(deploy(small_net), torch.zeros(2, 1, size, size, dtype=torch.uint8), classes)
+
+
+def test_tied_weights_fail_together():
+    """A weight that another kind of layer owns too reads faulty in both places."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            head = nn.utils.skip_init(nn.Linear, 6, 6, bias=False)
+            self.table, self.head = head.weight, head
+            with torch.no_grad():
+                head.weight.copy_(torch.eye(6))
+
+        def forward(self, x):
+            return self.head(x) + x @ self.table.T
+
+    x = torch.eye(6)
+    perturbed = deploy(Tied()).perturbed(Chip(Flip(ber=0.2), 3))(x)
+    assert not torch.equal(perturbed, 2 * x)
+    base = deploy(Tied())
+    reading = base.memory.read(Chip(Flip(ber=0.2), 3))
+    faulted = base.memory.values.index_copy(0, reading.index, reading.values).view(6, 6)
+    assert torch.equal(perturbed, 2 * faulted.T)
 
 
 def test_chips_of_training_validation_and_test_never_meet():

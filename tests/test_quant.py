@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 from neuralfuse.errors import ConfigError, UnknownNameError
-from neuralfuse.quant import Layers, Scheme, fake_quantize, plain_name, quantized_parameters, snap_
+from neuralfuse.quant import Layers, Scheme, fake_quantize, quantized_parameters, snap_
 
 weights = arrays(
     np.float32,
@@ -91,13 +91,27 @@ def test_unsigned_values_are_clamped_to_the_layer_s_range_when_read():
     assert read.item() == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("coding", ["signed", "unsigned", "asymmetric"])
-def test_all_zero_weights_have_scale_one(coding):
-    scheme = Scheme(coding=coding)
-    coded = scheme.encode(torch.zeros(3, 2))
+def test_all_zero_weights_have_scale_one_and_codes_zero():
+    coded = Scheme().encode(torch.zeros(3, 2))
     assert coded.scale.item() == 1
+    assert coded.codes.tolist() == [[0, 0]] * 3
+
+
+@pytest.mark.parametrize(("coding", "value"), [("unsigned", 0.0), ("asymmetric", 0.0), ("asymmetric", 0.5)])
+def test_unsigned_layers_of_one_value_read_nothing_else(coding, value):
+    scheme = Scheme(coding=coding)
+    coded = scheme.encode(torch.full((3, 2), value))
     assert coded.codes.tolist() == [[scheme.offset] * 2] * 3
-    assert scheme.decode(coded.codes, coded.scale, coded.center).abs().sum() == 0
+    every = scheme.decode(torch.arange(256).to(torch.uint8), coded.scale, coded.center)
+    assert (every == value).all()
+
+
+@given(st.floats(0.0009765625, 100, width=32), st.integers(2, 16), st.sampled_from(["signed", "unsigned"]))
+@settings(deadline=None)
+def test_floor_keeps_the_largest_weight_s_code(largest, bits, coding):
+    scheme = Scheme(bits=bits, rounding="floor", coding=coding)
+    codes = scheme.encode(torch.tensor([largest, -largest, 0.0])).codes.long() - scheme.offset
+    assert codes.tolist() == [scheme.limit, -scheme.limit, 0]
 
 
 def test_channels_have_their_own_scales():
@@ -180,6 +194,11 @@ def test_layers_are_chosen_by_pattern(small_net):
         Layers(include=("layer9.*",)).select(small_net)
 
 
+def test_layers_are_chosen_by_type(small_net):
+    assert [stored.name for stored in Layers(types=(nn.Linear,)).select(small_net)] == ["head.weight"]
+    assert "conv.weight" in list(Layers(types=(nn.Linear,)).left_out(small_net))
+
+
 def test_tied_weights_are_stored_once_under_their_first_name():
     with torch.random.fork_rng():
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
@@ -187,6 +206,30 @@ def test_tied_weights_are_stored_once_under_their_first_name():
     assert [stored.name for stored in Layers().select(model)] == ["0.weight"]
 
 
-@pytest.mark.parametrize("name", ["module.conv.weight", "_orig_mod.conv.weight", "module._orig_mod.conv.weight"])
-def test_wrappers_do_not_change_names(name):
-    assert plain_name(name) == "conv.weight"
+def holder(**children: nn.Module) -> nn.Module:
+    model = nn.Module()
+    for name, child in children.items():
+        model.add_module(name, child)
+    return model
+
+
+def test_a_weight_tied_to_another_kind_of_layer_keeps_its_first_name():
+    linear = nn.utils.skip_init(nn.Linear, 4, 4)
+    model = nn.Module()
+    model.table = linear.weight
+    model.head = linear
+    assert [(stored.name, stored.parameter) for stored in Layers().select(model)] == [("table", "table")]
+
+
+def test_wrappers_do_not_change_names(small_net):
+    names = [stored.name for stored in Layers().select(small_net)]
+    for wrapped in (holder(module=small_net), holder(_orig_mod=small_net), holder(module=holder(_orig_mod=small_net))):
+        assert [stored.name for stored in Layers().select(wrapped)] == names
+
+
+def test_a_submodule_called_module_keeps_its_name():
+    def layer():
+        return nn.utils.skip_init(nn.Linear, 2, 2)
+
+    model = holder(fc=layer(), module=holder(fc=layer()))
+    assert [stored.name for stored in Layers().select(model)] == ["fc.weight", "module.fc.weight"]

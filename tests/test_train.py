@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from conftest import toy_data
 from neuralfuse.config import BASE_RECIPES, EopmConfig, QatConfig, base_recipe
 from neuralfuse.errors import (
     ConfigError,
@@ -111,7 +112,7 @@ def test_the_whole_step_equals_autograd_through_the_generator(estimator, small_n
     twin = copy.deepcopy(fuse).train()
     config = EopmConfig(ber=0.05, n_chips=3, estimator=estimator, batch=8)
     images, labels = data.train.images[:8], data.train.labels[:8]
-    _Eopm(fuse, [deploy(small_net)], data, config).backward(images, labels, step=4)
+    _Eopm(fuse, [deploy(small_net)], data, config, Stuck(ber=0.05)).backward(images, labels, step=4)
 
     x = images.float() / 127.5 - 1  # no augmentation is known for the toy data
     weights = {one.parameter: fake_quantize(one.tensor, Scheme()) for one in Layers().select(twin)}
@@ -220,9 +221,26 @@ def test_another_run_s_checkpoint_is_refused(data, small_net, tmp_path):
     other = EopmConfig(**{**EOPM.to_config(), "lam": 1.0})
     with pytest.raises(FileFormatError, match=r"checkpoint of this very run .* in 'lam' \(5.0 there, 1.0 here\)"):
         train_fuse(small_fuse(), base, data, other, out=tmp_path, resume=True)
+    changed = copy.deepcopy(small_net)
+    changed.norm.running_mean += 1
+    with pytest.raises(FileFormatError, match="in 'bases'"):
+        train_fuse(small_fuse(), deploy(changed), data, EOPM, out=tmp_path, resume=True)
+    larger = NeuralFuse("unetl", channels=1, image_size=(8, 8), seed=0)
+    with pytest.raises(FileFormatError, match="in 'generator'"):
+        train_fuse(larger, base, data, EOPM, out=tmp_path, resume=True)
     (tmp_path / CHECKPOINT).write_bytes(b"not a checkpoint")
     with pytest.raises(FileFormatError, match="must be a whole safetensors file"):
         train_fuse(small_fuse(), base, data, EOPM, out=tmp_path, resume=True)
+
+
+def test_another_base_s_checkpoint_is_refused(data, tmp_path):
+    run_base(data, tmp_path)
+    other = base_model("resnet18-quarter", classes=2, channels=1, image_size=(8, 8), seed=0)
+    with pytest.raises(FileFormatError, match="in 'shapes'"):
+        train_base(other, data, QAT, out=tmp_path, resume=True)
+    model = base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
+    with pytest.raises(FileFormatError, match="in 'data'"):
+        train_base(model, toy_data(seed=1), QAT, out=tmp_path, resume=True)
 
 
 def test_trained_generator_weights_lie_on_the_grid(data, small_net):
@@ -304,6 +322,16 @@ def test_base_model_and_module_must_have_one_input_range(data, small_net):
         train_fuse(small_fuse(), deploy(small_net, input_range="unit"), data, EOPM)
     with pytest.raises(ConfigError, match="at least one base model"):
         train_fuse(small_fuse(), [], data, EOPM)
+    with pytest.raises(ConfigError, match="config and fault model must agree"):
+        train_fuse(small_fuse(), deploy(small_net), data, EOPM, faults=Stuck(ber=0.01))
+
+
+def test_a_fault_model_with_more_to_it_is_trained_against(data, small_net):
+    fuse = small_fuse()
+    train_fuse(fuse, deploy(small_net), data, EOPM, faults=Stuck(ber=0.05, stuck_at_1=0.9))
+    assert fuse.trained["fault_model"] == {"kind": "stuck", "ber": 0.05, "stuck_at_1": 0.9}
+    assert fuse.trained["bases"][0]["scheme"]["bits"] == 8
+    assert fuse.trained["data"]["name"] == "toy"
 
 
 @pytest.mark.parametrize(

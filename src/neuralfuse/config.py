@@ -21,10 +21,13 @@ class LoopConfig:
         epochs: Passes over the training images.
         batch: Images a step.
         lr: Largest learning rate.
-        optimizer: sgd (Nesterov momentum 0.9) or adam (betas 0.5, 0.999, as the reference).
+        optimizer: sgd (momentum 0.9) or adam (betas 0.5, 0.999, as the reference).
         schedule: constant; step: times 0.96 every 500 steps, as the reference; cosine: up over the first tenth of the
             steps, then down to zero.
         weight_decay: L2 penalty of SGD.
+        nesterov: Whether SGD's momentum is Nesterov's.
+        augment: Random changes of training images: auto and paper choose by data set; none, shift, crop, crop-flip,
+            signs, paper-signs (the reference's for GTSRB), resized-crop (for ImageNet).
         validate_every: Steps between validations; 0 for once an epoch.
         patience: Validations without improvement after which to stop; 0 for never.
         seed: Seed of everything random in the run.
@@ -36,6 +39,8 @@ class LoopConfig:
     optimizer: Optimizer
     schedule: Schedule = "cosine"
     weight_decay: float = 0.0
+    nesterov: bool = True
+    augment: str = "auto"
     validate_every: int = 0
     patience: int = 0
     seed: int = 0
@@ -97,10 +102,19 @@ class QatConfig(LoopConfig):
         require(0 <= value < 1, f"label_smoothing must be in [0, 1): got label_smoothing={value}.")
 
 
-# "paper" is the reference's: 300 epochs at a small constant rate.
+# "paper" is the reference's: 300 epochs at a small constant rate, plain momentum, its own augmentation.
 BASE_RECIPES: dict[str, QatConfig] = {
     "short": QatConfig(),
-    "paper": QatConfig(epochs=300, batch=256, lr=1e-3, schedule="constant", weight_decay=0.0, label_smoothing=0.0),
+    "paper": QatConfig(
+        epochs=300,
+        batch=256,
+        lr=1e-3,
+        schedule="constant",
+        weight_decay=0.0,
+        nesterov=False,
+        augment="paper",
+        label_smoothing=0.0,
+    ),
 }
 
 

@@ -36,19 +36,20 @@ def run_demo(out: Path, *, seed: int, device: torch.device, say: Callable[[str],
         The evaluation record at the rate trained for, plus ``seconds``.
     """
     started = time.monotonic()
+    qat = QatConfig(seed=seed, **QAT)  # type: ignore[arg-type]
+    eopm = EopmConfig(ber=BER, faults=FAULTS, seed=seed, **EOPM)  # type: ignore[arg-type]
     check_writable(out)
     data = load_data("digits", device=device)
 
     say(f"1. Train {BASE} on {len(data.train)} images of digits, aware of its 8-bit weights.")
-    make_base(BASE, data, QatConfig(seed=seed, **QAT), out=out / "base", device=device)  # type: ignore[arg-type]
+    make_base(BASE, data, qat, out=out / "base", device=device)
     model = load_base(out / "base")
     base = (model, deploy(model.module.to(device), scheme=model.scheme))
     words = base[1].memory.layout.words
     say(f"   {words:,} weights, {words * 8:,} memory cells.")
 
     say(f"2. Lower the voltage: {BER:.1%} of the cells get stuck. Train NeuralFuse ({GENERATOR}) against such chips.")
-    config = EopmConfig(ber=BER, faults=FAULTS, seed=seed, **EOPM)  # type: ignore[arg-type]
-    make_fuse(GENERATOR, [base], data, config, out=out / "fuse", device=device)
+    make_fuse(GENERATOR, [base], data, eopm, out=out / "fuse", device=device)
     fuse = NeuralFuse.from_pretrained(out / "fuse").to(device)
 
     say(f"3. Measure on {CHIPS} chips never seen in training, at {len(CURVE)} rates.")

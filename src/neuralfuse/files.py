@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -77,8 +79,7 @@ def read_json(path: Path, schema: str | None = None) -> dict[str, Any]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors, atomically."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomically(path, lambda file: save_file(plain, file, metadata=dict(metadata or {})))
+    write_atomically(path, lambda file: save_file(_plain(tensors), file, metadata=dict(metadata or {})))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -94,6 +95,27 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FileFormatError(
             f"{path} must be a whole safetensors file: {error}. It is missing, truncated or of another format."
         ) from error
+
+
+def write_model(folder: Path, module: nn.Module, config: Mapping[str, Any]) -> None:
+    """Write ``model.safetensors`` and ``config.json``; a folder that has a config is complete and of one piece."""
+    text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+    write_atomically(folder / "model.safetensors.new", lambda file: save_file(_plain(module.state_dict()), file))
+    (folder / "config.json").unlink(missing_ok=True)
+    (folder / "model.safetensors.new").replace(folder / "model.safetensors")
+    write_atomically(folder / "config.json", lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """Return a short digest of tensors' bytes, to tell whether two runs had the same model or data."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
 def load_weights(module: nn.Module, path: Path, what: str) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neuralfuse.errors import FileFormatError, ShapeError, unknown_name
-from neuralfuse.files import load_weights, read_json, write_json, write_tensors
+from neuralfuse.errors import ConfigError, FileFormatError, ShapeError, unknown_name
+from neuralfuse.files import load_weights, read_json, write_model
+from neuralfuse.memory import Deployed
 from neuralfuse.nets.generators import MULTIPLE, check_size, generator
 from neuralfuse.ranges import InputRange
 
@@ -105,8 +106,7 @@ class NeuralFuse(nn.Module):
             "fit": self.fit,
             "trained": self.trained,
         }
-        write_tensors(folder / "model.safetensors", self.state_dict())
-        write_json(folder / "config.json", config)
+        write_model(folder, self, config)
 
     @staticmethod
     def from_pretrained(folder: Path | str) -> NeuralFuse:
@@ -132,3 +132,10 @@ class NeuralFuse(nn.Module):
             raise FileFormatError(f"{path} must describe a NeuralFuse module: {error!r}.") from error
         load_weights(fuse, folder / "model.safetensors", f"generator {fuse.name}")
         return fuse.eval()
+
+
+def check_same_range(fuse: nn.Module, base: Deployed) -> None:
+    """Raise a `ConfigError` unless what a module hands on is what the model behind it takes."""
+    own = getattr(fuse, "input_range", base.input_range)
+    if own != base.input_range:
+        raise ConfigError(f"NeuralFuse and base model must have one input range: got {own} and {base.input_range}.")

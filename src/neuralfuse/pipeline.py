@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,15 +11,15 @@ import torch
 
 from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.data import DataSet
-from neuralfuse.errors import FileFormatError
-from neuralfuse.evaluation import ChipResult, evaluate, evaluation_record, run_facts
-from neuralfuse.files import check_writable, read_json, write_json
+from neuralfuse.errors import FileFormatError, require
+from neuralfuse.evaluation import ChipResult, Run, evaluate, evaluation_record
+from neuralfuse.files import check_writable, fingerprint, read_json, write_json
 from neuralfuse.fuse import Fit, NeuralFuse
 from neuralfuse.memory import Deployed, FaultModel, deploy, evaluation_chips, published_chips
 from neuralfuse.nets import BaseModel, base_model, save_base
 from neuralfuse.quant import Scheme
 from neuralfuse.ranges import InputRange
-from neuralfuse.scoring import accuracy, fingerprint, plain_inputs
+from neuralfuse.scoring import accuracy, plain_inputs
 from neuralfuse.seeds import derive
 from neuralfuse.train import Listener, train_base, train_fuse
 
@@ -39,7 +38,7 @@ def make_base(
     device: torch.device,
 ) -> dict[str, Any]:
     """Train a base model of the registry and write its folder; return the record of the training."""
-    started = time.monotonic()
+    run = Run()
     module = base_model(
         name,
         classes=len(data.classes),
@@ -55,7 +54,7 @@ def make_base(
         "ca_float": accuracy(module, inputs, labels),
         "ca": accuracy(deploy(module, scheme=scheme), inputs, labels),
     }
-    trained = {"config": {**config.to_config(), "data": data_config(data)}, **results}
+    trained: dict[str, Any] = {"config": {**config.to_config(), "data": data.to_config()}, **results}
     save_base(
         BaseModel(
             name=name,
@@ -71,11 +70,11 @@ def make_base(
     )
     record = {
         "schema": TRAINING_SCHEMA,
-        "config": {"base": name, **trained["config"]},  # type: ignore[dict-item]
+        "config": {"base": name, **trained["config"]},
         "best_step": state.best_step,
         **results,
         "history": state.history,
-        "run": run_facts(time.monotonic() - started),
+        "run": run.facts(),
     }
     write_json(out / "training.json", record)
     return record
@@ -87,6 +86,7 @@ def make_fuse(
     data: DataSet,
     config: EopmConfig,
     *,
+    faults: FaultModel | None = None,
     fit: Fit = "exact",
     out: Path,
     resume: bool = False,
@@ -94,7 +94,7 @@ def make_fuse(
     device: torch.device,
 ) -> dict[str, Any]:
     """Train NeuralFuse against base models and write its folder; return the record of the training."""
-    started = time.monotonic()
+    run = Run()
     fuse = NeuralFuse(
         generator,
         channels=data.channels,
@@ -103,26 +103,21 @@ def make_fuse(
         fit=fit,
         seed=derive(config.seed, "generator", generator) >> 1,
     ).to(device)
-    described = {
-        "generator": generator,
-        **config.to_config(),
-        "bases": [base_config(model, deployed) for model, deployed in bases],
-        "data": data_config(data),
-    }
+    deployed = [one for _, one in bases]
     state = train_fuse(
-        fuse, [deployed for _, deployed in bases], data, config, out=out, resume=resume, listeners=listeners
-    )
+        fuse, deployed, data, config, faults=faults, out=out, resume=resume, listeners=listeners
+    )  # fmt: skip
     best = next(entry for entry in state.history if entry["step"] == state.best_step)
-    fuse.trained = {**described, "best_step": state.best_step}
+    fuse.trained["bases"] = [base_config(*base) for base in bases]
     fuse.save_pretrained(out)
     record = {
         "schema": TRAINING_SCHEMA,
-        "config": described,
+        "config": fuse.trained,
         "best_step": state.best_step,
         "ca_nf": best["ca_nf"],
         "pa_nf": best["pa_nf"],
         "history": state.history,
-        "run": run_facts(time.monotonic() - started),
+        "run": run.facts(),
     }
     write_json(out / "training.json", record)
     return record
@@ -151,15 +146,16 @@ def measure(
         resume: Go on from the results that an interrupted run left beside ``out``.
         say: Told of each chip.
     """
-    started = time.monotonic()
+    run = Run()
     model, deployed = base
+    require(out is None or not out.is_dir(), f"--out must be a file for the record: {out} is a folder.")
     if isinstance(fuse, Path):
         fuse = NeuralFuse.from_pretrained(fuse).to(deployed.memory.device)
     the_chips = published_chips(faults) if chips is None else evaluation_chips(faults, chips)
     config = {
         "base": {**base_config(model, deployed), "trained": model.trained},
         "fuse": None if fuse is None else {"fingerprint": fingerprint(*fuse.state_dict().values()), **fuse.trained},
-        "data": data_config(data),
+        "data": data.to_config(),
         "faults": faults.to_config(),
         "chips": {"first_seed": the_chips[0].seed, "count": len(the_chips), "published": chips is None},
     }
@@ -179,7 +175,7 @@ def measure(
 
     known = {result.seed: result for result in results}
     result = evaluate(deployed, data.test, the_chips, fuse=fuse, known=known, report=keep)
-    record = evaluation_record(result, faults=faults, config=config, seconds=time.monotonic() - started)
+    record = evaluation_record(result, faults=faults, config=config, run=run)
     if out is not None and partial is not None:
         write_json(out, record)
         partial.unlink(missing_ok=True)
@@ -196,42 +192,27 @@ def _known(path: Path, config: Mapping[str, Any]) -> list[ChipResult]:
     return [ChipResult(**entry) for entry in kept["per_chip"]]
 
 
-def data_config(data: DataSet) -> dict[str, Any]:
-    """Return what a result depends on of a data set."""
-    return {
-        "name": data.name,
-        "image_size": list(data.image_size),
-        "train_images": len(data.train),
-        "validation_images": len(data.validation),
-        "test_images": len(data.test),
-        "test_fingerprint": fingerprint(data.test.images, data.test.labels),
-    }
-
-
 def base_config(model: BaseModel, deployed: Deployed) -> dict[str, Any]:
     """Return what a result depends on of a base model."""
-    return {
-        "name": model.name,
-        "scheme": deployed.memory.scheme.to_config(),
-        "input_range": deployed.input_range.to_config(),
-        "fingerprint": fingerprint(*deployed.model.state_dict().values()),
-    }
+    return {"name": model.name, **deployed.to_config()}
 
 
 def summary(record: Mapping[str, Any]) -> str:
     """Return an evaluation record as a few lines of text."""
+    published = record["config"].get("chips", {}).get("published", False)
     lines = [
         f"{record['ber']:.3g} of the cells faulty ({record['ber_kind']}): {record['changed_bits']:.3%} of the stored "
-        f"bits changed; {record['chips']} unseen chips",
+        f"bits changed; {record['chips']} {'published' if published else 'unseen'} chips",
         f"CA      {record['ca']:6.2f}%   without bit errors (floating point {record['ca_float']:.2f}%)",
         f"PA      {record['pa']:6.2f}%   {_spread(record['pa_sd'])}",
     ]
     if record["rp"] is not None:
-        low, high = record["rp_ci95"] or (record["rp"], record["rp"])
+        interval = record["rp_ci95"]
+        known = "" if interval is None else f", 95% interval {interval[0]:+.2f} to {interval[1]:+.2f}"
         lines += [
             f"CA(NF)  {record['ca_nf']:6.2f}%   behind NeuralFuse, without bit errors",
             f"PA(NF)  {record['pa_nf']:6.2f}%   {_spread(record['pa_nf_sd'])}",
-            f"RP      {record['rp']:+6.2f}    points recovered, 95% interval {low:+.2f} to {high:+.2f}",
+            f"RP      {record['rp']:+6.2f}    points recovered{known}",
         ]
     return "\n".join(lines)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuralfuse.data import Split
 from neuralfuse.ranges import InputRange
@@ -14,12 +13,12 @@ from neuralfuse.ranges import InputRange
 BATCH = 500
 
 
-def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor, batch: int = BATCH) -> float:
+def accuracy(model: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor, batch: int = BATCH) -> float:
     """Return the share of inputs (N, C, H, W) that a model puts into their class, in percent."""
     return 100.0 * float(correct(model, inputs, labels, batch).sum()) / len(labels)
 
 
-def correct(model: nn.Module, inputs: Tensor, labels: Tensor, batch: int = BATCH) -> Tensor:
+def correct(model: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor, batch: int = BATCH) -> Tensor:
     """Return, for each input, whether the model's largest output is its label: bool (N,).
 
     NaN outputs, which a chip may cause, count as wrong.
@@ -41,11 +40,3 @@ def transform(fuse: Callable[[Tensor], Tensor], inputs: Tensor, batch: int = BAT
     """Return F(x) for all inputs, once; every chip then sees the same ones."""
     with torch.inference_mode():
         return torch.cat([fuse(part) for part in torch.split(inputs, batch)])
-
-
-def fingerprint(*tensors: Tensor) -> str:
-    """Return a short digest of tensors' values, to tell whether two runs had the same model or data."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

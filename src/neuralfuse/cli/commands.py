@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from neuralfuse.cli.common import Common, DataOptions, StorageOptions, listeners, open_bases, say
 from neuralfuse.config import EopmConfig, QatConfig
-from neuralfuse.errors import check_ber, require
+from neuralfuse.errors import require
+
+if TYPE_CHECKING:
+    from neuralfuse.memory import FaultModel
 
 _FLAT = Parameter(name="*")
 _COMMON, _DATA, _STORAGE, _QAT = Common(), DataOptions(), StorageOptions(), QatConfig()
@@ -103,6 +106,7 @@ def train(
     eopm: Annotated[EopmConfig, _FLAT],
     generator: str = "convl",
     fit: Literal["exact", "pad"] = "exact",
+    stuck_at_1: float | None = None,
     data: Annotated[DataOptions, _FLAT] = _DATA,
     storage: Annotated[StorageOptions, _FLAT] = _STORAGE,
     resume: bool = False,
@@ -124,21 +128,21 @@ def train(
         convl, convs, deconvl, deconvs, unetl, unets or uip.
     fit
         exact refuses image sizes that are no multiples of 8; pad pads and crops.
+    stuck_at_1
+        Share of the stuck cells that read 1 (stuck only; 0.5 by default).
     resume
         Go on from the checkpoint in --out.
     tensorboard
         Folder for TensorBoard files.
     """
-    from neuralfuse.memory import fault_model  # noqa: PLC0415
     from neuralfuse.pipeline import make_fuse  # noqa: PLC0415
 
-    fault_model(eopm.faults, ber=eopm.ber)
+    model = _fault_model(eopm.faults, eopm.ber, stuck_at_1)
     device = common.set_up()
-    opened, images = open_bases(base, data, device)
-    bases = [(model, storage.deploy(model, device)) for model in opened]
+    bases, images = open_bases(base, data, storage, device)
     watch = listeners(f"train {generator}", tensorboard)
     record = make_fuse(
-        generator, bases, images, eopm, fit=fit, out=out, resume=resume, listeners=watch, device=device
+        generator, bases, images, eopm, faults=model, fit=fit, out=out, resume=resume, listeners=watch, device=device
     )  # fmt: skip
     text = (
         f"{generator} after {record['best_step']} steps, on validation images and chips: "
@@ -189,17 +193,19 @@ def evaluate(
     """
     from neuralfuse.pipeline import measure, summary  # noqa: PLC0415
 
-    check_ber(ber)
     require(not resume or out is not None, "--resume must come with --out: without it nothing was kept.")
-    from neuralfuse.memory import fault_model  # noqa: PLC0415
-
-    options: dict[str, Any] = {} if stuck_at_1 is None else {"stuck_at_1": stuck_at_1}
-    model = fault_model(faults, ber=ber, **options)
+    model = _fault_model(faults, ber, stuck_at_1)
     device = common.set_up()
-    opened, images = open_bases([base], data, device)
-    deployed = storage.deploy(opened[0], device)
+    bases, images = open_bases([base], data, storage, device)
     record = measure(
-        fuse, (opened[0], deployed), images, model,
+        fuse, bases[0], images, model,
         chips=None if published_chips else chips, out=out, resume=resume, say=say,
     )  # fmt: skip
     common.show(record, summary(record))
+
+
+def _fault_model(kind: str, ber: float, stuck_at_1: float | None) -> FaultModel:
+    from neuralfuse.memory import fault_model  # noqa: PLC0415
+
+    options = {} if stuck_at_1 is None else {"stuck_at_1": stuck_at_1}
+    return fault_model(kind, ber=ber, **options)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,7 +37,6 @@ class Common:
     config: Path | None = None
     json: bool = False
     debug: bool = False
-    started: float = field(default_factory=time.monotonic, init=False)
 
     def set_up(self) -> torch.device:
         """Apply the options to torch and return the device."""
@@ -56,11 +54,6 @@ class Common:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"device must be one this torch can use: got {name!r} ({reason}).") from error
         return device
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the command began."""
-        return time.monotonic() - self.started
 
     def show(self, record: Mapping[str, Any], text: str) -> None:
         """Print a result: the JSON object, or the text."""
@@ -104,6 +97,8 @@ class StorageOptions:
         granularity: One scale a tensor, or one an output channel.
         input_range: What the inputs of a model from package.module:factory are made of: symmetric ([-1, 1]),
             unit ([0, 1]) or imagenet (mean/std-normalized).
+        include: Name patterns of the weights to store, e.g. "layer1.*"; by default all of the usual layer types.
+        exclude: Name patterns of weights to leave out; they stay free of errors.
     """
 
     bits: int | None = None
@@ -111,16 +106,20 @@ class StorageOptions:
     rounding: Literal["nearest", "floor"] | None = None
     granularity: Literal["tensor", "channel"] | None = None
     input_range: Literal["symmetric", "unit", "imagenet"] | None = None
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
 
     def deploy(self, model: BaseModel, device: torch.device) -> Deployed:
         """Store a base model's weights."""
         from neuralfuse.memory import deploy  # noqa: PLC0415
+        from neuralfuse.quant import Layers  # noqa: PLC0415
 
         names = ("bits", "coding", "rounding", "granularity")
         changes: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return deploy(
             model.module.to(device),
             scheme=replace(model.scheme, **changes),
+            layers=Layers(include=self.include, exclude=self.exclude),
             input_range=self.input_range or model.input_range,
         )
 
@@ -130,13 +129,16 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def open_bases(references: Sequence[str], data: DataOptions, device: torch.device) -> tuple[list[BaseModel], DataSet]:
-    """Open base models and the images that fit them.
+def open_bases(
+    references: Sequence[str], data: DataOptions, storage: StorageOptions, device: torch.device
+) -> tuple[list[tuple[BaseModel, Deployed]], DataSet]:
+    """Open and deploy base models, and load the images that fit them.
 
     Raises:
         ConfigError: a reference is a mere name, or a model does not fit the data.
         FileFormatError: a folder is none of a base model.
     """
+    from neuralfuse.memory.deployed import check_output  # noqa: PLC0415
     from neuralfuse.nets.base import check_base  # noqa: PLC0415
     from neuralfuse.nets.store import load_base, load_factory  # noqa: PLC0415
 
@@ -148,9 +150,14 @@ def open_bases(references: Sequence[str], data: DataOptions, device: torch.devic
             opened[reference] = load_factory(
                 reference, classes=len(images.classes), channels=images.channels, image_size=images.image_size
             )
-    for model in opened.values():
+    bases = []
+    for reference in references:
+        model = opened[reference]
         check_base(model, classes=len(images.classes), channels=images.channels)
-    return [opened[reference] for reference in references], images
+        deployed = storage.deploy(model, device)
+        check_output(deployed, images.test.images[:2], len(images.classes))
+        bases.append((model, deployed))
+    return bases, images
 
 
 def _is_folder(reference: str) -> bool:

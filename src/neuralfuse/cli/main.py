@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tomllib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,16 @@ from cyclopts.config import Dict, Toml
 
 from neuralfuse.cli import commands
 from neuralfuse.config import base_recipe
-from neuralfuse.errors import ConfigError, NeuralFuseError
+from neuralfuse.errors import ConfigError, NeuralFuseError, unknown_name
 
 DONE, OUR_FAILURE, USERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": commands.demo,
+    "models": commands.models,
+    "train-base": commands.train_base,
+    "train": commands.train,
+    "evaluate": commands.evaluate,
+}
 
 
 def make_app() -> App:
@@ -28,8 +35,8 @@ def make_app() -> App:
         suppress_keyboard_interrupt=False,
         help_format="plaintext",
     )
-    for command in (commands.demo, commands.models, commands.train_base, commands.train, commands.evaluate):
-        app.command(command)
+    for name, command in COMMANDS.items():
+        app.command(command, name=name)
     return app
 
 
@@ -48,7 +55,9 @@ def run(arguments: Sequence[str]) -> int:
     except (NeuralFuseError, CycloptsError) as error:
         return _fail(" ".join(str(error).split()), USERS_MISTAKE, "--debug" in tokens)
     except KeyboardInterrupt:
-        return _fail("interrupted. The same command with --resume goes on from the last checkpoint.", INTERRUPTED)
+        resumable = bool(tokens) and tokens[0] in {"train-base", "train", "evaluate"} and "--out" in " ".join(tokens)
+        hint = " The same command with --resume goes on from what it kept." if resumable else ""
+        return _fail(f"interrupted.{hint}", INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         return OUR_FAILURE
@@ -69,19 +78,31 @@ def _configuration(tokens: Sequence[str]) -> list[Any]:
     """Return where options come from besides the command line: a file, and below it a recipe of `train-base`."""
     sources: list[Any] = []
     path = _value(tokens, "--config")
+    table: dict[str, Any] = {}
     if path is not None:
-        if not Path(path).is_file():
-            raise ConfigError(f"--config must name a TOML file: {path} is none.")
-        try:
-            tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--config {path} must be TOML: {error}.") from error
+        table = _read_toml(path)
         sources.append(Toml(path, must_exist=True))
-    recipe = _value(tokens, "--recipe")
+    recipe = _value(tokens, "--recipe") or table.get("train-base", {}).get("recipe")
     if recipe is not None:
         options = {name.replace("_", "-"): value for name, value in asdict(base_recipe(recipe)).items()}
         sources.append(Dict({"train-base": options}, source=f"recipe {recipe}"))
     return sources
+
+
+def _read_toml(path: str) -> dict[str, Any]:
+    """Return a file with one table a command, and refuse any other key."""
+    if not Path(path).is_file():
+        raise ConfigError(f"--config must name a TOML file: {path} is none.")
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--config {path} must be TOML: {error}.") from error
+    for name, value in tables.items():
+        if name not in COMMANDS:
+            raise unknown_name(f"table in {path}", name, COMMANDS)
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}: {name} must be a table, [{name}]: got {value!r}.")
+    return tables
 
 
 def _value(tokens: Sequence[str], option: str) -> str | None:

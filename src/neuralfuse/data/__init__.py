@@ -1,7 +1,7 @@
 """Data sets as whole tensors on the device, and augmentation in batches."""
 
-from neuralfuse.data.augment import Augment
+from neuralfuse.data.augment import AUGMENT, Augment, augmentation
 from neuralfuse.data.dataset import DataSet, Split, holdout
 from neuralfuse.data.sources import DATA_SETS, load_data
 
-__all__ = ["DATA_SETS", "Augment", "DataSet", "Split", "holdout", "load_data"]
+__all__ = ["AUGMENT", "DATA_SETS", "Augment", "DataSet", "Split", "augmentation", "holdout", "load_data"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from neuralfuse.errors import require
+from neuralfuse.errors import require, unknown_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,16 +20,20 @@ class Augment:
         flip: Whether to mirror half of the images.
         translate: Largest shift, as a share of the image's size.
         scale: (smallest, largest) magnification.
+        area: Smallest share of the image that a random window of aspect ratio 3/4 to 4/3, resized to the whole, covers;
+            1 for no such window.
     """
 
     crop: int = 0
     flip: bool = False
     translate: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
+    area: float = 1.0
 
     def __post_init__(self) -> None:
         require(self.crop >= 0, f"crop must be at least 0: got crop={self.crop}.")
         require(0 <= self.translate < 1, f"translate must be in [0, 1): got translate={self.translate}.")
+        require(0 < self.area <= 1, f"area must be in (0, 1]: got area={self.area}.")
         require(0 < self.scale[0] <= self.scale[1], f"scale must be a positive (low, high): got scale={self.scale}.")
 
     def __call__(self, images: Tensor, draw: torch.Generator) -> Tensor:
@@ -37,6 +41,8 @@ class Augment:
         pixels = images.float().div_(255.0)
         if self.translate > 0 or self.scale != (1.0, 1.0):
             pixels = self._affine(pixels, draw)
+        if self.area < 1:
+            pixels = self._window(pixels, draw)
         if self.crop > 0:
             pixels = self._crop(pixels, draw)
         if self.flip:
@@ -49,11 +55,16 @@ class Augment:
         low, high = self.scale
         zoom = low + (high - low) * torch.rand(count, generator=draw, device=device)
         shift = (2 * torch.rand(count, 2, generator=draw, device=device) - 1) * 2 * self.translate
-        theta = torch.zeros(count, 2, 3, device=device)
-        theta[:, 0, 0] = theta[:, 1, 1] = 1 / zoom
-        theta[:, :, 2] = shift / zoom[:, None]
-        grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
-        return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        inverse = (1 / zoom)[:, None].expand(-1, 2)
+        return _sample(pixels, inverse, shift * inverse)
+
+    def _window(self, pixels: Tensor, draw: torch.Generator) -> Tensor:
+        count, device = len(pixels), pixels.device
+        area = self.area + (1 - self.area) * torch.rand(count, generator=draw, device=device)
+        ratio = (3 / 4) ** (2 * torch.rand(count, generator=draw, device=device) - 1)
+        sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=1).clamp_(max=1)
+        place = 2 * torch.rand(count, 2, generator=draw, device=device) - 1
+        return _sample(pixels, sides, place * (1 - sides))
 
     def _crop(self, pixels: Tensor, draw: torch.Generator) -> Tensor:
         count, channels, height, width = pixels.shape
@@ -67,10 +78,39 @@ class Augment:
         return padded[image, channel, rows, columns]
 
 
+def _sample(pixels: Tensor, sides: Tensor, center: Tensor) -> Tensor:
+    """Return the windows with these half-sides and centers, (N, 2) each, in a frame where the image is [-1, 1]^2."""
+    theta = torch.zeros(len(pixels), 2, 3, device=pixels.device)
+    theta[:, 0, 0], theta[:, 1, 1] = sides.unbind(1)
+    theta[:, :, 2] = center
+    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
 AUGMENT: dict[str, Augment] = {
-    "digits": Augment(translate=0.08),
-    "cifar10": Augment(crop=4, flip=True),
-    "cifar100": Augment(crop=4, flip=True),
-    "gtsrb": Augment(translate=0.1, scale=(0.9, 1.1)),
-    "folder": Augment(crop=4, flip=True),
+    "none": Augment(),
+    "shift": Augment(translate=0.08),
+    "crop": Augment(crop=4),
+    "crop-flip": Augment(crop=4, flip=True),
+    "signs": Augment(translate=0.1, scale=(0.9, 1.1)),
+    # Source: NeuralFuse's public code; the mirrored traffic signs are its own.
+    "paper-signs": Augment(translate=0.35, scale=(0.65, 1.35), crop=4, flip=True),
+    "resized-crop": Augment(area=0.08, flip=True),
 }
+_AUTO = {"digits": "shift", "cifar10": "crop-flip", "cifar100": "crop-flip", "gtsrb": "signs", "folder": "crop-flip"}
+_PAPER = {"cifar10": "crop-flip", "cifar100": "crop-flip", "gtsrb": "paper-signs", "folder": "resized-crop"}
+
+
+def augmentation(name: str, data: str) -> Augment:
+    """Return the augmentation of this name; ``auto`` and ``paper`` choose by the data set's name.
+
+    Raises:
+        UnknownNameError: there is no such augmentation.
+    """
+    if name == "auto":
+        name = _AUTO.get(data, "none")
+    if name == "paper":
+        name = _PAPER.get(data, "none")
+    if name not in AUGMENT:
+        raise unknown_name("augmentation", name, ["auto", "paper", *AUGMENT])
+    return AUGMENT[name]

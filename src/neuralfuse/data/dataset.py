@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from neuralfuse.errors import DataError, ShapeError, require
+from neuralfuse.files import fingerprint
 from neuralfuse.seeds import generator
 
 
@@ -41,11 +42,6 @@ class Split:
 
     def __getitem__(self, rows: Tensor) -> Split:
         return Split(self.images[rows], self.labels[rows], None if self.groups is None else self.groups[rows])
-
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images, labels) in order, ``size`` at a time; the last batch may be smaller."""
-        for start in range(0, len(self), size):
-            yield self.images[start : start + size], self.labels[start : start + size]
 
     def to(self, device: torch.device | str) -> Split:
         """Return the split on a device."""
@@ -81,6 +77,18 @@ class DataSet:
         """(H, W) of the images."""
         return self.test.images.shape[2], self.test.images.shape[3]
 
+    def to_config(self) -> dict[str, Any]:
+        """Return what a result depends on of this data set, as JSON."""
+        return {
+            "name": self.name,
+            "image_size": list(self.image_size),
+            "train_images": len(self.train),
+            "validation_images": len(self.validation),
+            "test_images": len(self.test),
+            "train_fingerprint": fingerprint(self.train.images, self.train.labels),
+            "test_fingerprint": fingerprint(self.test.images, self.test.labels),
+        }
+
     def to(self, device: torch.device | str) -> DataSet:
         """Return the data set on a device."""
         moved = {part: getattr(self, part).to(device) for part in ("train", "validation", "test")}
@@ -108,6 +116,6 @@ def holdout(split: Split, share: float, *path: str | int) -> tuple[Split, Split]
             raise DataError(f"each class must have at least 2 training images or groups: class {int(label)} has 1.")
         count = max(1, round(share * len(own)))
         chosen = own[torch.randperm(len(own), generator=draw)[:count]]
-        held |= torch.isin(groups, chosen) & (labels == label)
+        held |= torch.isin(groups, chosen)
     rows = torch.arange(len(split))
     return split[rows[~held]], split[rows[held]]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from neuralfuse.data.dataset import Split
@@ -53,7 +53,7 @@ def read_image(path: Path, size: tuple[int, int] | None) -> np.ndarray:
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except Exception as error:  # decoders of damaged files raise almost anything
         raise DataError(f"cannot read image {path}: {error}. Remove or replace it.") from error
     if size is not None and (image.height, image.width) != size:
         height, width = size

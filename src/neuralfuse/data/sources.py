@@ -39,8 +39,8 @@ def _cifar(name: str) -> Callable[[Path | None, Size, bool], _Raw]:
         kind = getattr(datasets, name.upper())
         try:
             parts = [kind(root, train=train, download=download) for train in (True, False)]
-        except RuntimeError as error:
-            raise _missing(name, root) from error
+        except (RuntimeError, OSError) as error:
+            raise _missing(name, root, download, error) from error
         splits = [
             Split(
                 _resized(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), size), torch.tensor(part.targets)
@@ -60,21 +60,26 @@ def _gtsrb(folder: Path | None, size: Size, download: bool) -> _Raw:
         for split in ("train", "test"):
             datasets.GTSRB(root, split=split, download=download)
     except (RuntimeError, OSError) as error:
-        raise _missing("gtsrb", root) from error
+        raise _missing("gtsrb", root, download, error) from error
     base = root / "gtsrb"
     folders = class_folders(base / "GTSRB" / "Training")
     files, labels, groups = [], [], []
-    for label, own in enumerate(folders):
-        for path in image_files(own):
-            files.append(path)
-            labels.append(label)
-            groups.append(label * 10_000 + int(path.name.split("_")[0]))
+    table = base / "GT-final_test.csv"
+    try:
+        for label, own in enumerate(folders):
+            require(int(own.name) == label, f"{own} must be class folder {label:05d}: the classes must have no gap.")
+            for path in image_files(own):
+                files.append(path)
+                labels.append(label)
+                groups.append(label * 10_000 + int(path.name.split("_")[0]))
+        rows = [line.split(";") for line in table.read_text().splitlines()[1:] if line]
+        test_labels = torch.tensor([int(row[-1]) for row in rows])
+    except ValueError as error:
+        raise DataError(f"GTSRB in {base} must be laid out as it is published: {error}.") from error
     wanted = size or (32, 32)
     train = Split(read_images(files, wanted), torch.tensor(labels), torch.tensor(groups))
-    rows = [line.split(";") for line in (base / "GT-final_test.csv").read_text().splitlines()[1:]]
     test_files = [base / "GTSRB" / "Final_Test" / "Images" / row[0] for row in rows]
-    test = Split(read_images(test_files, wanted), torch.tensor([int(row[-1]) for row in rows]))
-    return [path.name for path in folders], train, test
+    return [path.name for path in folders], train, Split(read_images(test_files, wanted), test_labels)
 
 
 def _folder(folder: Path | None, size: Size, download: bool) -> _Raw:
@@ -145,7 +150,9 @@ def _need_folder(name: str, folder: Path | None) -> Path:
     return folder
 
 
-def _missing(name: str, root: Path) -> DataError:
+def _missing(name: str, root: Path, download: bool, error: Exception) -> DataError:
+    if download:
+        return DataError(f"--data {name} could not be downloaded into {root}: {error}.")
     return DataError(f"--data {name} must lie in {root}: not found there. Pass --download to fetch it.")
 
 

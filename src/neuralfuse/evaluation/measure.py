@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from neuralfuse.data import Split
-from neuralfuse.errors import ConfigError, require
+from neuralfuse.errors import require
 from neuralfuse.evaluation.stats import mean, sample_sd, t_interval
+from neuralfuse.fuse import check_same_range
 from neuralfuse.memory import Chip, Deployed
 from neuralfuse.scoring import accuracy, plain_inputs, transform
 
@@ -108,11 +109,7 @@ def evaluate(
     require(len(chips) >= 1, "there must be at least one chip: got none.")
     if fuse is not None:
         require(not fuse.training, "NeuralFuse must be in eval mode to be evaluated: call fuse.eval() first.")
-        theirs = getattr(fuse, "input_range", base.input_range)
-        if theirs != base.input_range:
-            raise ConfigError(
-                f"NeuralFuse and base model must have one input range: got {theirs} and {base.input_range}."
-            )
+        check_same_range(fuse, base)
     plain, labels = plain_inputs(split, base.input_range), split.labels
     fused = None if fuse is None else transform(fuse, plain)
     results = []
@@ -127,4 +124,4 @@ def evaluate(
                 report(result)
         results.append(result)
     ca_nf = None if fused is None else accuracy(base, fused, labels)
-    return Evaluation(accuracy(base.model, plain, labels), accuracy(base, plain, labels), ca_nf, tuple(results))
+    return Evaluation(accuracy(base.unquantized, plain, labels), accuracy(base, plain, labels), ca_nf, tuple(results))

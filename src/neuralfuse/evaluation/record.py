@@ -6,6 +6,7 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -22,16 +23,14 @@ from neuralfuse.memory import FaultModel
 EVALUATION_SCHEMA = "neuralfuse/evaluation/1"
 
 
-def evaluation_record(
-    result: Evaluation, *, faults: FaultModel, config: Mapping[str, Any], seconds: float
-) -> dict[str, Any]:
+def evaluation_record(result: Evaluation, *, faults: FaultModel, config: Mapping[str, Any], run: Run) -> dict[str, Any]:
     """Return the record of an evaluation.
 
     Args:
         result: What was measured.
         faults: The fault model of its chips.
         config: Everything that the result depends on.
-        seconds: Wall time of the evaluation.
+        run: Made when the evaluation began.
     """
     interval = result.rp_ci95
     return {
@@ -52,39 +51,44 @@ def evaluation_record(
         "rp_ci95": None if interval is None else list(interval),
         "published": None,
         "per_chip": [asdict(chip) for chip in result.per_chip],
-        "run": run_facts(seconds),
+        "run": run.facts(),
     }
 
 
-def run_facts(seconds: float) -> dict[str, Any]:
-    """Return what varies from run to run: time, versions, hardware."""
-    hardware = _processor()
-    if torch.cuda.is_available():
-        hardware += f", {torch.cuda.get_device_name()}"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 3),
-        "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
-        "hardware": hardware,
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "neuralfuse": version("neuralfuse"),
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        "commit": _commit(),
-    }
+class Run:
+    """What varies from run to run: time, versions, hardware. Made at the start, so that it knows the code that ran."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._commit = _commit()
+
+    def facts(self) -> dict[str, Any]:
+        """Return the ``run`` part of a record that is finished now."""
+        hardware = _processor()
+        if torch.cuda.is_available():
+            hardware += f", {torch.cuda.get_device_name()}"
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self._started, 3),
+            "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
+            "hardware": hardware,
+            "threads": torch.get_num_threads(),
+            "versions": {
+                "neuralfuse": version("neuralfuse"),
+                "torch": str(torch.__version__),
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            "commit": self._commit,
+        }
 
 
 def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
+    facts = Path("/proc/cpuinfo")
+    for line in facts.read_text(encoding="utf-8").splitlines() if facts.exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from neuralfuse.errors import ConfigError
+from neuralfuse.files import fingerprint
 from neuralfuse.memory.chip import Chip
 from neuralfuse.memory.weights import WeightMemory
 from neuralfuse.quant import DEFAULT_LAYERS, Layers, Scheme
@@ -51,7 +56,10 @@ class Deployed(nn.Module):
         self.model = model.eval()
         self.memory = memory
         self.input_range = input_range
-        self._frozen = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        stored = {one.parameter for one in memory.stored}
+        others = [(name, tensor) for name, tensor in model.named_parameters() if name not in stored]
+        self._frozen = {name: tensor.detach().clone() for name, tensor in others}
+        self._dtype = memory.stored[0].tensor.dtype
         self._weights = self.weights(memory.values)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,8 +82,43 @@ class Deployed(nn.Module):
         return {**self._frozen, **own}
 
     def run(self, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
-        """Return the model's output with these parameters in the place of its own."""
-        return functional_call(self.model, weights, (x,))  # type: ignore[no-any-return]
+        """Return the model's output, in the type of ``x``, with these parameters in the place of its own."""
+        self.model.eval()
+        output: Tensor = functional_call(self.model, weights, (x.to(self._dtype),))
+        return output.to(x.dtype)
+
+    def unquantized(self, x: Tensor) -> Tensor:
+        """Return the output of the model as handed over, in floating point."""
+        return self.run(x, {})
+
+    def to_config(self) -> dict[str, Any]:
+        """Return what a result depends on of this model, as JSON."""
+        return {
+            "scheme": self.memory.scheme.to_config(),
+            "layers": self.memory.layers.to_config(),
+            "left_out": list(self.memory.layers.left_out(self.model)),
+            "input_range": self.input_range.to_config(),
+            "fingerprint": fingerprint(*self.model.state_dict().values()),
+        }
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Deployed:
+        raise ConfigError("a deployed model cannot be moved or cast: move or cast the model first, then deploy it.")
+
+
+def check_output(base: Deployed, images: Tensor, classes: int) -> None:
+    """Run a model on some images (uint8) and raise a `ConfigError` unless it gives one logit for each class."""
+    base.input_range.check_channels(images.shape[1])
+    sizes = f"images of {images.shape[1]} channels and {images.shape[2]}x{images.shape[3]} pixels"
+    try:
+        with torch.inference_mode():
+            shape = tuple(base(base.input_range.from_bytes(images)).shape)
+    except Exception as error:  # the model is the user's, and may raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"the base model must take {sizes}: {reason}") from error
+    if shape != (len(images), classes):
+        raise ConfigError(
+            f"the base model must give {classes} logits for {sizes}: got shape {shape} for {len(images)}."
+        )
 
 
 def deploy(

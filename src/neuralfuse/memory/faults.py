@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from neuralfuse.errors import ConfigError, check_ber, require, unknown_name
+from neuralfuse.errors import ConfigError, check_ber, unknown_name
 from neuralfuse.memory.layout import Layout
 from neuralfuse.seeds import derive, hash64, poisson_count, poisson_time, signed64, unit_interval
 
@@ -175,5 +175,4 @@ def fault_model(kind: str, *, ber: float, **options: Any) -> FaultModel:
     for option in options:
         if option not in legal:
             raise ConfigError(f"faults {kind!r} must be given options out of {', '.join(legal)}: got {option!r}.")
-    require(isinstance(ber, (int, float)), f"ber must be a number: got ber={ber!r}.")
     return model(ber=ber, **options)

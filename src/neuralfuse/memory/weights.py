@@ -35,6 +35,7 @@ class WeightMemory:
 
     Attributes:
         scheme: How the weights are coded.
+        layers: Which weights were chosen.
         stored: The tensors, in state_dict order.
         layout: Where each lies in the image.
         codes: The image: one code a weight, the scheme's dtype, (words,). Never modified.
@@ -43,6 +44,7 @@ class WeightMemory:
 
     def __init__(self, model: nn.Module, scheme: Scheme, layers: Layers = DEFAULT_LAYERS) -> None:
         self.scheme = scheme
+        self.layers = layers
         self.stored: Sequence[StoredTensor] = layers.select(model)
         self.layout = Layout.of([(stored.name, stored.tensor.numel()) for stored in self.stored], scheme.bits)
         coded = [scheme.encode(stored.tensor, stored.channel_axis) for stored in self.stored]

@@ -129,7 +129,7 @@ def base_model(
 def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     """Build a module whose initial weights depend on ``seed`` alone; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return build()
 
 

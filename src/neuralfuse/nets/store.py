@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from neuralfuse.errors import ConfigError, FileFormatError
-from neuralfuse.files import load_weights, read_json, write_json, write_tensors
+from neuralfuse.files import load_weights, read_json, write_model
 from neuralfuse.nets.base import BaseModel, base_model
 from neuralfuse.quant import Scheme
 from neuralfuse.ranges import InputRange
@@ -19,7 +19,7 @@ SCHEMA = "neuralfuse/base/1"
 
 
 def save_base(model: BaseModel, folder: Path | str) -> None:
-    """Write a base model of the registry: weights first, so that a folder with a config is complete."""
+    """Write a base model of the registry."""
     folder = Path(folder)
     config: dict[str, Any] = {
         "schema": SCHEMA,
@@ -31,8 +31,7 @@ def save_base(model: BaseModel, folder: Path | str) -> None:
         "input_range": model.input_range.to_config(),
         "trained": model.trained,
     }
-    write_tensors(folder / "model.safetensors", model.module.state_dict())
-    write_json(folder / "config.json", config)
+    write_model(folder, model.module, config)
 
 
 def load_base(folder: Path | str) -> BaseModel:
@@ -72,8 +71,8 @@ def load_factory(reference: str, *, classes: int, channels: int, image_size: tup
         sys.path.insert(0, here)  # as `python -m` does; a console script looks beside itself only
     try:
         module = getattr(importlib.import_module(module_name), attribute)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ConfigError(f"--base {reference} must name a factory without arguments that imports: {error}.") from error
+    except Exception as error:  # the code is the user's, and may raise anything
+        raise ConfigError(f"--base {reference} must name a factory without arguments that runs: {error}.") from error
     if not isinstance(module, nn.Module):
         raise ConfigError(f"--base {reference} must return an nn.Module: got {type(module).__name__}.")
     return BaseModel(

@@ -1,7 +1,7 @@
 """Float weights <-> stored integer codes: the schemes, and fake quantization for training."""
 
 from neuralfuse.quant.fake import fake_quantize, quantized_call, quantized_parameters, snap_
-from neuralfuse.quant.layers import DEFAULT_LAYERS, Layers, StoredTensor, plain_name
+from neuralfuse.quant.layers import DEFAULT_LAYERS, Layers, StoredTensor
 from neuralfuse.quant.scheme import Codes, Scheme
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "Scheme",
     "StoredTensor",
     "fake_quantize",
-    "plain_name",
     "quantized_call",
     "quantized_parameters",
     "snap_",

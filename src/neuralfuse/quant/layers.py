@@ -5,18 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from neuralfuse.errors import ConfigError
 
-_WRAPPERS = {"module", "_orig_mod"}
+DEFAULT_TYPES: tuple[type[nn.Module], ...] = (
+    _ConvNd,
+    nn.Linear,
+    nn.Bilinear,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.MultiheadAttention,
+    nn.RNNBase,
+)
 
 
-def plain_name(name: str) -> str:
-    """Return a parameter's name without what DataParallel, DDP and `torch.compile` put before it."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+def plain_names(model: nn.Module) -> dict[int, tuple[str, str]]:
+    """Return, by the id of each parameter, its first name in the module and that name without wrappers.
+
+    DataParallel, DDP and `torch.compile` put ``module`` or ``_orig_mod`` before every name; a submodule that merely
+    happens to be called ``module`` keeps its name.
+    """
+    own = {id(parameter): name for name, parameter in model.named_parameters()}
+    plain = {key: name.replace("_orig_mod.", "") for key, name in own.items()}
+    while plain and all(name.startswith("module.") for name in plain.values()):
+        plain = {key: name.removeprefix("module.") for key, name in plain.items()}
+    return {key: (own[key], plain[key]) for key in own}
 
 
 @dataclass(frozen=True)
@@ -27,7 +44,7 @@ class StoredTensor:
         name: Its name in the model as handed over, wrappers stripped; chips are keyed by it.
         parameter: The name under which the module itself knows it.
         tensor: The parameter.
-        channel_axis: The axis of its output channels.
+        channel_axis: The axis of its output channels; the groups of a transposed convolution share theirs.
     """
 
     name: str
@@ -41,14 +58,24 @@ class Layers:
     """A choice of weights: those of the default layer types whose name matches ``include`` and not ``exclude``.
 
     The default types are convolutions (1-d to 3-d, transposed ones too), linear and bilinear layers, embeddings,
-    attention projections and recurrent layers. ``extra`` adds parameters of any other layer by name, for instance
-    ``extra=("blocks.*.mixing",)``. Patterns are those of a shell (``*``, ``?``, ``[ab]``), matched against parameter
-    names such as ``layer1.0.conv1.weight``. Biases and normalization parameters are never stored by default.
+    attention projections and recurrent layers; ``types`` restricts them. ``extra`` adds parameters of any layer by
+    name, ``extra=("blocks.*.mixing",)``. Patterns are those of a shell (``*``, ``?``, ``[ab]``), matched against
+    parameter names such as ``layer1.0.conv1.weight``. Biases and normalization parameters are never stored by default.
     """
 
+    types: tuple[type[nn.Module], ...] = DEFAULT_TYPES
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the choice as JSON."""
+        return {
+            "types": [one.__name__ for one in self.types],
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+            "extra": list(self.extra),
+        }
 
     def select(self, model: nn.Module) -> list[StoredTensor]:
         """Return the chosen weights in state_dict order; a tied weight once, under its first name.
@@ -56,41 +83,45 @@ class Layers:
         Raises:
             ConfigError: nothing is chosen.
         """
-        chosen, seen = [], set()
-        for module_name, module in model.named_modules():
+        names = plain_names(model)
+        chosen: dict[int, StoredTensor] = {}
+        for module in model.modules():
             for own_name, tensor in module.named_parameters(recurse=False):
-                parameter = f"{module_name}.{own_name}" if module_name else own_name
-                name = plain_name(parameter)
-                if id(tensor) not in seen and self._wants(module, own_name, name):
-                    seen.add(id(tensor))
+                parameter, name = names[id(tensor)]
+                if id(tensor) not in chosen and self._wants(module, own_name, name):
                     axis = 1 if isinstance(module, _ConvTransposeNd) else 0
-                    chosen.append(StoredTensor(name, parameter, tensor, axis))
+                    chosen[id(tensor)] = StoredTensor(name, parameter, tensor, axis)
         if not chosen:
-            has = ", ".join(plain_name(name) for name, _ in model.named_parameters()) or "none"
-            raise ConfigError(f"a memory must store at least one weight: {self} matches none of the parameters {has}.")
-        return chosen
+            has = ", ".join(name for _, name in names.values()) or "none"
+            raise ConfigError(
+                f"a memory must store at least one weight: include={self.include}, exclude={self.exclude} matches none "
+                f"of the parameters {has}."
+            )
+        return [chosen[key] for key in names if key in chosen]
 
     def left_out(self, model: nn.Module) -> Iterator[str]:
-        """Yield the names of parameters with two or more axes that are not chosen, for a look at what is missing."""
+        """Yield the names of parameters with two or more axes that are not chosen: they stay free of errors."""
         chosen = {id(stored.tensor) for stored in self.select(model)}
-        for name, tensor in model.named_parameters():
+        names = plain_names(model)
+        for tensor in model.parameters():
             if tensor.dim() >= 2 and id(tensor) not in chosen:
-                yield plain_name(name)
+                yield names[id(tensor)][1]
 
     def _wants(self, module: nn.Module, own_name: str, name: str) -> bool:
         if any(fnmatchcase(name, pattern) for pattern in self.exclude):
             return False
         if any(fnmatchcase(name, pattern) for pattern in self.extra):
             return True
-        return _is_weight(module, own_name) and any(fnmatchcase(name, pattern) for pattern in self.include)
+        wanted = isinstance(module, self.types) and _is_weight(module, own_name)
+        return wanted and any(fnmatchcase(name, pattern) for pattern in self.include)
 
 
 def _is_weight(module: nn.Module, own_name: str) -> bool:
-    if isinstance(module, (_ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag)):
-        return own_name == "weight"
     if isinstance(module, nn.MultiheadAttention):
         return own_name.endswith("proj_weight")
-    return isinstance(module, nn.RNNBase) and own_name.startswith("weight_")
+    if isinstance(module, nn.RNNBase):
+        return own_name.startswith("weight_")
+    return own_name == "weight"
 
 
 DEFAULT_LAYERS = Layers()

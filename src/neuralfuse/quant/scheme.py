@@ -21,7 +21,8 @@ class Codes:
 
     Attributes:
         codes: Integers, the scheme's dtype, the weight's shape.
-        scale: Step between neighbouring codes, float32, () or broadcastable to the weight (one a channel).
+        scale: Step between neighbouring codes, float32, () or broadcastable to the weight (one a channel). Where all
+            weights are equal there is no step: 1 for the signed coding, 0 for the others, which read one value only.
         center: Value of the code ``scheme.offset``, the shape of ``scale``; 0 for symmetric schemes.
     """
 
@@ -98,11 +99,14 @@ class Scheme:
             raise ConfigError("weights must be finite to be quantized: got NaN or infinity.")
         center = (low + high) / 2 if self.coding == "asymmetric" else torch.zeros_like(high)
         scale = (high - center) / self.limit
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        steps = (values - center) / scale
-        steps = torch.floor(steps) if self.rounding == "floor" else torch.round(steps)
+        positive = torch.where(scale > 0, scale, torch.ones_like(scale))
+        if self.rounding == "floor":  # in float64, so that the largest weight does not fall below its own code
+            reach = torch.where(scale > 0, high - center, positive * self.limit).double()
+            steps = torch.floor((values - center).double() * self.limit / reach)
+        else:
+            steps = torch.round((values - center) / positive)
         steps = steps.clamp_(-self.limit, self.limit).add_(self.offset)
-        return Codes(steps.to(self.dtype), scale, center)
+        return Codes(steps.to(self.dtype), positive if self.coding == "signed" else scale, center)
 
     def decode(self, codes: Tensor, scale: Tensor, center: Tensor) -> Tensor:
         """Return the values (float32) of codes, clean or faulty; ``scale`` and ``center`` broadcast against them.

@@ -13,13 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neuralfuse.config import EopmConfig
-from neuralfuse.data import Augment, DataSet
-from neuralfuse.data.augment import AUGMENT
-from neuralfuse.errors import ConfigError, require
-from neuralfuse.fuse import NeuralFuse
+from neuralfuse.data import DataSet, augmentation
+from neuralfuse.errors import require
+from neuralfuse.fuse import NeuralFuse, check_same_range
 from neuralfuse.memory import Chip, Deployed, FaultModel, fault_model, training_chip, validation_chips
 from neuralfuse.quant import Scheme, quantized_call, snap_
-from neuralfuse.scoring import accuracy, fingerprint, plain_inputs, transform
+from neuralfuse.scoring import accuracy, plain_inputs, transform
 from neuralfuse.seeds import generator
 from neuralfuse.train.listeners import Listener
 from neuralfuse.train.loop import State, Task, fit
@@ -76,17 +75,26 @@ def eopm_backward(
 
 
 class _Eopm(Task):
-    def __init__(self, fuse: NeuralFuse, bases: Sequence[Deployed], data: DataSet, config: EopmConfig) -> None:
+    def __init__(
+        self, fuse: NeuralFuse, bases: Sequence[Deployed], data: DataSet, config: EopmConfig, faults: FaultModel
+    ) -> None:
         self.module: NeuralFuse = fuse
         self.bases, self.config = bases, config
-        self.faults = fault_model(config.faults, ber=config.ber)
-        self.augment = AUGMENT.get(data.name, Augment())
+        self.faults = faults
+        self.augment = augmentation(config.augment, data.name)
         self.scheme = Scheme(bits=config.generator_bits) if config.generator_bits and fuse.name != "uip" else None
         chosen = torch.randperm(len(data.validation), generator=generator(data.name, "validation images"))
         rows = chosen[: config.validation_images].sort().values
         validation = data.validation[rows.to(data.validation.images.device)]
         self.inputs, self.labels = plain_inputs(validation, fuse.input_range), validation.labels
-        self.data_identity = {"data": data.name, "images": len(data.train)}
+        self.description = {
+            "generator": fuse.name,
+            "fit": fuse.fit,
+            **config.to_config(),
+            "fault_model": faults.to_config(),
+            "bases": [base.to_config() for base in bases],
+            "data": data.to_config(),
+        }
 
     def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
         fuse, config = self.module, self.config
@@ -115,9 +123,7 @@ class _Eopm(Task):
         return {"score": (ca + lam * pa) / (1 + lam), "ca_nf": ca, "pa_nf": pa}
 
     def identity(self) -> dict[str, Any]:
-        bases = [fingerprint(base.memory.codes) for base in self.bases]
-        generator_name = {"generator": self.module.name}
-        return {"task": "eopm", **generator_name, **self.config.to_config(), **self.data_identity, "bases": bases}
+        return {"task": "eopm", **self.description}
 
 
 def quantized_copy(fuse: NeuralFuse, scheme: Scheme | None) -> NeuralFuse:
@@ -134,6 +140,7 @@ def train_fuse(
     data: DataSet,
     config: EopmConfig,
     *,
+    faults: FaultModel | None = None,
     out: Path | str | None = None,
     resume: bool = False,
     listeners: Sequence[Listener] = (),
@@ -141,10 +148,11 @@ def train_fuse(
     """Train NeuralFuse by EOPM, in place, against frozen base models on its own device.
 
     Args:
-        fuse: The module to train; it ends with its best validated, quantized weights.
+        fuse: The module to train; it ends with its best validated, quantized weights; ``trained`` says against what.
         bases: One base model, or several surrogates whose losses are averaged.
         data: Training and validation images.
         config: How.
+        faults: The fault model to train against, if it has more to it than the name and rate in ``config``.
         out: Folder for checkpoints.
         resume: Go on from the checkpoint there.
         listeners: Who to tell of steps and validations.
@@ -152,19 +160,23 @@ def train_fuse(
         The run's state. ``best_score`` weighs the validation accuracies as the loss weighs its terms:
         (CA(NF) + lam * PA(NF)) / (1 + lam).
     Raises:
-        ConfigError: a base model's inputs are made of something else than the module's.
+        ConfigError: a base model's inputs are made of something else than the module's, or ``faults`` contradicts
+            ``config``.
     """
     bases = [bases] if isinstance(bases, Deployed) else list(bases)
     require(len(bases) > 0, "there must be at least one base model: got none.")
     for base in bases:
-        if base.input_range != fuse.input_range:
-            raise ConfigError(
-                f"NeuralFuse and base model must have one input range: got {fuse.input_range} and {base.input_range}."
-            )
-    task = _Eopm(fuse, bases, data, config)
+        check_same_range(fuse, base)
+    faults = faults or fault_model(config.faults, ber=config.ber)
+    require(
+        (faults.kind, faults.ber) == (config.faults, config.ber),
+        f"config and fault model must agree: got {config.faults} at {config.ber} and {faults.kind} at {faults.ber}.",
+    )
+    task = _Eopm(fuse, bases, data, config, faults)
     folder = None if out is None else Path(out)
     state = fit(task, data.train, config, out=folder, resume=resume, listeners=listeners)
     if task.scheme is not None:
         snap_(fuse, task.scheme)
+    fuse.trained = {**task.description, "best_step": state.best_step}
     fuse.eval()
     return state

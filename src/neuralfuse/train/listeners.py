@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from neuralfuse.errors import MissingExtraError
+from neuralfuse.errors import MissingExtraError, OutputError
 
 
 class Listener(Protocol):
@@ -35,11 +35,11 @@ class ProgressBar:
         self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console)
         self._task = self._bar.add_task(title, total=None, note="")
         self._title = title
-        if self._console.is_terminal:
-            self._bar.start()
 
     def stepped(self, step: int, total: int, losses: Mapping[str, float]) -> None:
-        """Move the bar."""
+        """Move the bar; it appears with the first step, so that a run that never begins leaves the terminal alone."""
+        if self._console.is_terminal:
+            self._bar.start()
         self._bar.update(self._task, completed=step, total=total, note=_line(losses, ".3f"))
 
     def validated(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -52,7 +52,8 @@ class ProgressBar:
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
 
 
 class TensorBoard:
@@ -67,7 +68,10 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
         except ImportError as error:
             raise MissingExtraError("--tensorboard needs tensorboard: pip install 'neuralfuse[tracking]'.") from error
-        self._writer: Any = SummaryWriter(str(folder))
+        try:
+            self._writer: Any = SummaryWriter(str(folder))
+        except OSError as error:
+            raise OutputError(f"cannot write {folder}: {error}. Choose another place with --tensorboard.") from error
 
     def stepped(self, step: int, total: int, losses: Mapping[str, float]) -> None:
         """Write the losses."""

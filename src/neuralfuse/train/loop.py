@@ -109,12 +109,12 @@ def fit(
     every = config.validate_every or batches.steps
     optimizer = _optimizer(task.module, config)
     state = State()
-    if out is not None:
-        check_writable(out)
-        if resume and (out / CHECKPOINT).exists():
-            state = _load(out / CHECKPOINT, task, optimizer)
-    saved = time.monotonic()
     try:
+        if out is not None:
+            check_writable(out)
+            if resume and (out / CHECKPOINT).exists():
+                state = _load(out / CHECKPOINT, task, optimizer)
+        saved = time.monotonic()
         while state.step < total and not state.done:
             for group in optimizer.param_groups:
                 group["lr"] = config.lr_at(state.step, total)
@@ -142,14 +142,20 @@ def _optimizer(module: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if config.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=config.lr, betas=(0.5, 0.999))
-    return torch.optim.SGD(parameters, lr=config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=config.lr, momentum=0.9, nesterov=config.nesterov, weight_decay=config.weight_decay
+    )
 
 
 def _backward(task: Task, batches: Batches, step: int, seed: int) -> dict[str, float]:
     images, labels = batches.at(step)
-    devices = [images.device] if images.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):  # for layers such as dropout, which know no other generator
-        torch.manual_seed(derive(seed, "step", step) >> 1)
+    own = derive(seed, "step", step) >> 1
+    cuda = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):  # for layers such as dropout, which know no other generator
+        torch.default_generator.manual_seed(own)
+        for device in cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(own)
         losses = task.backward(images, labels, step)
     for name, value in losses.items():
         if not math.isfinite(value):
@@ -212,7 +218,8 @@ def _load(path: Path, task: Task, optimizer: torch.optim.Optimizer) -> State:
 
 
 def _canonical(task: Task) -> str:
-    return json.dumps(task.identity(), sort_keys=True)
+    shapes = {name: list(tensor.shape) for name, tensor in task.module.state_dict().items()}
+    return json.dumps({**task.identity(), "shapes": shapes}, sort_keys=True)
 
 
 def _difference(text: str | None, task: Task) -> str:
@@ -220,5 +227,6 @@ def _difference(text: str | None, task: Task) -> str:
     theirs = json.loads(text) if text else {}
     for key, value in json.loads(_canonical(task)).items():
         if theirs.get(key) != value:
-            return f" in {key!r} ({theirs.get(key)!r} there, {value!r} here)"
+            nested = isinstance(value, dict | list)
+            return f" in {key!r}" if nested else f" in {key!r} ({theirs.get(key)!r} there, {value!r} here)"
     return ""

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neuralfuse.config import QatConfig
-from neuralfuse.data import Augment, DataSet
-from neuralfuse.data.augment import AUGMENT
+from neuralfuse.data import DataSet, augmentation
 from neuralfuse.memory import deploy
-from neuralfuse.quant import DEFAULT_LAYERS, Layers, Scheme, quantized_parameters
+from neuralfuse.quant import DEFAULT_LAYERS, Layers, Scheme, quantized_call
 from neuralfuse.ranges import InputRange
 from neuralfuse.scoring import accuracy, plain_inputs
 from neuralfuse.seeds import generator
@@ -28,7 +26,7 @@ class _Qat(Task):
     ) -> None:
         self.module = model
         self.data, self.config, self.input_range, self.layers = data, config, input_range, layers
-        self.augment = AUGMENT.get(data.name, Augment())
+        self.augment = augmentation(config.augment, data.name)
         self.scheme = Scheme(bits=config.bits) if config.bits else None
         self.validation = plain_inputs(data.validation, input_range)
 
@@ -36,8 +34,7 @@ class _Qat(Task):
         draw = generator(self.config.seed, "augment", step, device=images.device)
         x = self.input_range.from_pixels(self.augment(images, draw))
         self.module.train()
-        weights = quantized_parameters(self.module, self.scheme, self.layers) if self.scheme else {}
-        logits = torch.func.functional_call(self.module, weights, (x,))
+        logits = quantized_call(self.module, x, self.scheme, self.layers)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": float(loss.detach())}
@@ -49,7 +46,13 @@ class _Qat(Task):
         return {"score": accuracy(deployed, self.validation, self.data.validation.labels)}
 
     def identity(self) -> dict[str, Any]:
-        return {"task": "qat", **self.config.to_config(), "data": self.data.name, "images": len(self.data.train)}
+        return {
+            "task": "qat",
+            **self.config.to_config(),
+            "data": self.data.to_config(),
+            "input_range": self.input_range.to_config(),
+            "layers": self.layers.to_config(),
+        }
 
 
 def train_base(
