@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 from pathlib import Path
 
 import neuralfuse
@@ -68,3 +69,31 @@ def test_the_design_page_names_every_room():
 def test_files_stay_readable():
     for path in SOURCE.rglob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 330, path
+
+
+def load_render():
+    spec = importlib.util.spec_from_file_location("render", SOURCE.parents[1] / "results" / "render.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_results_page_is_made_from_the_records():
+    render = load_render()
+    page = render.PAGE.read_text(encoding="utf-8")
+    assert render.render(page) == page
+    assert page.count("<!-- table ") == page.count(render.END) >= 1
+
+
+def test_the_records_show_a_recovery_for_three_seeds():
+    records = load_render().records("gtsrb")
+    assert {record["config"]["fuse"]["seed"] for record in records} == {0, 1, 2}
+    for record in records:
+        lost = record["ca"] - record["pa"]
+        assert record["ber_kind"] == "stuck"
+        assert record["ca"] >= 90
+        assert 20 <= lost <= 50
+        assert record["rp"] >= 0.4 * lost
+        assert record["ca"] - record["ca_nf"] <= 4
+        assert record["chips"] == len(record["per_chip"]) >= 30
+        assert all(chip["seed"] > 50_009 for chip in record["per_chip"])
