@@ -201,8 +201,8 @@ def summary(record: Mapping[str, Any]) -> str:
     """Return an evaluation record as a few lines of text."""
     published = record["config"].get("chips", {}).get("published", False)
     lines = [
-        f"{100 * record['ber']:.4g}% of the cells faulty ({record['ber_kind']}): {record['changed_bits']:.3%} of the stored "
-        f"bits changed; {record['chips']} {'published' if published else 'unseen'} chips",
+        f"{100 * record['ber']:.4g}% of the cells faulty ({record['ber_kind']}): {record['changed_bits']:.3%} of the "
+        f"stored bits changed; {record['chips']} {'published' if published else 'unseen'} chips",
         f"CA      {record['ca']:6.2f}%   without bit errors (floating point {record['ca_float']:.2f}%)",
         f"PA      {record['pa']:6.2f}%   {_spread(record['pa_sd'])}",
     ]
