@@ -17,15 +17,6 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 
 
-@pytest.fixture
-def paper_tables() -> Path:
-    """The paper's numbers, where the checkout has them beside it."""
-    path = SHARED / "spec" / "paper_tables.json"
-    if not path.exists():
-        pytest.skip("needs paper_tables.json beside the checkout, and there is none")
-    return path
-
-
 class SmallNet(nn.Module):
     """One of everything that a memory stores by default, with a bias and a BatchNorm that it must leave alone."""
 
