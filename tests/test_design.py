@@ -13,7 +13,7 @@ SOURCE = Path(neuralfuse.__file__).parent
 ROOMS = [
     {"errors"},
     {"seeds", "files", "ranges", "config"},
-    {"quant"},
+    {"quant", "faults"},
     {"memory"},
     {"data", "nets"},
     {"fuse"},

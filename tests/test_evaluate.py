@@ -24,8 +24,9 @@ from neuralfuse.evaluation import (
     t_quantile,
 )
 from neuralfuse.evaluation.plot import plot_accuracy
+from neuralfuse.faults import Chip, Stuck, evaluation_chips
 from neuralfuse.fuse import NeuralFuse
-from neuralfuse.memory import Chip, Stuck, deploy, evaluation_chips
+from neuralfuse.memory import deploy
 from neuralfuse.nets import BaseModel
 from neuralfuse.pipeline import measure, summary
 from neuralfuse.scoring import accuracy, correct

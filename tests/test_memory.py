@@ -14,20 +14,19 @@ from torch import nn
 from torch.func import functional_call
 
 from neuralfuse.errors import ConfigError, RateError, UnknownNameError
-from neuralfuse.memory import (
+from neuralfuse.faults import (
     Chip,
     Flip,
     Layout,
     Reference,
     Stuck,
-    WeightMemory,
-    deploy,
     evaluation_chips,
     fault_model,
     published_chips,
     training_chip,
     validation_chips,
 )
+from neuralfuse.memory import WeightMemory, deploy
 from neuralfuse.memory.deployed import check_output
 from neuralfuse.quant import Layers, Scheme
 from neuralfuse.seeds import derive, poisson_count, poisson_time
@@ -264,7 +263,7 @@ def test_perturbed_model_runs_on_the_faulted_codes(kind, granularity, coding, sm
         coded = scheme.encode(stored.tensor, stored.channel_axis)
         own.tensor.data = scheme.decode(codes[stored.name], coded.scale, coded.center)
     assert torch.equal(base.perturbed(chip)(x), twin(x))
-    clean = functional_call(small_net, base.weights(base.memory.values), (x,))
+    clean = functional_call(small_net, base.memory.parameters(base.memory.values), (x,))
     assert torch.equal(base(x), clean)
     assert not torch.equal(base(x), twin(x))
     for name, tensor in small_net.state_dict().items():

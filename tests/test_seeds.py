@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from neuralfuse.seeds import derive, hash64, poisson_count, unit_interval
+from neuralfuse.seeds import below, derive, happens, hash64, poisson_count, uniform_integers
 
 MASK = (1 << 64) - 1
 
@@ -36,11 +36,27 @@ def test_hash_agrees_with_published_values():
     assert [int(value) & MASK for value in hash64(1234567, torch.arange(4))] == published
 
 
-def test_unit_interval_never_reaches_one():
-    bits = torch.tensor([-1, 0, 2**63 - 1, -(2**63)])
-    places = unit_interval(bits)
-    assert places.min() >= 0
-    assert (places * (2.0**40)).max() < 2.0**40
+@given(
+    key=st.integers(0, MASK),
+    count=st.integers(0, 70_000),
+    size=st.one_of(st.integers(1, 100), st.integers(1, 2**40), st.just(2**31), st.just(2**31 + 1)),
+    probability=st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0, 2.0**-52, 1 - 2.0**-53])),
+)
+@settings(max_examples=40, deadline=None)
+def test_numpy_and_torch_draw_the_same(key, count, size, probability):
+    """The path for a CPU against the formula in torch, which is the path for a GPU, and against Python."""
+    drawn = uniform_integers(key, count, size)
+    bits = hash64(key, torch.arange(count))
+    fraction = ((bits >> 12) & ((1 << 52) - 1)).double() * 2.0**-52
+    assert torch.equal(drawn.long(), (fraction * size).long())
+    assert drawn.dtype == (torch.int32 if size <= 2**31 else torch.int64)
+    happened = happens(key, torch.arange(count), probability)
+    assert torch.equal(happened, below(bits.clone(), probability))
+    assert torch.equal(happened, fraction < probability)
+    for place in range(0, count, 9973):
+        numerator = splitmix64(key, place) >> 12
+        assert int(drawn[place]) == int(numerator * 2.0**-52 * size)
+        assert bool(happened[place]) == (numerator * 2.0**-52 < probability)
 
 
 def test_derived_seeds_keep_names_and_numbers_apart():

@@ -21,9 +21,10 @@ from neuralfuse.errors import (
     RateError,
     UnknownNameError,
 )
+from neuralfuse.faults import Chip, Stuck, fault_model
 from neuralfuse.files import read_tensors
 from neuralfuse.fuse import NeuralFuse
-from neuralfuse.memory import Chip, Stuck, deploy, fault_model
+from neuralfuse.memory import deploy
 from neuralfuse.nets import base_model
 from neuralfuse.quant import Layers, Scheme, fake_quantize
 from neuralfuse.train import Pass, ProgressBar, TensorBoard, eopm_backward, passes, train_base, train_fuse

@@ -16,20 +16,21 @@ if TYPE_CHECKING:
     from neuralfuse.data import DataSet, Split, load_data
     from neuralfuse.errors import NeuralFuseError
     from neuralfuse.evaluation import Evaluation, evaluate
-    from neuralfuse.fuse import NeuralFuse
-    from neuralfuse.memory import (
+    from neuralfuse.faults import (
         Chip,
-        Deployed,
+        FaultMap,
         FaultModel,
         Flip,
         Reference,
         Stuck,
-        WeightMemory,
-        deploy,
+        VoltageCurve,
         evaluation_chips,
         fault_model,
+        load_chip,
         published_chips,
     )
+    from neuralfuse.fuse import NeuralFuse
+    from neuralfuse.memory import Deployed, WeightMemory, deploy
     from neuralfuse.nets import BaseModel, base_model, generator, load_base, save_base
     from neuralfuse.quant import Layers, Scheme, fake_quantize
     from neuralfuse.ranges import InputRange
@@ -43,10 +44,11 @@ _ROOM = {
     "errors": ("NeuralFuseError",),
     "evaluation": ("Evaluation", "evaluate"),
     "fuse": ("NeuralFuse",),
-    "memory": (
-        "Chip", "Deployed", "FaultModel", "Flip", "Reference", "Stuck", "WeightMemory",
-        "deploy", "evaluation_chips", "fault_model", "published_chips",
+    "faults": (
+        "Chip", "FaultMap", "FaultModel", "Flip", "Reference", "Stuck", "VoltageCurve",
+        "evaluation_chips", "fault_model", "load_chip", "published_chips",
     ),
+    "memory": ("Deployed", "WeightMemory", "deploy"),
     "nets": ("BaseModel", "base_model", "generator", "load_base", "save_base"),
     "quant": ("Layers", "Scheme", "fake_quantize"),
     "ranges": ("InputRange",),
@@ -61,6 +63,7 @@ __all__ = [
     "Deployed",
     "EopmConfig",
     "Evaluation",
+    "FaultMap",
     "FaultModel",
     "Flip",
     "InputRange",
@@ -72,6 +75,7 @@ __all__ = [
     "Scheme",
     "Split",
     "Stuck",
+    "VoltageCurve",
     "WeightMemory",
     "base_model",
     "base_recipe",
@@ -82,6 +86,7 @@ __all__ = [
     "fault_model",
     "generator",
     "load_base",
+    "load_chip",
     "load_data",
     "published_chips",
     "save_base",

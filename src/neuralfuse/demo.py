@@ -12,9 +12,10 @@ import torch
 from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.data import load_data
 from neuralfuse.evaluation.plot import plot_accuracy
+from neuralfuse.faults import fault_model
 from neuralfuse.files import check_writable, write_json
 from neuralfuse.fuse import NeuralFuse
-from neuralfuse.memory import deploy, fault_model
+from neuralfuse.memory import deploy
 from neuralfuse.nets import load_base
 from neuralfuse.pipeline import make_base, make_fuse, measure, summary
 

@@ -6,10 +6,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -95,6 +98,36 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FileFormatError(
             f"{path} must be a whole safetensors file: {error}. It is missing, truncated or of another format."
         ) from error
+
+
+def write_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Write arrays and a JSON header as a compressed NPZ file, atomically; ``path`` should end in ``.npz``."""
+    text = json.dumps(header, allow_nan=False)
+
+    def write(file: Path) -> None:
+        with file.open("wb") as stream:
+            np.savez_compressed(stream, allow_pickle=False, header=np.array(text), **arrays)
+
+    write_atomically(path, write)
+
+
+def read_arrays(path: Path, schema: str, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the header and the named arrays of a file that `write_arrays` wrote; no pickle is ever loaded.
+
+    Raises:
+        FileFormatError: the file is missing, truncated, of another format or of another schema.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(str(file["header"]))
+            arrays = {name: file[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileFormatError(f"{path} must be a whole file of schema {schema!r}: {reason}.") from error
+    if not isinstance(header, dict) or header.get("schema") != schema:
+        got = header.get("schema") if isinstance(header, dict) else header
+        raise FileFormatError(f"{path} must have schema {schema!r}: got {got!r}.")
+    return header, arrays
 
 
 def write_model(folder: Path, module: nn.Module, config: Mapping[str, Any]) -> None:

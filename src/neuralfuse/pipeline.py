@@ -13,9 +13,10 @@ from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.data import DataSet
 from neuralfuse.errors import FileFormatError, require
 from neuralfuse.evaluation import ChipResult, Run, evaluate, evaluation_record
+from neuralfuse.faults import FaultModel, evaluation_chips, published_chips
 from neuralfuse.files import check_writable, fingerprint, read_json, write_json
 from neuralfuse.fuse import Fit, NeuralFuse
-from neuralfuse.memory import Deployed, FaultModel, deploy, evaluation_chips, published_chips
+from neuralfuse.memory import Deployed, deploy
 from neuralfuse.nets import BaseModel, base_model, save_base
 from neuralfuse.quant import Scheme
 from neuralfuse.ranges import InputRange

@@ -12,7 +12,7 @@ from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.errors import require
 
 if TYPE_CHECKING:
-    from neuralfuse.memory import FaultModel
+    from neuralfuse.faults import FaultModel
 
 _FLAT = Parameter(name="*")
 _COMMON, _DATA, _STORAGE, _QAT = Common(), DataOptions(), StorageOptions(), QatConfig()
@@ -205,7 +205,7 @@ def evaluate(
 
 
 def _fault_model(kind: str, ber: float, stuck_at_1: float | None) -> FaultModel:
-    from neuralfuse.memory import fault_model  # noqa: PLC0415
+    from neuralfuse.faults import fault_model  # noqa: PLC0415
 
     options = {} if stuck_at_1 is None else {"stuck_at_1": stuck_at_1}
     return fault_model(kind, ber=ber, **options)

@@ -10,8 +10,9 @@ from torch import nn
 from neuralfuse.data import Split
 from neuralfuse.errors import require
 from neuralfuse.evaluation.stats import mean, sample_sd, t_interval
+from neuralfuse.faults import Chip
 from neuralfuse.fuse import check_same_range
-from neuralfuse.memory import Chip, Deployed
+from neuralfuse.memory import Deployed
 from neuralfuse.scoring import accuracy, plain_inputs, transform
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from neuralfuse.evaluation.measure import Evaluation
-from neuralfuse.memory import FaultModel
+from neuralfuse.faults import FaultModel
 
 EVALUATION_SCHEMA = "neuralfuse/evaluation/1"
 

@@ -1,31 +1,20 @@
-"""Which cells hold which bits, which cells fail, and what a model computes when its weights are read through them."""
+"""What a memory stores of a model, and what the model computes when it reads that through the cells of a chip."""
 
-from neuralfuse.memory.chip import Chip, evaluation_chips, published_chips, training_chip, validation_chips
+from neuralfuse.memory.activations import Activations
 from neuralfuse.memory.deployed import Deployed, Perturbed, deploy
-from neuralfuse.memory.faults import FAULT_MODELS, FaultModel, FaultyCells, Flip, IndependentCells, Stuck, fault_model
-from neuralfuse.memory.layout import Layout, Region
-from neuralfuse.memory.reference import Reference
+from neuralfuse.memory.readout import READOUTS, Plain, Readout, Secded, ZeroFaultyWords
 from neuralfuse.memory.weights import Reading, WeightMemory
 
 __all__ = [
-    "FAULT_MODELS",
-    "Chip",
+    "READOUTS",
+    "Activations",
     "Deployed",
-    "FaultModel",
-    "FaultyCells",
-    "Flip",
-    "IndependentCells",
-    "Layout",
     "Perturbed",
+    "Plain",
     "Reading",
-    "Reference",
-    "Region",
-    "Stuck",
+    "Readout",
+    "Secded",
     "WeightMemory",
+    "ZeroFaultyWords",
     "deploy",
-    "evaluation_chips",
-    "fault_model",
-    "published_chips",
-    "training_chip",
-    "validation_chips",
 ]

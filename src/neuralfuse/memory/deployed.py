@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,34 +10,51 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from neuralfuse.errors import ConfigError
+from neuralfuse.faults import Chip
 from neuralfuse.files import fingerprint
-from neuralfuse.memory.chip import Chip
-from neuralfuse.memory.weights import WeightMemory
-from neuralfuse.quant import DEFAULT_LAYERS, Layers, Scheme
+from neuralfuse.memory.activations import ActivationMemory, Activations
+from neuralfuse.memory.images import Images
+from neuralfuse.memory.readout import Plain, Readout
+from neuralfuse.memory.weights import Reading, WeightMemory
+from neuralfuse.quant import DEFAULT_ADAPTERS, DEFAULT_LAYERS, Adapter, FloatWords, Layers, Scheme
 from neuralfuse.ranges import InputRange
 
 
 class Perturbed(nn.Module):
     """The perturbed model Mp: a deployed model whose weights are read through one chip.
 
-    Holds the faulted weights and nothing else; the module, its biases and its buffers are the deployed model's.
+    Holds only what reads differently; the module, its biases and buffers and all other words are the deployed model's.
 
     Attributes:
         chip: The chip.
-        changed_bits: Share of the stored bits that this chip changes.
+        reading: The words that read differently, at the latest read where errors are transient.
+        reads: How many forward passes have read the memory; only transient errors depend on it. Set it to 0 to
+            repeat them.
     """
 
     def __init__(self, base: Deployed, chip: Chip) -> None:
         super().__init__()
-        reading = base.memory.read(chip)
         self.chip = chip
-        self.changed_bits = reading.changed_bits
+        self.reads = 0
+        self.reading = base.memory.read(chip)
+        self._read_at = 0
+        self._permanent = chip.faults.permanent is chip.faults
         self._base = (base,)  # in a tuple, so that it is no submodule and its parameters are not listed as ours
-        self._weights = base.weights(base.memory.values.index_copy(0, reading.index, reading.values))
+        self._activations = None if base.activations is None else ActivationMemory(base.activations, chip)
+
+    @property
+    def changed_bits(self) -> float:
+        """Share of the stored bits that this chip changes."""
+        return self.reading.changed_bits
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the perturbed model's output for inputs of the base model."""
-        return self._base[0].run(x, self._weights)
+        base = self._base[0]
+        read = 0 if self._permanent else self.reads
+        if read != self._read_at:
+            self.reading, self._read_at = base.memory.read(self.chip, read=read), read
+        self.reads += 1
+        return base.run(x, base.weights_through(self.reading), self._activations, read)
 
 
 class Deployed(nn.Module):
@@ -49,22 +67,30 @@ class Deployed(nn.Module):
         model: The model as handed over.
         memory: Its stored weights.
         input_range: What its inputs are made of.
+        activations: Which activations are stored too; None for none.
     """
 
-    def __init__(self, model: nn.Module, memory: WeightMemory, input_range: InputRange) -> None:
+    def __init__(
+        self, model: nn.Module, memory: WeightMemory, input_range: InputRange, activations: Activations | None = None
+    ) -> None:
         super().__init__()
         self.model = model.eval()
         self.memory = memory
         self.input_range = input_range
+        self.activations = activations
         stored = {one.parameter for one in memory.stored}
         others = [(name, tensor) for name, tensor in model.named_parameters() if name not in stored]
         self._frozen = {name: tensor.detach().clone() for name, tensor in others}
         self._dtype = memory.stored[0].tensor.dtype
-        self._weights = self.weights(memory.values)
+        self._weights = self._with(memory.values)
+        self._modules_stored = {} if activations is None else activations.modules(model)
+        self._clean_activations = None if activations is None else ActivationMemory(activations)
+        self._images = Images()
+        self._latest: tuple[Reading | None, dict[str, Tensor]] = (None, self._weights)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the quantized model without bit errors."""
-        return self.run(x, self._weights)
+        return self.run(x, self._weights, self._clean_activations)
 
     def perturbed(self, chip: Chip) -> Perturbed:
         """Return the model as it runs on this chip; any number of them share this one."""
@@ -75,17 +101,29 @@ class Deployed(nn.Module):
         self.training = False
         return self
 
-    def weights(self, values: Tensor) -> dict[str, Tensor]:
-        """Return the model's parameters, the stored ones taken from an image of values (float32, (words,))."""
-        views = self.memory.split(values)
-        own = {one.parameter: views[one.name].to(one.tensor.dtype) for one in self.memory.stored}
-        return {**self._frozen, **own}
+    def weights_through(self, reading: Reading) -> dict[str, Tensor]:
+        """Return the model's parameters as they are read; those of the latest reading are kept at hand."""
+        if self._latest[0] is not reading:
+            self._latest = (None, self._weights)  # the image of the one before is free now, unless a graph needs it
+            image = self._images.copy_of(self.memory.values).index_copy_(0, reading.index, reading.values)
+            self._latest = (reading, self._with(image))
+        return self._latest[1]
 
-    def run(self, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    def run(
+        self, x: Tensor, weights: dict[str, Tensor], activations: ActivationMemory | None = None, read: int = 0
+    ) -> Tensor:
         """Return the model's output, in the type of ``x``, with these parameters in the place of its own."""
         self.model.eval()
-        output: Tensor = functional_call(self.model, weights, (x.to(self._dtype),))
+        inputs = x.to(self._dtype)
+        if activations is None:
+            output: Tensor = functional_call(self.model, weights, (inputs,))
+        else:
+            with activations.attached(self._modules_stored, read):
+                output = functional_call(self.model, weights, (activations.input(inputs, read),))
         return output.to(x.dtype)
+
+    def _with(self, values: Tensor) -> dict[str, Tensor]:
+        return {**self._frozen, **self.memory.parameters(values)}
 
     def unquantized(self, x: Tensor) -> Tensor:
         """Return the output of the model as handed over, in floating point."""
@@ -93,12 +131,19 @@ class Deployed(nn.Module):
 
     def to_config(self) -> dict[str, Any]:
         """Return what a result depends on of this model, as JSON."""
+        remedies: dict[str, Any] = {}
+        if self.memory.readout != Plain():
+            readout = self.memory.readout
+            remedies["readout"] = {**readout.to_config(), "overhead": readout.overhead(self.memory.layout)}
+        if self.activations is not None:
+            remedies["activations"] = self.activations.to_config()
         return {
             "scheme": self.memory.scheme.to_config(),
             "layers": self.memory.layers.to_config(),
             "left_out": list(self.memory.layers.left_out(self.model)),
             "input_range": self.input_range.to_config(),
             "fingerprint": fingerprint(*self.model.state_dict().values()),
+            **remedies,
         }
 
     def _apply(self, fn: Any, recurse: bool = True) -> Deployed:
@@ -124,21 +169,28 @@ def check_output(base: Deployed, images: Tensor, classes: int) -> None:
 def deploy(
     model: nn.Module,
     *,
-    scheme: Scheme | None = None,
+    scheme: Scheme | FloatWords | None = None,
     layers: Layers = DEFAULT_LAYERS,
     input_range: InputRange | str = "symmetric",
+    readout: Readout | None = None,
+    activations: Activations | None = None,
+    adapters: Sequence[Adapter] = DEFAULT_ADAPTERS,
 ) -> Deployed:
-    """Quantize a model's weights into a memory.
+    """Store a model's weights in a memory.
 
     Args:
         model: Any classifier (N, C, H, W) -> (N, classes), on any device; it is put into eval mode.
-        scheme: How weights are coded; 8-bit symmetric signed by default.
+        scheme: How weights are coded; 8-bit symmetric signed by default. `FloatWords` stores floating-point words.
         layers: Which weights are stored; by default those of every convolution, linear layer, embedding and attention
             projection.
         input_range: What the model's inputs are made of, or its name.
+        readout: What the memory makes of faulty words: `Plain` by default, `ZeroFaultyWords`, `Secded`.
+        activations: Store these activations in a faulty memory too; none by default.
+        adapters: How to reach the words of weights that are quantized already; torchao's int8 weights by default.
     """
     if isinstance(input_range, str):
         input_range = InputRange.named(input_range)
     if isinstance(model, nn.DataParallel):
         model = model.module
-    return Deployed(model, WeightMemory(model, scheme or Scheme(), layers), input_range)
+    memory = WeightMemory(model, scheme or Scheme(), layers, readout=readout, adapters=adapters)
+    return Deployed(model, memory, input_range, activations)

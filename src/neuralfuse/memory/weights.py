@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from neuralfuse.memory.chip import Chip
-from neuralfuse.memory.layout import Layout
-from neuralfuse.quant import DEFAULT_LAYERS, Layers, Scheme, StoredTensor
+from neuralfuse.errors import ConfigError
+from neuralfuse.faults import Chip, Layout, Region
+from neuralfuse.memory.readout import Plain, Readout
+from neuralfuse.quant import DEFAULT_ADAPTERS, DEFAULT_LAYERS, Adapter, FloatWords, Layers, Scheme, StoredTensor
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,51 @@ class Reading:
         index: int64 (k,), sorted: words of the image with at least one changed bit.
         codes: The scheme's dtype (k,): what is read there.
         values: float32 (k,): the weights that these codes mean.
-        changed_bits: Share of all stored bits that read differently.
+        memory: What was read.
     """
 
     index: Tensor
     codes: Tensor
     values: Tensor
-    changed_bits: float
+    memory: WeightMemory
+
+    @property
+    def stored(self) -> Tensor:
+        """What is stored there, as ``codes``."""
+        return self.memory.codes.index_select(0, self.index)
+
+    @property
+    def changed_bits(self) -> float:
+        """Share of all stored bits that read differently."""
+        difference = self.stored ^ self.codes
+        ones = sum((difference >> bit & 1).sum() for bit in range(self.memory.layout.bits))
+        return float(ones) / self.memory.layout.cells
+
+    @property
+    def not_finite(self) -> int:
+        """How many weights read as infinity or NaN, as floating-point words may."""
+        return int((~torch.isfinite(self.values)).sum())
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One tensor's place in the image, and how its words are decoded: by scales, or not at all (by an adapter)."""
+
+    stored: StoredTensor
+    region: Region
+    scale: Tensor
+    center: Tensor
+    shape: torch.Size
+    dtype: torch.dtype
+    adapter: Adapter | None
+
+    def scales(self, local: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scale and center of words of this tensor, () or one each."""
+        if self.scale.numel() == 1:
+            return self.scale.view(()), self.center.view(())
+        inner = math.prod(self.stored.tensor.shape[self.stored.channel_axis + 1 :])
+        channel = torch.div(local, inner, rounding_mode="floor") % self.scale.numel()
+        return self.scale.view(-1)[channel], self.center.view(-1)[channel]
 
 
 class WeightMemory:
@@ -36,21 +76,49 @@ class WeightMemory:
     Attributes:
         scheme: How the weights are coded.
         layers: Which weights were chosen.
+        readout: What the memory makes of faulty words.
         stored: The tensors, in state_dict order.
         layout: Where each lies in the image.
         codes: The image: one code a weight, the scheme's dtype, (words,). Never modified.
-        values: The weights that the clean codes mean, float32, (words,). Never modified.
+        values: What the clean codes mean, float32, (words,). Never modified. Words of a tensor that an adapter
+            handles stand for themselves.
     """
 
-    def __init__(self, model: nn.Module, scheme: Scheme, layers: Layers = DEFAULT_LAYERS) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        scheme: Scheme | FloatWords,
+        layers: Layers = DEFAULT_LAYERS,
+        *,
+        readout: Readout | None = None,
+        adapters: Sequence[Adapter] = DEFAULT_ADAPTERS,
+    ) -> None:
         self.scheme = scheme
         self.layers = layers
+        self.readout = readout or Plain()
         self.stored: Sequence[StoredTensor] = layers.select(model)
-        self.layout = Layout.of([(stored.name, stored.tensor.numel()) for stored in self.stored], scheme.bits)
-        coded = [scheme.encode(stored.tensor, stored.channel_axis) for stored in self.stored]
-        self.codes = torch.cat([one.codes.flatten() for one in coded])
-        self.values = torch.cat([scheme.decode(one.codes, one.scale, one.center).flatten() for one in coded])
-        self._scales = _ScaleTable(self.stored, [one.scale for one in coded], [one.center for one in coded])
+        codes, values = [], []
+        self._parts: list[_Part] = []
+        start = 0
+        for one in self.stored:
+            adapter = next((adapter for adapter in adapters if adapter.matches(one.tensor)), None)
+            if adapter is None:
+                coded = scheme.encode(one.tensor, one.channel_axis)
+                own, scale, center = coded.codes, coded.scale, coded.center
+                value = scheme.decode(own, scale, center)
+            else:
+                own = adapter.codes(one.tensor)
+                scale, center = torch.ones((), device=own.device), torch.zeros((), device=own.device)
+                value = _as_words(own, scheme, one.name).float()
+            region = Region(one.name, start, own.numel())
+            self._parts.append(_Part(one, region, scale, center, own.shape, own.dtype, adapter))
+            codes.append(own.flatten() if adapter is None else _as_words(own, scheme, one.name).flatten())
+            values.append(value.flatten())
+            start += own.numel()
+        self.layout = Layout(tuple(part.region for part in self._parts), scheme.bits)
+        self.codes, self.values = torch.cat(codes), torch.cat(values)
+        self._image = self.readout.encode(self.codes, self.layout)
+        self._zeros = self._zero_codes()
 
     @property
     def device(self) -> torch.device:
@@ -64,50 +132,75 @@ class WeightMemory:
     def split(self, image: Tensor) -> dict[str, Tensor]:
         """Return views of an image-sized tensor, one for each stored tensor by its name and in its shape."""
         return {
-            stored.name: image[region.start : region.start + region.words].view(stored.tensor.shape)
-            for stored, region in zip(self.stored, self.layout.regions, strict=True)
+            part.region.name: image[part.region.start : part.region.start + part.region.words].view(part.shape)
+            for part in self._parts
         }
 
-    def read(self, chip: Chip) -> Reading:
-        """Return what changes when the image is read through a chip; the stored codes stay as they are."""
-        bits = self.scheme.bits
-        faulty = chip.faults.cells(self.layout, chip.seed, self.device)
-        index, position = torch.unique_consecutive(faulty.cell // bits, return_inverse=True)
-        bit = torch.bitwise_left_shift(torch.ones_like(faulty.cell), faulty.cell % bits)
-        # Cells are unique, so adding bits is the same as setting them.
-        lost = torch.zeros_like(index).index_add_(0, position, torch.where(faulty.keeps, 0, bit))
-        flipped = torch.zeros_like(index).index_add_(0, position, torch.where(faulty.flips, bit, 0))
+    def parameters(self, values: Tensor) -> dict[str, Tensor]:
+        """Return what takes the place of the stored parameters, by parameter name, from an image of values."""
+        views = self.split(values)
+        return {part.stored.parameter: self._parameter(part, views[part.region.name]) for part in self._parts}
 
-        word = self.codes[index].long() & ((1 << bits) - 1)
-        read = (word & ~lost) ^ flipped
-        difference = word ^ read
-        changed = difference != 0
-        index, read, difference = index[changed], read[changed], difference[changed]
-        ones = sum(((difference >> place) & 1).sum() for place in range(bits))
-        if self.scheme.coding == "signed":
-            sign = 1 << (bits - 1)
-            read = (read ^ sign) - sign
-        codes = read.to(self.scheme.dtype)
-        scale, center = self._scales.of(index, self.layout)
-        return Reading(index, codes, self.scheme.decode(codes, scale, center), float(ones) / self.layout.cells)
+    def read(self, chip: Chip, *, read: int = 0) -> Reading:
+        """Return what changes when the image is read through a chip; the stored codes stay as they are.
+
+        Args:
+            chip: The chip.
+            read: How often it was read before; transient errors are fresh each time.
+        """
+        index, words = self.readout.read(self._image, self.layout, chip, zeros=self._zeros, read=read)
+        codes = self.scheme.signed(words)
+        if not isinstance(self.readout, Plain):  # a word set to zero may have been one
+            differs = codes != self.codes.index_select(0, index)
+            index, codes = index[differs], codes[differs]
+        return Reading(index, codes, self._decode(index, codes), self)
+
+    def _decode(self, index: Tensor, codes: Tensor) -> Tensor:
+        values = torch.empty(len(index), dtype=torch.float32, device=index.device)
+        for part, own in self._parts_of(index):
+            if part.adapter is not None:
+                values[own] = codes[own].float()
+            else:
+                values[own] = self.scheme.decode(codes[own], *part.scales(index[own] - part.region.start))
+        return values
+
+    def _parts_of(self, index: Tensor) -> Iterator[tuple[_Part, slice]]:
+        """Yield each tensor with its stretch of a sorted index."""
+        ends = torch.tensor([part.region.start + part.region.words for part in self._parts], device=index.device)
+        first = 0
+        for part, end in zip(self._parts, torch.searchsorted(index, ends).tolist(), strict=True):
+            if end > first:
+                yield part, slice(first, end)
+            first = end
+
+    def _parameter(self, part: _Part, values: Tensor) -> Tensor:
+        if part.adapter is None:
+            return values.to(part.stored.tensor.dtype)
+        codes = values.to(self.scheme.dtype).view(part.dtype)
+        return part.adapter.with_codes(part.stored.tensor.detach(), codes)
+
+    def _zero_codes(self) -> Tensor | int:
+        """Return the code of 0: one number where all words have the same, else one a word."""
+        zeros = [
+            torch.zeros((), dtype=self.codes.dtype, device=self.device)
+            if part.adapter is not None
+            else self.scheme.zero(part.scale, part.center)
+            for part in self._parts
+        ]
+        first = int(zeros[0].flatten()[0])
+        if all(bool((one == first).all()) for one in zeros):
+            return first
+        return torch.cat(
+            [zero.expand(part.shape).flatten() for zero, part in zip(zeros, self._parts, strict=True)]
+        )  # fmt: skip
 
 
-class _ScaleTable:
-    """Scale and center of any word, without storing one for each."""
-
-    def __init__(self, stored: Sequence[StoredTensor], scales: Sequence[Tensor], centers: Sequence[Tensor]) -> None:
-        self._scale = torch.cat([scale.flatten() for scale in scales])
-        self._center = torch.cat([center.flatten() for center in centers])
-        device = self._scale.device
-        count = torch.tensor([scale.numel() for scale in scales], device=device)
-        self._count, self._first = count, count.cumsum(0) - count
-        inner = [int(torch.tensor(one.tensor.shape[one.channel_axis + 1 :]).prod()) for one in stored]
-        self._inner = torch.tensor(inner, device=device)
-
-    def of(self, word: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Return (scale, center), float32, for these words of the image."""
-        starts = torch.tensor([region.start for region in layout.regions], device=word.device)
-        region = torch.bucketize(word, starts, right=True) - 1
-        channel = torch.div(word - starts[region], self._inner[region], rounding_mode="floor") % self._count[region]
-        entry = self._first[region] + channel
-        return self._scale[entry], self._center[entry]
+def _as_words(codes: Tensor, scheme: Scheme | FloatWords, name: str) -> Tensor:
+    """Return an adapter's words in the image's dtype, bit for bit."""
+    width = codes.dtype.itemsize * 8
+    if width != scheme.bits or scheme.dtype.itemsize != codes.dtype.itemsize or width > 16:
+        raise ConfigError(
+            f"all words of a memory must have one width: {name!r} is stored in {width}-bit words, the scheme in "
+            f"{scheme.bits}-bit ones. Choose the scheme's bits, or leave one kind out with Layers(exclude=...)."
+        )
+    return codes.detach().contiguous().view(scheme.dtype)

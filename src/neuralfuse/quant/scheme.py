@@ -118,6 +118,18 @@ class Scheme:
             return steps.mul_(scale)
         return steps.sub_(self.offset).clamp_(-self.limit, self.limit).mul_(scale).add_(center)
 
+    def signed(self, words: Tensor) -> Tensor:
+        """Return words as codes: the sign bit of a two's complement word is spread over the bits above it."""
+        if self.coding != "signed" or self.bits == words.dtype.itemsize * 8:
+            return words
+        sign = 1 << (self.bits - 1)
+        return ((words & ((1 << self.bits) - 1)) ^ sign) - sign
+
+    def zero(self, scale: Tensor, center: Tensor) -> Tensor:
+        """Return the code whose value is nearest to 0, in the shape of ``scale``."""
+        step = torch.where(scale > 0, scale, torch.ones_like(scale))
+        return torch.round(-center / step).clamp_(-self.limit, self.limit).add_(self.offset).to(self.dtype)
+
     def to_config(self) -> dict[str, Any]:
         """Return the scheme as JSON."""
         return asdict(self)

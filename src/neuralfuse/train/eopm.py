@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from neuralfuse.config import EopmConfig
 from neuralfuse.data import DataSet, augmentation
 from neuralfuse.errors import require
+from neuralfuse.faults import Chip, FaultModel, fault_model, training_chip, validation_chips
 from neuralfuse.fuse import NeuralFuse, check_same_range
-from neuralfuse.memory import Chip, Deployed, FaultModel, fault_model, training_chip, validation_chips
+from neuralfuse.memory import Deployed
 from neuralfuse.quant import Scheme, quantized_call, snap_
 from neuralfuse.scoring import accuracy, plain_inputs, transform
 from neuralfuse.seeds import generator

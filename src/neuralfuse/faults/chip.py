@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from neuralfuse.errors import require
-from neuralfuse.memory.faults import FaultModel
+from neuralfuse.faults.base import FaultModel
+from neuralfuse.faults.voltage import VoltageCurve, default_curve
 from neuralfuse.seeds import derive
 
 _TRAINING = 30_001  # seeds 0..30000; source: NeuralFuse's public code
@@ -20,6 +21,15 @@ class Chip:
 
     faults: FaultModel
     seed: int
+
+    def at(self, voltage: float, curve: VoltageCurve | None = None) -> Chip:
+        """Return this chip at another supply voltage: more of its cells fail the lower it is, and none recovers.
+
+        Args:
+            voltage: In the curve's unit.
+            curve: What rate belongs to it; by default `default_curve`, a model, in units of Vmin.
+        """
+        return Chip(self.faults.at_voltage(voltage, curve or default_curve()), self.seed)
 
 
 def training_chip(faults: FaultModel, *path: str | int) -> Chip:

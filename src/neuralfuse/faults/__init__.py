@@ -1,0 +1,59 @@
+"""Which cells of a memory fail, on which chip, at which voltage, and what a faulty cell reads.
+
+A new fault model subclasses `FaultModel` (or `IndependentCells`, where each cell fails on its own, or `ArrayFaults`,
+where faults have a place in rows and columns), says in one method what fails, and is entered in `FAULT_MODELS`.
+"""
+
+from neuralfuse.faults.arrays import MAPPINGS, Array, ArrayFaults, Mapping
+from neuralfuse.faults.base import FAULT_MODELS, FaultModel, FaultyCells, fault_model, from_config
+from neuralfuse.faults.cells import Asymmetric, Flip, IndependentCells, Stuck
+from neuralfuse.faults.chip import Chip, evaluation_chips, published_chips, training_chip, validation_chips
+from neuralfuse.faults.compose import BitRates, Combined, Transient
+from neuralfuse.faults.correlated import Clusters, Lines
+from neuralfuse.faults.layout import Layout, Region
+from neuralfuse.faults.maps import FaultMap, import_map, synthetic_map
+from neuralfuse.faults.measured import PROFILES, Measured, Synthetic
+from neuralfuse.faults.reference import Reference
+from neuralfuse.faults.saved import Saved, load_chip, save_chip
+from neuralfuse.faults.voltage import VoltageCurve, VoltagePoint, default_curve
+
+__all__ = [
+    "FAULT_MODELS",
+    "MAPPINGS",
+    "PROFILES",
+    "Array",
+    "ArrayFaults",
+    "Asymmetric",
+    "BitRates",
+    "Chip",
+    "Clusters",
+    "Combined",
+    "FaultMap",
+    "FaultModel",
+    "FaultyCells",
+    "Flip",
+    "IndependentCells",
+    "Layout",
+    "Lines",
+    "Mapping",
+    "Measured",
+    "Reference",
+    "Region",
+    "Saved",
+    "Stuck",
+    "Synthetic",
+    "Transient",
+    "VoltageCurve",
+    "VoltagePoint",
+    "default_curve",
+    "evaluation_chips",
+    "fault_model",
+    "from_config",
+    "import_map",
+    "load_chip",
+    "published_chips",
+    "save_chip",
+    "synthetic_map",
+    "training_chip",
+    "validation_chips",
+]

@@ -1,0 +1,213 @@
+"""Arrays of cells in rows and columns, and how words are laid onto them: a fault map means nothing without it."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping as Table
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from neuralfuse.errors import ConfigError, require, unknown_name
+from neuralfuse.faults.base import FaultModel, FaultyCells
+from neuralfuse.faults.layout import Layout
+
+Order = Literal["rows", "interleaved"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Array:
+    """The shape of a memory: banks of ``rows`` x ``columns`` cells.
+
+    The default is that of the measured 14 nm arrays behind the paper's voltage curve, 512 words of 64 bits.
+
+    Args:
+        rows: Word lines of a bank.
+        columns: Bit lines of a bank.
+        banks: How many banks there are; an image that needs more uses them again. None for as many as it needs.
+    """
+
+    rows: int = 512
+    columns: int = 64
+    banks: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "columns", "banks"):
+            value = getattr(self, name)
+            legal = value is None if name == "banks" and value is None else isinstance(value, int) and value >= 1
+            require(legal, f"{name} of an array must be at least 1: got {name}={value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mapping:
+    """Which cells of an array hold which bits of an image of words.
+
+    A row holds w = columns // bits words side by side, in *slots* of ``bits`` neighbouring columns, bit 0 first;
+    columns left over are unused. Words are numbered, and number g lies
+
+    ``rows``         in slot g mod w of row (g div (w * repeat)) mod rows: a row is filled, then the next one.
+                     With ``repeat`` > 1 a row serves that many groups of w words before the next one is used.
+    ``interleaved``  in row g mod rows, slot (g div rows) mod w: neighbouring words lie in neighbouring rows.
+
+    When all rows are full, the next bank follows.
+
+    Args:
+        order: One of the two above.
+        repeat: See ``rows``; 0 means w.
+        restart: Each tensor starts again at number ``offset`` (one memory is reused layer after layer); by default
+            all tensors lie behind each other, in state_dict order.
+        offset: Number of the first word.
+        bit_interleaved: Bit j of slot s lies in column j * w + s, as in arrays with column multiplexers.
+    """
+
+    order: Order = "rows"
+    repeat: int = 1
+    restart: bool = False
+    offset: int = 0
+    bit_interleaved: bool = False
+
+    def __post_init__(self) -> None:
+        if self.order not in get_args(Order):
+            raise unknown_name("order", str(self.order), get_args(Order))
+        require(self.offset >= 0, f"offset must not be negative: got offset={self.offset}.")
+        require(self.repeat >= 0, f"repeat must not be negative: got repeat={self.repeat}.")
+        require(
+            self.order == "rows" or self.repeat == 1,
+            f"repeat must be 1 for interleaved words: got repeat={self.repeat}.",
+        )
+
+    @staticmethod
+    def of(value: Mapping | str | Table[str, Any]) -> Mapping:
+        """Return a mapping from its name, its fields, or itself."""
+        if isinstance(value, Mapping):
+            return value
+        if isinstance(value, str):
+            if value not in MAPPINGS:
+                raise unknown_name("mapping", value, MAPPINGS)
+            return MAPPINGS[value]
+        try:
+            return Mapping(**value)
+        except TypeError as error:
+            raise ConfigError(f"a mapping must have fields of neuralfuse.faults.Mapping: {error}.") from error
+
+    def slots(self, array: Array, bits: int) -> int:
+        """Return w, the words a row holds.
+
+        Raises:
+            ConfigError: a row is narrower than a word.
+        """
+        require(
+            array.columns >= bits,
+            f"a row must hold at least one word of {bits} bits: got an array of {array.columns} columns.",
+        )
+        return array.columns // bits
+
+    def banks(self, layout: Layout, array: Array) -> int:
+        """Return how many banks the image fills, each time a bank is used counted."""
+        per_bank = self._rows_of(array, layout.bits) * self.slots(array, layout.bits)
+        return max(-(-(words + self.offset) // per_bank) for _, words in self._spaces(layout))
+
+    def locate(self, layout: Layout, array: Array, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (bank, row, column) of cells of an image, int64 each; banks are counted as in `banks`, and physical
+        where the array has a number of them."""
+        bits, w = layout.bits, self.slots(array, layout.bits)
+        word, bit = cell // bits, cell % bits
+        number = word + self.offset
+        if self.restart:
+            starts = torch.tensor([region.start for region in layout.regions], device=cell.device)
+            number = number - starts[torch.bucketize(word, starts, right=True) - 1]
+        if self.order == "rows":
+            slot, line = number % w, number // (w * (self.repeat or w))
+            row, bank = line % array.rows, line // array.rows
+        else:
+            row, line = number % array.rows, number // array.rows
+            slot, bank = line % w, line // w
+        column = bit * w + slot if self.bit_interleaved else slot * bits + bit
+        return bank if array.banks is None else bank % array.banks, row, column
+
+    def place(self, layout: Layout, array: Array, faults: FaultyCells) -> FaultyCells:
+        """Return the cells of an image that lie on faulty cells of an array, each as often as the image uses it.
+
+        ``faults.cell`` counts the array's cells, (bank * rows + row) * columns + column.
+        """
+        bits, w = layout.bits, self.slots(array, layout.bits)
+        line, column = faults.cell // array.columns, faults.cell % array.columns
+        bank, row = line // array.rows, line % array.rows
+        used = column < w * bits
+        faults, bank, row, column = faults[used], bank[used], row[used], column[used]
+        slot, bit = (column % w, column // w) if self.bit_interleaved else (column // bits, column % bits)
+
+        uses = 1 if array.banks is None else -(-self.banks(layout, array) // array.banks)
+        step = 0 if array.banks is None else array.banks
+        again = torch.arange(uses, device=bank.device)[:, None] * step + bank
+        if self.order == "rows":
+            repeat = self.repeat or w
+            group = torch.arange(repeat, device=bank.device)[:, None, None]
+            number = (((again * array.rows + row) * repeat + group) * w + slot).flatten(0, 1)
+        else:
+            number = (again * w + slot) * array.rows + row
+        number = number - self.offset
+
+        found = []
+        for start, words in self._spaces(layout):
+            turn, which = ((number >= 0) & (number < words)).nonzero(as_tuple=True)
+            cell = (number[turn, which] + start) * bits + bit[which]
+            found.append(FaultyCells(cell, faults.keeps[which], faults.flips[which]))
+        columns = [torch.cat([getattr(one, name) for one in found]) for name in ("cell", "keeps", "flips")]
+        return FaultyCells.of(*columns)
+
+    def _rows_of(self, array: Array, bits: int) -> int:
+        return array.rows * (self.repeat or self.slots(array, bits))
+
+    def _spaces(self, layout: Layout) -> list[tuple[int, int]]:
+        if self.restart:
+            return [(region.start, region.words) for region in layout.regions]
+        return [(0, layout.words)]
+
+
+MAPPINGS = {
+    "linear": Mapping(),
+    "per-layer": Mapping(restart=True),
+    "row-interleaved": Mapping(order="interleaved"),
+    "bit-interleaved": Mapping(bit_interleaved=True),
+    "reference": Mapping(repeat=0, restart=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayFaults(FaultModel):
+    """Faults that have a place in an array. Another mapping changes which weights are hit, not the chip.
+
+    Args:
+        array: Shape of the memory.
+        mapping: How words are laid onto it, or its name: linear, per-layer, row-interleaved, bit-interleaved,
+            reference.
+    """
+
+    array: Array = Array()
+    mapping: Mapping = Mapping()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.array, Table):
+            try:
+                object.__setattr__(self, "array", Array(**self.array))
+            except TypeError as error:
+                raise ConfigError(f"an array must have rows, columns and banks: {error}.") from error
+        object.__setattr__(self, "mapping", Mapping.of(self.mapping))
+
+    @abc.abstractmethod
+    def array_cells(self, banks: int, seed: int, device: torch.device) -> FaultyCells:
+        """Return the faulty cells of the first ``banks`` banks, counted (bank * rows + row) * columns + column."""
+
+    def cells(self, layout: Layout, seed: int, device: torch.device, *, read: int = 0) -> FaultyCells:
+        """Return the faulty cells; see `FaultModel.cells`."""
+        used = self.mapping.banks(layout, self.array)
+        banks = used if self.array.banks is None else min(used, self.array.banks)
+        return self.mapping.place(layout, self.array, self.array_cells(banks, seed, device))
+
+    def with_offset(self, offset: int) -> FaultModel:
+        """Return the same faults with the words laid from another one on."""
+        return replace(self, mapping=replace(self.mapping, offset=offset))

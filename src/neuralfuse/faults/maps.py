@@ -1,0 +1,287 @@
+"""Fault maps: what each cell of an array does, at one voltage or several; measured on a chip or made up."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from neuralfuse.errors import FileFormatError, UnknownNameError, require, unknown_name
+from neuralfuse.faults.arrays import Array, ArrayFaults
+from neuralfuse.faults.base import FaultModel, FaultyCells
+from neuralfuse.faults.layout import Layout
+from neuralfuse.files import read_arrays, write_arrays
+from neuralfuse.seeds import derive
+
+SCHEMA = "neuralfuse/fault-map/1"
+GOOD, STUCK_AT_0, STUCK_AT_1, INVERTS = range(4)
+Reads = Literal["flip", "0", "1", "stuck"]
+_PAIR = re.compile(r"fmap_sa([01])_v_(.+)\.txt")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FaultMap:
+    """The behaviour of every cell of an array, at each of some voltages.
+
+    Attributes:
+        cells: uint8 (V, banks, rows, columns): 0 good, 1 stuck at 0, 2 stuck at 1, 3 inverts.
+        voltages: One a map, falling, in volts or whatever ``unit`` says; empty for one map without a voltage.
+        source: Where it comes from.
+        synthetic: Whether it was made by a program and measured on no chip.
+        unit: Of the voltages.
+    """
+
+    cells: NDArray[np.uint8] = field(repr=False)
+    voltages: tuple[float, ...] = ()
+    source: str
+    synthetic: bool
+    unit: str = "V"
+
+    def __post_init__(self) -> None:
+        require(
+            self.cells.ndim == 4 and self.cells.size > 0 and self.cells.dtype == np.uint8,
+            f"a fault map must be uint8 (V, banks, rows, columns): got {self.cells.dtype} {self.cells.shape}.",
+        )
+        require(int(self.cells.max()) <= INVERTS, f"a cell's behaviour must be 0..3: got {self.cells.max()}.")
+        require(bool(self.source.strip()), "a fault map must name its source: got none.")
+        require(
+            len(self.voltages) == len(self.cells) or (not self.voltages and len(self.cells) == 1),
+            f"a fault map must have one voltage a map: got {len(self.voltages)} for {len(self.cells)}.",
+        )
+        falling = all(high > low for high, low in zip(self.voltages, self.voltages[1:], strict=False))
+        require(falling, f"voltages of a fault map must fall: got {self.voltages}.")
+
+    @property
+    def array(self) -> Array:
+        """The shape of the memory."""
+        _, banks, rows, columns = self.cells.shape
+        return Array(rows=rows, columns=columns, banks=banks)
+
+    @property
+    def fingerprint(self) -> str:
+        """A short digest of the cells."""
+        return hashlib.sha256(np.ascontiguousarray(self.cells).tobytes()).hexdigest()[:16]
+
+    def index(self, voltage: float | None) -> int:
+        """Return which map was taken at a voltage; None is the only one.
+
+        Raises:
+            UnknownNameError: none was.
+        """
+        if voltage is None:
+            known = ", ".join(f"{one:g}" for one in self.voltages)
+            require(len(self.cells) == 1, f"a fault map of several voltages needs one to be chosen: {known}.")
+            return 0
+        near = [place for place, one in enumerate(self.voltages) if abs(one - voltage) <= 1e-9 * one]
+        if not near:
+            known = ", ".join(f"{one:g}" for one in self.voltages) or "none"
+            raise UnknownNameError(f"the fault map must have been taken at {voltage:g} {self.unit}: it has {known}.")
+        return near[0]
+
+    def rate(self, voltage: float | None = None) -> float:
+        """Return the share of faulty cells."""
+        return float(np.count_nonzero(self.cells[self.index(voltage)]) / self.cells[0].size)
+
+    def recovered(self) -> int:
+        """Count the cells that fail at some voltage and not at the next lower one; 0 where faults nest."""
+        return sum(
+            int(np.count_nonzero((high != GOOD) & (low == GOOD)))
+            for high, low in zip(self.cells, self.cells[1:], strict=False)
+        )
+
+    def save(self, path: Path | str) -> None:
+        """Write the map as NPZ with a JSON header."""
+        header = {"schema": SCHEMA, **self.to_config(), "voltages": list(self.voltages)}
+        write_arrays(Path(path), header, {"cells": self.cells})
+
+    @staticmethod
+    def load(path: Path | str) -> FaultMap:
+        """Read a map that `save` wrote.
+
+        Raises:
+            FileFormatError: the file is none, or damaged.
+        """
+        header, arrays = read_arrays(Path(path), SCHEMA, ["cells"])
+        try:
+            fault_map = FaultMap(
+                cells=arrays["cells"],
+                voltages=tuple(float(one) for one in header["voltages"]),
+                source=header["source"],
+                synthetic=bool(header["synthetic"]),
+                unit=header["unit"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{path} must hold a fault map: {error}") from error
+        if fault_map.fingerprint != header.get("fingerprint"):
+            raise FileFormatError(f"{path} must hold the cells it was written with: their digest differs.")
+        return fault_map
+
+    def to_config(self) -> dict[str, Any]:
+        """Return what identifies the map, as JSON."""
+        return {
+            "source": self.source,
+            "synthetic": self.synthetic,
+            "unit": self.unit,
+            "shape": list(self.cells.shape),
+            "fingerprint": self.fingerprint,
+        }
+
+
+def import_map(
+    paths: Sequence[Path], *, source: str, reads: Reads = "stuck", voltages: Sequence[float] = (), unit: str = "V"
+) -> FaultMap:
+    """Make a fault map of measured files.
+
+    Each file is a map of 0 (good) and 1 (faulty): NPY, NPZ with one array, or text of numbers separated by commas or
+    blanks; (rows, columns) or, in NPY and NPZ, (banks, rows, columns). A file ``fmap_sa0_v_X.txt`` belongs together
+    with ``fmap_sa1_v_X.txt`` beside it: the cells stuck at 0 and at 1 at voltage X. A folder stands for all such pairs
+    in it.
+
+    Args:
+        paths: Files of one shape, or a folder.
+        source: Where they were measured; kept in every record.
+        reads: What a faulty cell of a 0/1 map reads: its bit inverted (``flip``), ``0``, ``1``, or 0 or 1 (``stuck``),
+            at random but for ever.
+        voltages: One a file, where the names do not say it.
+        unit: Of the voltages.
+    Raises:
+        FileFormatError: a file is missing, is no map, or has another shape than the first.
+    """
+    if reads not in get_args(Reads):
+        raise unknown_name("behaviour of faulty cells", str(reads), get_args(Reads))
+    files = [file for path in paths for file in (sorted(path.glob("fmap_sa*_v_*.txt")) if path.is_dir() else [path])]
+    require(len(files) > 0, f"there must be at least one fault map: got none in {', '.join(map(str, paths)) or '-'}.")
+    named = {file: _PAIR.fullmatch(file.name) for file in files}
+    if all(named.values()):
+        require(not voltages, "voltages must not be given for files fmap_sa0_v_X.txt, whose names say them.")
+        found = {match[2]: file.parent for file, match in named.items() if match}
+        maps = {_number(text, folder): _pair(folder, text) for text, folder in found.items()}
+    else:
+        require(
+            len(voltages) == len(files) or (not voltages and len(files) == 1),
+            f"voltages must be one a file: got {len(voltages)} for {len(files)} files.",
+        )
+        single = [_behaviour(_binary(file), reads) for file in files]
+        maps = dict(zip(voltages or (0.0,), single, strict=True))
+        require(len(maps) == len(files), f"voltages must differ from file to file: got {list(voltages)}.")
+    shapes = {one.shape for one in maps.values()}
+    if len(shapes) > 1:
+        raise FileFormatError(f"all maps of one chip must have one shape: got {sorted(shapes)}.")
+    falling = sorted(maps, reverse=True)
+    known = all(named.values()) or bool(voltages)
+    return FaultMap(
+        cells=np.stack([maps[one] for one in falling]),
+        voltages=tuple(falling) if known else (),
+        source=source,
+        synthetic=False,
+        unit=unit,
+    )
+
+
+def synthetic_map(
+    model: FaultModel,
+    seed: int,
+    *,
+    array: Array,
+    bers: Sequence[float] = (),
+    voltages: Sequence[float] = (),
+    unit: str = "V",
+) -> FaultMap:
+    """Return a made-up map, labelled synthetic: the cells of an array that a fault model makes faulty for a seed.
+
+    Args:
+        model: Any fault model; one of an array should have the same shape.
+        seed: Of the chip.
+        array: Shape of the map; one bank where it says none.
+        bers: Rates, one a voltage, rising; by default the model's own.
+        voltages: One a rate.
+        unit: Of the voltages.
+    """
+    banks = array.banks or 1
+    layout = Layout.of([("array", banks * array.rows * array.columns)], 1)
+    maps = []
+    for ber in bers or (model.ber,):
+        one = model.at(ber) if bers else model
+        on_array = isinstance(one, ArrayFaults) and (one.array.rows, one.array.columns) == (array.rows, array.columns)
+        device = torch.device("cpu")
+        faults = one.array_cells(banks, seed, device) if on_array else one.cells(layout, seed, device)  # type: ignore[attr-defined]
+        cells = np.zeros(layout.cells, np.uint8)
+        behaviour = torch.where(faults.keeps, INVERTS, torch.where(faults.flips, STUCK_AT_1, STUCK_AT_0))
+        cells[faults.cell.numpy()] = behaviour.numpy().astype(np.uint8)
+        cells[faults.cell[faults.keeps & ~faults.flips].numpy()] = GOOD
+        maps.append(cells.reshape(banks, array.rows, array.columns))
+    config = {key: value for key, value in model.to_config().items() if key != "ber"}
+    return FaultMap(
+        cells=np.stack(maps),
+        voltages=tuple(voltages),
+        source=f"made up: {config}, seed {seed}",
+        synthetic=True,
+        unit=unit,
+    )
+
+
+def as_faulty_cells(cells: NDArray[np.uint8], device: torch.device) -> FaultyCells:
+    """Return the faulty cells of one map (banks, rows, columns), counted (bank * rows + row) * columns + column."""
+    flat = cells.ravel()
+    place = np.flatnonzero(flat)
+    behaviour = torch.from_numpy(flat[place]).to(device)
+    return FaultyCells(torch.from_numpy(place).to(device), behaviour == INVERTS, behaviour >= STUCK_AT_1)
+
+
+def _number(text: str, folder: Path) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise FileFormatError(f"{folder}/fmap_sa0_v_{text}.txt must name a voltage after v_: got {text!r}.") from error
+
+
+def _pair(folder: Path, voltage: str) -> NDArray[np.uint8]:
+    at_0, at_1 = (_binary(folder / f"fmap_sa{polarity}_v_{voltage}.txt") for polarity in (0, 1))
+    if at_0.shape != at_1.shape or (at_0 & at_1).any():
+        common = int((at_0 & at_1).sum()) if at_0.shape == at_1.shape else 0
+        raise FileFormatError(
+            f"the maps of cells stuck at 0 and at 1 in {folder} at {voltage} must have one shape and no cell in "
+            f"common: got {at_0.shape[1:]} and {at_1.shape[1:]}, {common} in common."
+        )
+    return (at_0 * STUCK_AT_0 + at_1 * STUCK_AT_1).astype(np.uint8)
+
+
+def _binary(path: Path) -> NDArray[np.bool_]:
+    """Return a file's 0/1 map, (banks, rows, columns)."""
+    try:
+        if path.suffix in {".npy", ".npz"}:
+            with path.open("rb") as stream:
+                loaded = np.load(stream, allow_pickle=False)
+                if path.suffix == ".npz":
+                    require(len(loaded.files) == 1, f"{path} must hold one array: got {', '.join(loaded.files)}.")
+                    loaded = loaded[loaded.files[0]]
+        else:
+            text = path.read_text(encoding="utf-8-sig").replace(",", " ")
+            loaded = np.array([line.split() for line in text.splitlines() if line.strip()]).astype(np.float64)
+    except (OSError, ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileFormatError(f"{path} must be a map of 0 and 1, one row a line: {reason}.") from error
+    values = np.asarray(loaded)
+    values = values[None] if values.ndim == 2 else values
+    if values.ndim != 3 or not values.size or values.dtype.kind not in "biuf" or not np.isin(values, (0, 1)).all():
+        raise FileFormatError(
+            f"{path} must be a map of 0 and 1, (rows, columns) or (banks, rows, columns): got {values.dtype} of shape "
+            f"{np.shape(loaded)}" + (" with other numbers in it." if values.size and values.ndim == 3 else ".")
+        )
+    return values.astype(bool)
+
+
+def _behaviour(faulty: NDArray[np.bool_], reads: Reads) -> NDArray[np.uint8]:
+    if reads == "stuck":
+        draw = np.random.RandomState(np.random.Philox(key=derive("imported map", "polarity")))
+        kinds = np.where(draw.random_sample(faulty.shape) < 0.5, STUCK_AT_1, STUCK_AT_0)
+    else:
+        kinds = np.full(faulty.shape, {"flip": INVERTS, "0": STUCK_AT_0, "1": STUCK_AT_1}[reads])
+    return np.where(faulty, kinds, GOOD).astype(np.uint8)

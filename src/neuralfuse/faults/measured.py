@@ -1,0 +1,162 @@
+"""Fault models of particular chips: measured maps, and made-up chips with the statistics of published ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+
+from neuralfuse.errors import ConfigError, check_ber, require, unknown_name
+from neuralfuse.faults.arrays import MAPPINGS, ArrayFaults, Mapping
+from neuralfuse.faults.base import FAULT_MODELS, FaultModel, FaultyCells
+from neuralfuse.faults.correlated import Clusters, Lines
+from neuralfuse.faults.layout import Layout
+from neuralfuse.faults.maps import FaultMap, as_faulty_cells
+from neuralfuse.faults.voltage import VoltageCurve
+from neuralfuse.seeds import derive, poisson_time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(FaultModel):
+    """A chip whose faulty cells are known. ``ber`` is the share of them at the chosen voltage.
+
+    Args:
+        map: The map, or the NPZ file of one.
+        voltage: Which of its maps.
+        mapping: How words are laid onto the array, or the mapping's name.
+        random_offset: Lay the words from another place on for each seed (drawn from it), to see more than one placement
+            on the one chip; by default all seeds are the same chip.
+    """
+
+    kind: ClassVar[str] = "measured"
+    ber: float = field(init=False)
+    map: FaultMap
+    voltage: float | None = None
+    mapping: Mapping = MAPPINGS["linear"]
+    random_offset: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.map, str | Path):
+            object.__setattr__(self, "map", FaultMap.load(self.map))
+        require(isinstance(self.map, FaultMap), f"map must be a fault map or the NPZ file of one: got {self.map!r}.")
+        object.__setattr__(self, "mapping", Mapping.of(self.mapping))
+        object.__setattr__(self, "ber", self.map.rate(self.voltage))
+
+    def cells(self, layout: Layout, seed: int, device: torch.device, *, read: int = 0) -> FaultyCells:
+        """Return the cells of the layout that lie on faulty ones."""
+        mapping, array = self.mapping, self.map.array
+        if self.random_offset:
+            words = array.rows * (array.banks or 1) * mapping.slots(array, layout.bits)
+            mapping = replace(mapping, offset=mapping.offset + derive(seed, "chip", "offset") % words)
+        faults = as_faulty_cells(self.map.cells[self.map.index(self.voltage)], device)
+        return mapping.place(layout, array, faults)
+
+    def at(self, ber: float) -> Self:
+        """Refuse: a measured chip has voltages, not rates."""
+        raise ConfigError(f"a measured chip must be asked for a voltage, not for a rate: got ber={ber:g}.")
+
+    def at_voltage(self, voltage: float, curve: VoltageCurve) -> Measured:
+        """Return the chip at another of its measured voltages; no curve is needed."""
+        return replace(self, voltage=voltage)
+
+
+class Profile(NamedTuple):
+    """Published statistics of one chip at one voltage: shares of all cells, as fractions."""
+
+    zero_to_one: float
+    one_to_zero: float
+    persistent: float
+
+
+# Source: Stutz et al., Bit Error Robustness for Energy-Efficient DNN Accelerators (MLSys 2021), supplementary material,
+# table of the profiled chips (p_0t1, p_1t0, p_sa in percent).
+PROFILES = {
+    "stutz-1-high": Profile(0.0127, 0.0147, 0.01223),
+    "stutz-1-low": Profile(0.0038, 0.0049, 0.00393),
+    "stutz-2-high": Profile(0.03443, 0.01091, 0.00627),
+    "stutz-2-middle": Profile(0.0082, 0.0019, 0.00105),
+    "stutz-2-low": Profile(0.00115, 0.00021, 0.0001),
+    "stutz-3-high": Profile(0.0181, 0.0048, 0.00204),
+    "stutz-3-low": Profile(0.00496, 0.000995, 0.00206),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthetic(ArrayFaults):
+    """A made-up chip: cells that read 1 or 0, some of them along weak columns, some of them at single reads only.
+
+    No public fault map of a measured SRAM is known to us; this makes chips that share a published chip's *statistics*,
+    and says so in every record. ``ber`` is the share of cells that fail at a read, each direction's cells counted.
+
+    Args:
+        zero_to_one: Share of the faulty cells that read 1.
+        persistent: Share of the faults that are the same at every read; the others are fresh.
+        column_share: Share of the persistent faults that lie in weak columns.
+        within: Share of a weak column's cells that fail.
+    """
+
+    kind: ClassVar[str] = "synthetic"
+    zero_to_one: float = 0.5
+    persistent: float = 1.0
+    column_share: float = 0.0
+    within: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("zero_to_one", "persistent", "column_share", "within"):
+            object.__setattr__(self, name, check_ber(getattr(self, name), name))
+        require(self.ber < 1, "ber of a synthetic chip must be below 1: got ber=1.")
+        self._columns()
+
+    @classmethod
+    def like(cls, profile: str, **options: Any) -> Synthetic:
+        """Return a chip with the published statistics of one of `PROFILES`.
+
+        Column alignment is published as pictures only; ``column_share`` and ``within`` are the caller's assumption.
+        """
+        if profile not in PROFILES:
+            raise unknown_name("chip profile", profile, PROFILES)
+        p = PROFILES[profile]
+        ber = p.zero_to_one + p.one_to_zero
+        return cls(ber=ber, zero_to_one=p.zero_to_one / ber, persistent=min(1.0, p.persistent / ber), **options)
+
+    def array_cells(self, banks: int, seed: int, device: torch.device) -> FaultyCells:
+        """Return the persistent faults."""
+        weak = self._columns().array_cells(banks, seed, device)
+        alone = self._cells(self.persistent * (1 - self.column_share)).array_cells(banks, seed, device)
+        return weak.then(alone)
+
+    def cells(self, layout: Layout, seed: int, device: torch.device, *, read: int = 0) -> FaultyCells:
+        """Return the faulty cells at one read."""
+        persistent = super().cells(layout, seed, device)
+        if self.persistent == 1:
+            return persistent
+        fresh = self._cells(1 - self.persistent)
+        return persistent.then(fresh.cells(layout, derive(seed, "read", read), device))
+
+    @property
+    def permanent(self) -> FaultModel:
+        """The persistent faults."""
+        return replace(self, ber=self._rate(self.persistent), persistent=1.0)
+
+    def _rate(self, share: float) -> float:
+        return -math.expm1(-share * poisson_time(self.ber))
+
+    def _columns(self) -> Lines:
+        return Lines(
+            ber=self._rate(self.persistent * self.column_share), along="column", within=self.within,
+            stuck_at_1=self.zero_to_one, array=self.array, mapping=self.mapping,
+        )  # fmt: skip
+
+    def _cells(self, share: float) -> Clusters:
+        return Clusters(
+            ber=self._rate(share), height=1, width=1, stuck_at_1=self.zero_to_one,
+            array=self.array, mapping=self.mapping,
+        )  # fmt: skip
+
+
+for _model in (Measured, Synthetic):
+    FAULT_MODELS[_model.kind] = _model

@@ -1,0 +1,111 @@
+"""Chips on disk: the faulty cells of one layout, so that another machine reads the very same chip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from neuralfuse.errors import ConfigError, FileFormatError, ShapeError
+from neuralfuse.faults.base import FAULT_MODELS, FaultModel, FaultyCells
+from neuralfuse.faults.chip import Chip
+from neuralfuse.faults.layout import Layout
+from neuralfuse.files import read_arrays, write_arrays
+
+SCHEMA = "neuralfuse/chip/1"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Saved(FaultModel):
+    """The faulty cells of a chip as `save_chip` wrote them, tensor by tensor; every seed is this one chip.
+
+    Args:
+        file: The NPZ file.
+    """
+
+    kind: ClassVar[str] = "saved"
+    ber: float = field(init=False)
+    file: Path
+
+    def __post_init__(self) -> None:
+        header, arrays = read_arrays(Path(self.file), SCHEMA, ["cell", "keeps", "flips"])
+        try:
+            layout = Layout.of([(str(name), int(words)) for name, words in header["regions"]], int(header["bits"]))
+            object.__setattr__(self, "ber", float(header["faults"]["ber"]))
+            object.__setattr__(self, "seed", int(header["seed"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{self.file} must hold a chip: {error!r}.") from error
+        cell = arrays["cell"]
+        sane = cell.ndim == 1 and cell.dtype == np.int64 and (np.diff(cell) > 0).all()
+        if not sane or (len(cell) and not 0 <= cell[0] <= cell[-1] < layout.cells):
+            raise FileFormatError(f"{self.file} must hold sorted cells of its layout: it is damaged.")
+        for name, value in (("header", header), ("layout", layout), ("_arrays", arrays)):
+            object.__setattr__(self, name, value)
+
+    header: dict[str, Any] = field(init=False, repr=False)
+    layout: Layout = field(init=False, repr=False)
+    _arrays: dict[str, NDArray[Any]] = field(init=False, repr=False)
+    seed: int = field(init=False)
+
+    def cells(self, layout: Layout, seed: int, device: torch.device, *, read: int = 0) -> FaultyCells:
+        """Return the saved cells of the tensors in a layout.
+
+        Raises:
+            ShapeError: a tensor is not in the file, or has another size there.
+        """
+        if layout.bits != self.layout.bits:
+            raise ShapeError(f"{self.file} must be a chip of {layout.bits}-bit words: it is one of {self.layout.bits}.")
+        known = {region.name: region for region in self.layout.regions}
+        found = []
+        for region in layout.regions:
+            own = known.get(region.name)
+            if own is None or own.words != region.words:
+                got = "lacks it" if own is None else f"has {own.words}"
+                raise ShapeError(f"{self.file} must hold {region.words} words of {region.name!r}: it {got}.")
+            low, high = np.searchsorted(
+                self._arrays["cell"], [own.start * layout.bits, (own.start + own.words) * layout.bits]
+            )
+            cell, keeps, flips = (
+                torch.from_numpy(self._arrays[name][low:high]).to(device) for name in ("cell", "keeps", "flips")
+            )
+            found.append((cell + (region.start - own.start) * layout.bits, keeps, flips))
+        return FaultyCells(*(torch.cat(column) for column in zip(*found, strict=True)))
+
+    def at(self, ber: float) -> Self:
+        """Refuse: a saved chip is one list of cells."""
+        raise ConfigError(f"a saved chip cannot be asked for another rate than its own: got ber={ber:g}.")
+
+    def to_config(self) -> dict[str, Any]:
+        """Return what the chip was made of."""
+        return {"kind": self.kind, "ber": self.ber, "faults": self.header["faults"], "seed": self.seed}
+
+
+def save_chip(path: Path | str, chip: Chip, layout: Layout) -> None:
+    """Write the faulty cells of a chip on a layout as NPZ: those of one read, where some are transient."""
+    cells = chip.faults.cells(layout, chip.seed, torch.device("cpu"))
+    header = {
+        "schema": SCHEMA,
+        "faults": chip.faults.to_config() | {"ber": chip.faults.ber},
+        "seed": chip.seed,
+        "bits": layout.bits,
+        "regions": [[region.name, region.words] for region in layout.regions],
+    }
+    arrays = {"cell": cells.cell.numpy(), "keeps": cells.keeps.numpy(), "flips": cells.flips.numpy()}
+    write_arrays(Path(path), header, arrays)
+
+
+def load_chip(path: Path | str) -> Chip:
+    """Read a chip that `save_chip` wrote.
+
+    Raises:
+        FileFormatError: the file is none, or damaged.
+    """
+    saved = Saved(file=Path(path))
+    return Chip(saved, saved.seed)
+
+
+FAULT_MODELS[Saved.kind] = Saved

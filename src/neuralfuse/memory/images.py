@@ -1,0 +1,36 @@
+"""Images of words and weights, one for each chip in use, in memory that is used again."""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Images:
+    """Hands out images of one size, and takes their memory back when nothing refers to them any more.
+
+    An image may be part of a graph that autograd keeps, so only the end of its last reference says that it is free.
+    PyTorch's allocator on a GPU works like this by itself; on a CPU a large block would go back to the system each
+    time, and getting its pages again costs more than filling them. Here a NumPy array stands behind each image, and its
+    finalizer puts the memory back.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[NDArray[np.uint8]] = []
+
+    def copy_of(self, values: Tensor) -> Tensor:
+        """Return a new image with these values (words,)."""
+        with torch.inference_mode(False):  # so that it can be used with and without gradients
+            if values.device.type != "cpu":
+                return values.clone()
+            try:
+                memory = self._free.pop()
+            except IndexError:
+                memory = np.empty(values.numel() * values.itemsize, np.uint8)
+            owner = memory[:]
+            weakref.finalize(owner, self._free.append, memory).atexit = False
+            return torch.from_numpy(owner).view(values.dtype).copy_(values)
