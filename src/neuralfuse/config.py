@@ -134,8 +134,8 @@ class EopmConfig(LoopConfig):
     """How to train NeuralFuse.
 
     Attributes:
-        ber: Rate of faulty cells to train at, a fraction in [0, 1].
-        faults: Fault model to train against: flip, stuck or reference.
+        ber: Rate of faulty cells to train at, a fraction in [0, 1]; None where a fault model comes beside this.
+        faults: Name of the fault model to train against, e.g. flip, stuck or reference.
         lam: Weight of the perturbed models' loss against the clean model's (the paper's lambda).
         n_chips: Fresh perturbed models a step (the paper's N).
         estimator: crossed sends every image through all N, as the paper; split deals the batch out, each image through
@@ -145,7 +145,7 @@ class EopmConfig(LoopConfig):
         validation_images: Validation images used for that, at most.
     """
 
-    ber: float
+    ber: float | None = None
     faults: str = "stuck"
     lam: float = 5.0
     n_chips: int = 10
@@ -160,7 +160,8 @@ class EopmConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ber(self.ber)
+        if self.ber is not None:
+            check_ber(self.ber)
         require(self.lam >= 0 and math.isfinite(self.lam), f"lam must be at least 0: got lam={self.lam}.")
         self._at_least(1, "n_chips", "validation_chips", "validation_images")
         self._word_width("generator_bits")

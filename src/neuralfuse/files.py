@@ -111,22 +111,28 @@ def write_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.
     write_atomically(path, write)
 
 
-def read_arrays(path: Path, schema: str, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_arrays(path: Path, schema: str | None, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read the header and the named arrays of a file that `write_arrays` wrote; no pickle is ever loaded.
+
+    Args:
+        path: The NPZ file.
+        schema: What the header must say; None for anything.
+        names: Of the arrays.
 
     Raises:
         FileFormatError: the file is missing, truncated, of another format or of another schema.
     """
+    wanted = schema or "neuralfuse/..."
     try:
         with np.load(path, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
             arrays = {name: file[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileFormatError(f"{path} must be a whole file of schema {schema!r}: {reason}.") from error
-    if not isinstance(header, dict) or header.get("schema") != schema:
-        got = header.get("schema") if isinstance(header, dict) else header
-        raise FileFormatError(f"{path} must have schema {schema!r}: got {got!r}.")
+        raise FileFormatError(f"{path} must be a whole file of schema {wanted!r}: {reason}.") from error
+    got = header.get("schema") if isinstance(header, dict) else header
+    if not isinstance(got, str) or (schema is not None and got != schema):
+        raise FileFormatError(f"{path} must have schema {wanted!r}: got {got!r}.")
     return header, arrays
 
 

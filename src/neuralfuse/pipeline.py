@@ -131,6 +131,8 @@ def measure(
     faults: FaultModel,
     *,
     chips: int | None,
+    faulty_generator: bool = False,
+    operating_point: Mapping[str, Any] | None = None,
     out: Path | None = None,
     resume: bool = False,
     say: Callable[[str], None] = lambda text: None,
@@ -143,6 +145,8 @@ def measure(
         data: Whose test images.
         faults: The fault model.
         chips: How many unseen chips; None for the ten published ones.
+        faulty_generator: Whether the weights of NeuralFuse lie in faulty memory too.
+        operating_point: The voltage that the rate came from, and its curve, for the record.
         out: File of the record; None for none.
         resume: Go on from the results that an interrupted run left beside ``out``.
         say: Told of each chip.
@@ -152,12 +156,15 @@ def measure(
     require(out is None or not out.is_dir(), f"--out must be a file for the record: {out} is a folder.")
     if isinstance(fuse, Path):
         fuse = NeuralFuse.from_pretrained(fuse).to(deployed.memory.device)
+    module = deploy(fuse, input_range=fuse.input_range) if fuse is not None and faulty_generator else fuse
     the_chips = published_chips(faults) if chips is None else evaluation_chips(faults, chips)
     config = {
         "base": {**base_config(model, deployed), "trained": model.trained},
         "fuse": None if fuse is None else {"fingerprint": fingerprint(*fuse.state_dict().values()), **fuse.trained},
         "data": data.to_config(),
         "faults": faults.to_config(),
+        **({} if operating_point is None else {"operating_point": dict(operating_point)}),
+        **({"generator_memory": module.to_config()} if isinstance(module, Deployed) else {}),
         "chips": {"first_seed": the_chips[0].seed, "count": len(the_chips), "published": chips is None},
     }
     partial = None if out is None else out.with_name(f".{out.name}.partial")
@@ -175,7 +182,7 @@ def measure(
             write_json(partial, kept)
 
     known = {result.seed: result for result in results}
-    result = evaluate(deployed, data.test, the_chips, fuse=fuse, known=known, report=keep)
+    result = evaluate(deployed, data.test, the_chips, fuse=module, known=known, report=keep)
     record = evaluation_record(result, faults=faults, config=config, run=run)
     if out is not None and partial is not None:
         write_json(out, record)
@@ -201,9 +208,12 @@ def base_config(model: BaseModel, deployed: Deployed) -> dict[str, Any]:
 def summary(record: Mapping[str, Any]) -> str:
     """Return an evaluation record as a few lines of text."""
     published = record["config"].get("chips", {}).get("published", False)
+    one = record["chips"] == 1
+    kind = "published" if published else ("measured" if record["ber_kind"] == "measured" else "unseen")
     lines = [
+        *_operating_point(record["config"].get("operating_point")),
         f"{100 * record['ber']:.4g}% of the cells faulty ({record['ber_kind']}): {record['changed_bits']:.3%} of the "
-        f"stored bits changed; {record['chips']} {'published' if published else 'unseen'} chips",
+        f"stored bits changed; {record['chips']} {kind} chip{'' if one else 's'}",
         f"CA      {record['ca']:6.2f}%   without bit errors (floating point {record['ca_float']:.2f}%)",
         f"PA      {record['pa']:6.2f}%   {_spread(record['pa_sd'])}",
     ]
@@ -216,6 +226,16 @@ def summary(record: Mapping[str, Any]) -> str:
             f"RP      {record['rp']:+6.2f}    points recovered{known}",
         ]
     return "\n".join(lines)
+
+
+def _operating_point(point: Mapping[str, Any] | None) -> list[str]:
+    """Return where a rate came from, as at most one line."""
+    if point is None or point["curve"] is None:
+        return []
+    curve = point["curve"]
+    return [
+        f"at {point['voltage']:g} {curve['unit']}, by {'a model' if curve['model'] else 'a curve'}: {curve['source']}"
+    ]
 
 
 def _spread(sd: float | None) -> str:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from neuralfuse.cli.common import Common, DataOptions, StorageOptions, listeners, open_bases, say
+from neuralfuse.cli.faults import FaultDetails, FaultOptions
 from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.errors import require
 
-if TYPE_CHECKING:
-    from neuralfuse.faults import FaultModel
-
 _FLAT = Parameter(name="*")
 _COMMON, _DATA, _STORAGE, _QAT = Common(), DataOptions(), StorageOptions(), QatConfig()
+_EOPM, _FAULTS, _DETAILS = EopmConfig(), FaultOptions(), FaultDetails()
 
 
 def demo(
@@ -103,10 +103,10 @@ def train(
     *,
     base: list[str],
     out: Path,
-    eopm: Annotated[EopmConfig, _FLAT],
+    eopm: Annotated[EopmConfig, _FLAT] = _EOPM,
     generator: str = "convl",
     fit: Literal["exact", "pad"] = "exact",
-    stuck_at_1: float | None = None,
+    details: Annotated[FaultDetails, _FLAT] = _DETAILS,
     data: Annotated[DataOptions, _FLAT] = _DATA,
     storage: Annotated[StorageOptions, _FLAT] = _STORAGE,
     resume: bool = False,
@@ -128,8 +128,6 @@ def train(
         convl, convs, deconvl, deconvs, unetl, unets or uip.
     fit
         exact refuses image sizes that are no multiples of 8; pad pads and crops.
-    stuck_at_1
-        Share of the stuck cells that read 1 (stuck only; 0.5 by default).
     resume
         Go on from the checkpoint in --out.
     tensorboard
@@ -137,7 +135,8 @@ def train(
     """
     from neuralfuse.pipeline import make_fuse  # noqa: PLC0415
 
-    model = _fault_model(eopm.faults, eopm.ber, stuck_at_1)
+    model = FaultOptions(ber=eopm.ber, faults=eopm.faults, **asdict(details)).model()
+    eopm = replace(eopm, ber=model.ber, faults=model.kind)
     device = common.set_up()
     bases, images = open_bases(base, data, storage, device)
     watch = listeners(f"train {generator}", tensorboard)
@@ -155,11 +154,10 @@ def evaluate(
     fuse: Path | None = None,
     *,
     base: str,
-    ber: float,
-    faults: str = "stuck",
+    faults: Annotated[FaultOptions, _FLAT] = _FAULTS,
     chips: int = 30,
     published_chips: bool = False,
-    stuck_at_1: float | None = None,
+    faulty_generator: bool = False,
     data: Annotated[DataOptions, _FLAT] = _DATA,
     storage: Annotated[StorageOptions, _FLAT] = _STORAGE,
     out: Path | None = None,
@@ -176,16 +174,12 @@ def evaluate(
         Folder of a trained NeuralFuse; without one only CA and PA are measured.
     base
         A folder written by train-base, or package.module:factory (runs your code).
-    ber
-        Rate of faulty cells, a fraction in [0, 1].
-    faults
-        flip, stuck or reference.
     chips
-        How many unseen chips.
+        How many unseen chips; on a fault map, in how many random places the weights are laid (1: as --mapping says).
     published_chips
         Use the ten chips of the paper's tables instead.
-    stuck_at_1
-        Share of the stuck cells that read 1 (stuck only; 0.5 by default).
+    faulty_generator
+        Store the weights of NeuralFuse in memory of the same kind too, and let them fail as well.
     out
         File for the record.
     resume
@@ -194,18 +188,13 @@ def evaluate(
     from neuralfuse.pipeline import measure, summary  # noqa: PLC0415
 
     require(not resume or out is not None, "--resume must come with --out: without it nothing was kept.")
-    model = _fault_model(faults, ber, stuck_at_1)
+    require(not faulty_generator or fuse is not None, "--faulty-generator must come with a NeuralFuse: got none.")
+    model = faults.model(chips)
     device = common.set_up()
     bases, images = open_bases([base], data, storage, device)
     record = measure(
         fuse, bases[0], images, model,
-        chips=None if published_chips else chips, out=out, resume=resume, say=say,
+        chips=None if published_chips else chips, faulty_generator=faulty_generator,
+        operating_point=faults.operating_point(), out=out, resume=resume, say=say,
     )  # fmt: skip
     common.show(record, summary(record))
-
-
-def _fault_model(kind: str, ber: float, stuck_at_1: float | None) -> FaultModel:
-    from neuralfuse.faults import fault_model  # noqa: PLC0415
-
-    options = {} if stuck_at_1 is None else {"stuck_at_1": stuck_at_1}
-    return fault_model(kind, ber=ber, **options)

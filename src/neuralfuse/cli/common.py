@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from neuralfuse.data import DataSet
     from neuralfuse.memory import Deployed
     from neuralfuse.nets import BaseModel
+    from neuralfuse.quant import FloatWords, Scheme
     from neuralfuse.train import Listener
 
 
@@ -92,36 +93,53 @@ class StorageOptions:
 
     Attributes:
         bits: Width of a stored word, 2..16.
-        coding: Two's complement, or one of the reference's two unsigned codes.
+        coding: Two's complement, one of the reference's two unsigned codes, or floating-point words as they are.
         rounding: nearest, or floor for the paper's reduced-precision study.
         granularity: One scale a tensor, or one an output channel.
         input_range: What the inputs of a model from package.module:factory are made of: symmetric ([-1, 1]),
             unit ([0, 1]) or imagenet (mean/std-normalized).
         include: Name patterns of the weights to store, e.g. "layer1.*"; by default all of the usual layer types.
         exclude: Name patterns of weights to leave out; they stay free of errors.
+        readout: What the memory makes of faulty words: nothing, zeros for words known to be faulty, or single error
+            correction and double error detection over 64 bits.
+        activations: Store inputs and activations in faulty memory too, in 8 bits.
     """
 
     bits: int | None = None
-    coding: Literal["signed", "unsigned", "asymmetric"] | None = None
+    coding: Literal["signed", "unsigned", "asymmetric", "fp32", "fp16", "bf16", "fp8-e4m3", "fp8-e5m2"] | None = None
     rounding: Literal["nearest", "floor"] | None = None
     granularity: Literal["tensor", "channel"] | None = None
     input_range: Literal["symmetric", "unit", "imagenet"] | None = None
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
+    readout: Literal["plain", "zero-faulty-words", "secded"] = "plain"
+    activations: bool = False
 
     def deploy(self, model: BaseModel, device: torch.device) -> Deployed:
         """Store a base model's weights."""
-        from neuralfuse.memory import deploy  # noqa: PLC0415
+        from neuralfuse.memory import READOUTS, Activations, deploy  # noqa: PLC0415
         from neuralfuse.quant import Layers  # noqa: PLC0415
+
+        return deploy(
+            model.module.to(device),
+            scheme=self._scheme(model.scheme),
+            layers=Layers(include=self.include, exclude=self.exclude),
+            input_range=self.input_range or model.input_range,
+            readout=READOUTS[self.readout](),
+            activations=Activations() if self.activations else None,
+        )
+
+    def _scheme(self, scheme: Scheme) -> Scheme | FloatWords:
+        from neuralfuse.quant import FloatWords  # noqa: PLC0415
 
         names = ("bits", "coding", "rounding", "granularity")
         changes: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return deploy(
-            model.module.to(device),
-            scheme=replace(model.scheme, **changes),
-            layers=Layers(include=self.include, exclude=self.exclude),
-            input_range=self.input_range or model.input_range,
-        )
+        if self.coding is None or self.coding in ("signed", "unsigned", "asymmetric"):
+            return replace(scheme, **changes)
+        if len(changes) > 1:
+            given = ", ".join(f"--{name}" for name in changes if name != "coding")
+            raise ConfigError(f"{given} must be left out for {self.coding}: the format says all.")
+        return FloatWords(coding=self.coding)
 
 
 def say(text: str) -> None:

@@ -14,16 +14,18 @@ from cyclopts import App, CycloptsError
 from cyclopts.config import Dict, Toml
 
 from neuralfuse.cli import commands
+from neuralfuse.cli.chip import chip_app
 from neuralfuse.config import base_recipe
 from neuralfuse.errors import ConfigError, NeuralFuseError, unknown_name
 
 DONE, OUR_FAILURE, USERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130
-COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Callable[..., None] | App] = {
     "demo": commands.demo,
     "models": commands.models,
     "train-base": commands.train_base,
     "train": commands.train,
     "evaluate": commands.evaluate,
+    "chip": chip_app,
 }
 
 

@@ -18,12 +18,16 @@ from neuralfuse.scoring import accuracy, plain_inputs, transform
 
 @dataclass(frozen=True)
 class ChipResult:
-    """One chip: accuracies in percent; ``pa_nf`` is None where no NeuralFuse was asked for."""
+    """One chip: accuracies in percent; ``pa_nf`` is None where no NeuralFuse was asked for.
+
+    ``not_finite`` counts the weights that read as infinity or NaN, as floating-point words may.
+    """
 
     seed: int
     pa: float
     pa_nf: float | None
     changed_bits: float
+    not_finite: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,11 @@ class Evaluation:
         return [chip.pa_nf - chip.pa for chip in self.per_chip if chip.pa_nf is not None]
 
 
+def generator_chip(chip: Chip) -> Chip:
+    """Return the chip in whose memory the weights of G lie, where they are faulty too: not that of the base model."""
+    return Chip(chip.faults, chip.seed + 1_000_000)
+
+
 def evaluate(
     base: Deployed,
     split: Split,
@@ -101,7 +110,8 @@ def evaluate(
         base: The deployed model.
         split: Test images.
         chips: Chips unseen in training, for instance `evaluation_chips`.
-        fuse: A trained NeuralFuse (or any module on the model's inputs), on the same device, in eval mode.
+        fuse: A trained NeuralFuse (or any module on the model's inputs), on the same device, in eval mode. A deployed
+            one (`deploy(fuse)`) has faulty weights too: each chip's other memory, see `generator_chip`.
         known: Results by chip seed from an interrupted run of the very same evaluation; not measured again.
         report: Called after each newly measured chip.
     Raises:
@@ -112,17 +122,20 @@ def evaluate(
         require(not fuse.training, "NeuralFuse must be in eval mode to be evaluated: call fuse.eval() first.")
         check_same_range(fuse, base)
     plain, labels = plain_inputs(split, base.input_range), split.labels
-    fused = None if fuse is None else transform(fuse, plain)
+    clean = None if fuse is None else transform(fuse, plain)
     results = []
     for chip in chips:
         result = (known or {}).get(chip.seed)
         if result is None:
             model = base.perturbed(chip)
             pa = accuracy(model, plain, labels)
+            changed_bits, not_finite = model.changed_bits, model.reading.not_finite
+            model.reads = 0  # transient errors, too, are the same with and without NeuralFuse
+            fused = transform(fuse.perturbed(generator_chip(chip)), plain) if isinstance(fuse, Deployed) else clean
             pa_nf = None if fused is None else accuracy(model, fused, labels)
-            result = ChipResult(chip.seed, pa, pa_nf, model.changed_bits)
+            result = ChipResult(chip.seed, pa, pa_nf, changed_bits, not_finite)
             if report is not None:
                 report(result)
         results.append(result)
-    ca_nf = None if fused is None else accuracy(base, fused, labels)
+    ca_nf = None if clean is None else accuracy(base, clean, labels)
     return Evaluation(accuracy(base.unquantized, plain, labels), accuracy(base, plain, labels), ca_nf, tuple(results))

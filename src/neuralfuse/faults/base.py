@@ -109,6 +109,11 @@ class FaultModel(abc.ABC):
         return self.at(curve.ber(voltage))
 
     @property
+    def one_chip(self) -> bool:
+        """Whether every seed is the same chip, as of a measured one."""
+        return False
+
+    @property
     def permanent(self) -> FaultModel | None:
         """The part that is the same at every read, which a test of the memory can find; None where there is none."""
         return self

@@ -38,15 +38,19 @@ def training_chip(faults: FaultModel, *path: str | int) -> Chip:
 
 
 def validation_chips(faults: FaultModel, count: int) -> list[Chip]:
-    """Return chips for early stopping: unseen in training, never used for results."""
+    """Return chips for early stopping: unseen in training, never used for results; one where all seeds are one chip."""
+    if faults.one_chip:
+        return [Chip(faults, _VALIDATION_FROM)]
     return _every_second(faults, count, _VALIDATION_FROM, _PUBLISHED_FROM)
 
 
 def evaluation_chips(faults: FaultModel, count: int) -> list[Chip]:
     """Return the chips on which results are measured: seeds 50010, 50012, ..., the same for every method.
 
-    Every second seed, because neighbouring `Reference` chips are dependent.
+    Every second seed, because neighbouring `Reference` chips are dependent. Where all seeds are one chip, only it.
     """
+    if faults.one_chip:
+        return [Chip(faults, _EVALUATION_FROM)]
     return _every_second(faults, count, _EVALUATION_FROM, 2**31)
 
 

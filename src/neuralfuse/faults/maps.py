@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -88,6 +89,13 @@ class FaultMap:
     def rate(self, voltage: float | None = None) -> float:
         """Return the share of faulty cells."""
         return float(np.count_nonzero(self.cells[self.index(voltage)]) / self.cells[0].size)
+
+    def counts(self, voltage: float | None = None) -> dict[str, float]:
+        """Return the shares of cells that are faulty, stuck at 0, stuck at 1, and that invert."""
+        cells = self.cells[self.index(voltage)]
+        names = {"stuck_at_0": STUCK_AT_0, "stuck_at_1": STUCK_AT_1, "inverts": INVERTS}
+        shares = {name: float(np.count_nonzero(cells == kind) / cells.size) for name, kind in names.items()}
+        return {"faulty": sum(shares.values()), **shares}
 
     def recovered(self) -> int:
         """Count the cells that fail at some voltage and not at the next lower one; 0 where faults nest."""
@@ -186,42 +194,45 @@ def import_map(
 
 
 def synthetic_map(
-    model: FaultModel,
+    models: Sequence[FaultModel],
     seed: int,
     *,
-    array: Array,
-    bers: Sequence[float] = (),
+    rows: int,
+    columns: int,
+    banks: int = 1,
     voltages: Sequence[float] = (),
     unit: str = "V",
 ) -> FaultMap:
     """Return a made-up map, labelled synthetic: the cells of an array that a fault model makes faulty for a seed.
 
     Args:
-        model: Any fault model; one of an array should have the same shape.
+        models: The fault model at each voltage, or one of them; faults that have a place in an array get this one.
         seed: Of the chip.
-        array: Shape of the map; one bank where it says none.
-        bers: Rates, one a voltage, rising; by default the model's own.
-        voltages: One a rate.
+        rows: Of a bank.
+        columns: Of a bank.
+        banks: Of the map.
+        voltages: One a model.
         unit: Of the voltages.
     """
-    banks = array.banks or 1
-    layout = Layout.of([("array", banks * array.rows * array.columns)], 1)
-    maps = []
-    for ber in bers or (model.ber,):
-        one = model.at(ber) if bers else model
-        on_array = isinstance(one, ArrayFaults) and (one.array.rows, one.array.columns) == (array.rows, array.columns)
-        device = torch.device("cpu")
-        faults = one.array_cells(banks, seed, device) if on_array else one.cells(layout, seed, device)  # type: ignore[attr-defined]
+    array = Array(rows=rows, columns=columns, banks=banks)
+    layout = Layout.of([("array", banks * rows * columns)], 1)
+    device = torch.device("cpu")
+    maps = {}
+    for place, model in enumerate(models):
+        if isinstance(model, ArrayFaults):
+            faults = replace(model, array=array).array_cells(banks, seed, device)
+        else:
+            faults = model.cells(layout, seed, device)
+        kinds = torch.where(faults.keeps, torch.where(faults.flips, INVERTS, GOOD), torch.where(faults.flips, 2, 1))
         cells = np.zeros(layout.cells, np.uint8)
-        behaviour = torch.where(faults.keeps, INVERTS, torch.where(faults.flips, STUCK_AT_1, STUCK_AT_0))
-        cells[faults.cell.numpy()] = behaviour.numpy().astype(np.uint8)
-        cells[faults.cell[faults.keeps & ~faults.flips].numpy()] = GOOD
-        maps.append(cells.reshape(banks, array.rows, array.columns))
-    config = {key: value for key, value in model.to_config().items() if key != "ber"}
+        cells[faults.cell.numpy()] = kinds.numpy().astype(np.uint8)
+        maps[voltages[place] if voltages else 0.0] = cells.reshape(banks, rows, columns)
+    falling = sorted(maps, reverse=True)
+    config = {key: value for key, value in models[0].to_config().items() if key not in ("ber", "array", "mapping")}
     return FaultMap(
-        cells=np.stack(maps),
-        voltages=tuple(voltages),
-        source=f"made up: {config}, seed {seed}",
+        cells=np.stack([maps[one] for one in falling]),
+        voltages=tuple(falling) if voltages else (),
+        source=f"made up by neuralfuse: {json.dumps(config)}, seed {seed}",
         synthetic=True,
         unit=unit,
     )

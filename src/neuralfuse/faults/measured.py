@@ -54,6 +54,11 @@ class Measured(FaultModel):
         faults = as_faulty_cells(self.map.cells[self.map.index(self.voltage)], device)
         return mapping.place(layout, array, faults)
 
+    @property
+    def one_chip(self) -> bool:
+        """All seeds are one chip, unless each lays the words from another place on."""
+        return not self.random_offset
+
     def at(self, ber: float) -> Self:
         """Refuse: a measured chip has voltages, not rates."""
         raise ConfigError(f"a measured chip must be asked for a voltage, not for a rate: got ber={ber:g}.")

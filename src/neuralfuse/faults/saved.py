@@ -75,6 +75,11 @@ class Saved(FaultModel):
             found.append((cell + (region.start - own.start) * layout.bits, keeps, flips))
         return FaultyCells(*(torch.cat(column) for column in zip(*found, strict=True)))
 
+    @property
+    def one_chip(self) -> bool:
+        """Every seed is this one chip."""
+        return True
+
     def at(self, ber: float) -> Self:
         """Refuse: a saved chip is one list of cells."""
         raise ConfigError(f"a saved chip cannot be asked for another rate than its own: got ber={ber:g}.")

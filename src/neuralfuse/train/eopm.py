@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,8 @@ def train_fuse(
         bases: One base model, or several surrogates whose losses are averaged.
         data: Training and validation images.
         config: How.
-        faults: The fault model to train against, if it has more to it than the name and rate in ``config``.
+        faults: The fault model to train against, if it has more to it than the name and rate in ``config``; leave
+            the rate out of ``config`` then, or give the same one.
         out: Folder for checkpoints.
         resume: Go on from the checkpoint there.
         listeners: Who to tell of steps and validations.
@@ -169,9 +170,10 @@ def train_fuse(
     for base in bases:
         check_same_range(fuse, base)
     faults = faults or fault_model(config.faults, ber=config.ber)
+    config = replace(config, faults=faults.kind, ber=faults.ber if config.ber is None else config.ber)
     require(
-        (faults.kind, faults.ber) == (config.faults, config.ber),
-        f"config and fault model must agree: got {config.faults} at {config.ber} and {faults.kind} at {faults.ber}.",
+        faults.ber == config.ber,
+        f"config and fault model must have one rate: got ber={config.ber} and ber={faults.ber}.",
     )
     task = _Eopm(fuse, bases, data, config, faults)
     folder = None if out is None else Path(out)
