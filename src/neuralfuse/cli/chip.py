@@ -249,7 +249,7 @@ def _map_text(config: Mapping[str, Any], rates: list[dict[str, Any]]) -> str:
 def _summary_text(record: Mapping[str, Any]) -> str:
     readout = record["readout"]
     lines = [
-        f"{record['faults']['kind']}, seed {record['seed']}: {record['faulty_cells']:,} of {record['cells']:,} cells "
+        f"{record['chip']}: {record['faulty_cells']:,} of {record['cells']:,} cells "
         f"faulty; {record['changed_bits']:.4%} of the bits and {record['changed_words'] / record['words']:.3%} of the "
         "words read differently",
     ]

@@ -21,7 +21,7 @@ from neuralfuse.seeds import derive, poisson_time
 
 @dataclass(frozen=True, kw_only=True)
 class Measured(FaultModel):
-    """A chip whose faulty cells are known. ``ber`` is the share of them at the chosen voltage.
+    """A chip whose faulty cells are known, by a fault map. ``ber`` is the share of them at the chosen voltage.
 
     Args:
         map: The map, or the NPZ file of one.
@@ -31,7 +31,7 @@ class Measured(FaultModel):
             on the one chip; by default all seeds are the same chip.
     """
 
-    kind: ClassVar[str] = "measured"
+    kind: ClassVar[str] = "map"
     ber: float = field(init=False)
     map: FaultMap
     voltage: float | None = None

@@ -85,6 +85,7 @@ def summarize(memory: WeightMemory, chip: Chip) -> dict[str, Any]:
             }
         )
     return {
+        "chip": title(chip),
         "faults": chip.faults.to_config() | {"ber": chip.faults.ber},
         "seed": chip.seed,
         "words": layout.words,
@@ -97,6 +98,13 @@ def summarize(memory: WeightMemory, chip: Chip) -> dict[str, Any]:
         "layers": layers,
         "bits": by_bit,
     }
+
+
+def title(chip: Chip) -> str:
+    """Return what a chip is called: the kind of its faults, and its seed."""
+    config = chip.faults.to_config()
+    kind = config["faults"]["kind"] if config["kind"] == "saved" else config["kind"]
+    return f"{kind}, seed {chip.seed}"
 
 
 def on_array(memory: WeightMemory, chip: Chip, banks: int) -> FaultMap:
@@ -119,7 +127,7 @@ def on_array(memory: WeightMemory, chip: Chip, banks: int) -> FaultMap:
     shown = bank < count
     cells[0, bank[shown], row[shown], column[shown]] = behaviour[shown]
     synthetic = not isinstance(faults, Measured) or faults.map.synthetic
-    return FaultMap(cells=cells, source=f"{faults.kind}, seed {chip.seed}", synthetic=synthetic)
+    return FaultMap(cells=cells, source=title(chip), synthetic=synthetic)
 
 
 def _between(ordered: Tensor, low: int, high: int) -> tuple[int, int]:

@@ -74,6 +74,7 @@ class Deployed(nn.Module):
         self, model: nn.Module, memory: WeightMemory, input_range: InputRange, activations: Activations | None = None
     ) -> None:
         super().__init__()
+        self.training = False
         self.model = model.eval()
         self.memory = memory
         self.input_range = input_range

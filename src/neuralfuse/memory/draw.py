@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from neuralfuse.faults import Chip, FaultMap
 from neuralfuse.files import write_atomically
-from neuralfuse.memory.audit import on_array
+from neuralfuse.memory.audit import on_array, title
 from neuralfuse.memory.weights import WeightMemory
 
 _COLOURS = ["#f4f4f2", "#1f5fa8", "#d1491b", "#2b8a3e"]
@@ -66,7 +66,7 @@ def draw_chip(memory: WeightMemory, chip: Chip, path: Path) -> None:
     lower.set_title(f"{share:.2%} of the weights read differently{lost}", fontsize=9)
     lower.grid(axis="y", alpha=0.3)
     lower.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{chip.faults.kind}, seed {chip.seed}: {chip.faults.ber:.3%} of the cells faulty", fontsize=10)
+    figure.suptitle(f"{title(chip)}: {chip.faults.ber:.3%} of the cells faulty", fontsize=10)
     _legend(figure, shown.cells)
     write_atomically(path, lambda file: figure.savefig(file, dpi=150))
 
