@@ -87,6 +87,7 @@ def import_(
     reads: Literal["flip", "0", "1", "stuck"] = "stuck",
     voltages: tuple[float, ...] = (),
     unit: str = "V",
+    synthetic: bool = False,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
     """Make a fault map of measured files of 0 (good) and 1 (faulty): NPY, NPZ, CSV, text, or fmap_sa0/sa1 pairs.
@@ -107,12 +108,14 @@ def import_(
         One a file, where their names do not say it.
     unit
         Of the voltages.
+    synthetic
+        The files were made by a program; label the map so.
     """
     from neuralfuse.faults import import_map  # noqa: PLC0415
 
     _check_npz(out)
     common.set_up()
-    made = import_map(paths, source=source, reads=reads, voltages=voltages, unit=unit)
+    made = import_map(paths, source=source, reads=reads, voltages=voltages, unit=unit, synthetic=synthetic)
     made.save(out)
     record = {"out": str(out), **made.to_config(), "rates": _rates(made), "recovered_cells": made.recovered()}
     text = _map_text(record, record["rates"])

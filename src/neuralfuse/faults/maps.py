@@ -143,7 +143,13 @@ class FaultMap:
 
 
 def import_map(
-    paths: Sequence[Path], *, source: str, reads: Reads = "stuck", voltages: Sequence[float] = (), unit: str = "V"
+    paths: Sequence[Path],
+    *,
+    source: str,
+    reads: Reads = "stuck",
+    voltages: Sequence[float] = (),
+    unit: str = "V",
+    synthetic: bool = False,
 ) -> FaultMap:
     """Make a fault map of measured files.
 
@@ -159,6 +165,7 @@ def import_map(
             at random but for ever.
         voltages: One a file, where the names do not say it.
         unit: Of the voltages.
+        synthetic: Whether a program made the files; the map is labelled so.
     Raises:
         FileFormatError: a file is missing, is no map, or has another shape than the first.
     """
@@ -188,7 +195,7 @@ def import_map(
         cells=np.stack([maps[one] for one in falling]),
         voltages=tuple(falling) if known else (),
         source=source,
-        synthetic=False,
+        synthetic=synthetic,
         unit=unit,
     )
 

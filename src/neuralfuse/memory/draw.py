@@ -29,14 +29,14 @@ def draw_map(fault_map: FaultMap, path: Path, *, voltage: float | None = None) -
         voltage: The one to draw.
     """
     chosen = range(len(fault_map.cells)) if voltage is None else [fault_map.index(voltage)]
-    figure = Figure(figsize=(8, 0.6 + 2.6 * len(chosen)), layout="constrained")
+    figure = Figure(figsize=(8, 0.8 + 1.9 * len(chosen)), layout="constrained")
     axes = figure.subplots(len(chosen), 1, squeeze=False)[:, 0]
     for axis, place in zip(axes, chosen, strict=True):
         at = f"{fault_map.voltages[place]:g} {fault_map.unit}: " if fault_map.voltages else ""
         rate = np.count_nonzero(fault_map.cells[place]) / fault_map.cells[place].size
         _array(axis, fault_map.cells[place], f"{at}{rate:.3%} of the cells faulty")
     kind = "synthetic" if fault_map.synthetic else "measured"
-    figure.suptitle(f"{_short(fault_map.source)} ({kind})", fontsize=10)
+    figure.suptitle(_short(f"{kind}: {fault_map.source}"), fontsize=10)
     _legend(figure, fault_map.cells)
     write_atomically(path, lambda file: figure.savefig(file, dpi=150))
 
@@ -79,8 +79,9 @@ def _array(axis: Axes, cells: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], t
     stack = np.concatenate([part for bank in banks for part in (bank, line)][:-1])
     axis.imshow(stack, cmap=ListedColormap(_COLOURS), vmin=0, vmax=3, aspect="auto", interpolation="nearest")
     axis.set_title(title, fontsize=9)
+    by_bank = ", bank by bank" if len(banks) > 1 else ""
     axis.set_xlabel("row" if tall else "column", fontsize=8)
-    axis.set_ylabel("column, bank by bank" if tall else "row, bank by bank", fontsize=8)
+    axis.set_ylabel(("column" if tall else "row") + by_bank, fontsize=8)
     axis.tick_params(labelsize=7)
 
 
