@@ -57,8 +57,9 @@ def draw_chip(memory: WeightMemory, chip: Chip, path: Path) -> None:
     upper, lower = figure.subplots(2, 1, height_ratios=[1.1, 1])
     banks, rows, columns = shown.cells.shape[1:]
     _array(upper, shown.cells[0], f"the first {banks} bank{'s' * (banks > 1)} of {rows} x {columns} cells")
-    lower.hist(finite, bins=101, color=_COLOURS[1])
-    lower.set_yscale("log")
+    if len(finite):
+        lower.hist(finite, bins=101, color=_COLOURS[1])
+        lower.set_yscale("log")
     lower.set_xlabel("change of a weight")
     lower.set_ylabel("weights")
     share = len(reading.index) / memory.layout.words
