@@ -87,7 +87,7 @@ def test_the_listed_changes_are_those_of_the_memory(folder):
 
 def test_maps_are_made_imported_shown_drawn_and_used(folder, capsys, tmp_path):
     made = tmp_path / "map.npz"
-    arguments = ["--faults", "lines", "--voltages", "0.85", "--voltages", "0.82", "--rows", "64", "--columns", "32"]
+    arguments = ["--faults", "clusters", "--voltages", "0.85", "--voltages", "0.82", "--rows", "64", "--columns", "32"]
     shown(capsys, ["chip", "new", *arguments, "--banks", "3", "--out", str(made)])
     fault_map = FaultMap.load(made)
     assert fault_map.synthetic
