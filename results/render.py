@@ -20,16 +20,17 @@ def records(folder: str) -> list[dict[str, Any]]:
 def rows(folder: str) -> Iterator[str]:
     """Yield the lines of a table: one record a row."""
     yield (
-        "| seed | generator | rate of faulty cells | changed bits | chips | CA | PA | CA(NF) | PA(NF) | RP "
+        "| seed | generator | its own memory | rate of faulty cells | changed bits | chips | CA | PA | CA(NF) | PA(NF) | RP "
         "[95% interval] | share of CA - PA won back |"
     )
-    yield "| --- " * 11 + "|"
+    yield "| --- " * 12 + "|"
     for record in records(folder):
         fuse = record["config"]["fuse"]
         low, high = record["rp_ci95"]
+        own = "faulty too" if "generator_memory" in record["config"] else "reliable"
         won = record["rp"] / (record["ca"] - record["pa"])
         yield (
-            f"| {fuse['seed']} | {fuse['generator']} | {record['ber']:.1%} {record['ber_kind']} "
+            f"| {fuse['seed']} | {fuse['generator']} | {own} | {record['ber']:.1%} {record['ber_kind']} "
             f"| {record['changed_bits']:.3%} | {record['chips']} | {record['ca']:.2f} "
             f"| {record['pa']:.2f} +- {record['pa_sd']:.2f} | {record['ca_nf']:.2f} "
             f"| {record['pa_nf']:.2f} +- {record['pa_nf_sd']:.2f} "
