@@ -20,8 +20,8 @@ def records(folder: str) -> list[dict[str, Any]]:
 def rows(folder: str) -> Iterator[str]:
     """Yield the lines of a table: one record a row."""
     yield (
-        "| seed | generator | its own memory | rate of faulty cells | changed bits | chips | CA | PA | CA(NF) | PA(NF) | RP "
-        "[95% interval] | share of CA - PA won back |"
+        "| seed | generator | its own memory | rate of faulty cells | changed bits | chips | CA | PA | CA(NF) | PA(NF) "
+        "| RP [95% interval] | share of CA - PA won back |"
     )
     yield "| --- " * 12 + "|"
     for record in records(folder):

@@ -100,6 +100,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
+# What NumPy raises on a file that is missing, truncated or damaged.
+DAMAGED = (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+
+
 def write_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
     """Write arrays and a JSON header as a compressed NPZ file, atomically; ``path`` should end in ``.npz``."""
     text = json.dumps(header, allow_nan=False)
@@ -124,10 +128,11 @@ def read_arrays(path: Path, schema: str | None, names: Sequence[str]) -> tuple[d
     """
     wanted = schema or "neuralfuse/..."
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
             header = json.loads(str(file["header"]))
             arrays = {name: file[name] for name in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except (*DAMAGED, ValueError, KeyError, IndexError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileFormatError(f"{path} must be a whole file of schema {wanted!r}: {reason}.") from error
     got = header.get("schema") if isinstance(header, dict) else header

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping as Table
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -71,8 +71,9 @@ class Mapping:
     def __post_init__(self) -> None:
         if self.order not in get_args(Order):
             raise unknown_name("order", str(self.order), get_args(Order))
-        require(self.offset >= 0, f"offset must not be negative: got offset={self.offset}.")
-        require(self.repeat >= 0, f"repeat must not be negative: got repeat={self.repeat}.")
+        for name in ("offset", "repeat"):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value >= 0, f"{name} must be an integer of at least 0: got {value!r}.")
         require(
             self.order == "rows" or self.repeat == 1,
             f"repeat must be 1 for interleaved words: got repeat={self.repeat}.",
@@ -104,9 +105,14 @@ class Mapping:
         )
         return array.columns // bits
 
+    def words(self, array: Array, bits: int) -> int:
+        """Return the words that one bank serves."""
+        w = self.slots(array, bits)
+        return array.rows * w * (self.repeat or w)
+
     def banks(self, layout: Layout, array: Array) -> int:
         """Return how many banks the image fills, each time a bank is used counted."""
-        per_bank = self._rows_of(array, layout.bits) * self.slots(array, layout.bits)
+        per_bank = self.words(array, layout.bits)
         return max(-(-(words + self.offset) // per_bank) for _, words in self._spaces(layout))
 
     def locate(self, layout: Layout, array: Array, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,7 +141,8 @@ class Mapping:
         bits, w = layout.bits, self.slots(array, layout.bits)
         line, column = faults.cell // array.columns, faults.cell % array.columns
         bank, row = line // array.rows, line % array.rows
-        used = column < w * bits
+        first = (bank * self.words(array, bits)) + row * ((self.repeat or w) * w if self.order == "rows" else 1)
+        used = (column < w * bits) & (first < self.offset + max(words for _, words in self._spaces(layout)))
         faults, bank, row, column = faults[used], bank[used], row[used], column[used]
         slot, bit = (column % w, column // w) if self.bit_interleaved else (column // bits, column % bits)
 
@@ -157,9 +164,6 @@ class Mapping:
             found.append(FaultyCells(cell, faults.keeps[which], faults.flips[which]))
         columns = [torch.cat([getattr(one, name) for one in found]) for name in ("cell", "keeps", "flips")]
         return FaultyCells.of(*columns)
-
-    def _rows_of(self, array: Array, bits: int) -> int:
-        return array.rows * (self.repeat or self.slots(array, bits))
 
     def _spaces(self, layout: Layout) -> list[tuple[int, int]]:
         if self.restart:
@@ -191,9 +195,10 @@ class ArrayFaults(FaultModel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.array, Table):
+        array: Any = self.array
+        if not isinstance(array, Array):
             try:
-                object.__setattr__(self, "array", Array(**self.array))
+                object.__setattr__(self, "array", Array(**array))
             except TypeError as error:
                 raise ConfigError(f"an array must have rows, columns and banks: {error}.") from error
         object.__setattr__(self, "mapping", Mapping.of(self.mapping))
@@ -208,6 +213,6 @@ class ArrayFaults(FaultModel):
         banks = used if self.array.banks is None else min(used, self.array.banks)
         return self.mapping.place(layout, self.array, self.array_cells(banks, seed, device))
 
-    def with_offset(self, offset: int) -> FaultModel:
-        """Return the same faults with the words laid from another one on."""
-        return replace(self, mapping=replace(self.mapping, offset=offset))
+    def on_array(self, array: Array, mapping: Mapping) -> Self:
+        """Return the same faults in another array."""
+        return replace(self, array=array, mapping=mapping)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping as Table
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from neuralfuse.errors import ConfigError, check_ber, require, unknown_name
 from neuralfuse.faults.layout import Layout
 from neuralfuse.faults.voltage import VoltageCurve
 from neuralfuse.seeds import below, derive, hash64, signed64
+
+if TYPE_CHECKING:
+    from neuralfuse.faults.arrays import Array, Mapping
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,9 @@ class FaultModel(abc.ABC):
     """What makes cells fail. Together with a seed it is a chip: the same faulty cells for ever.
 
     Attributes:
-        ber: Rate of faulty cells, a fraction in [0, 1]. Whether a faulty cell changes its bit is the model's matter;
-            records report the realised share of changed bits beside it.
+        ber: The rate by which the model is asked for, a fraction in [0, 1]: of faulty cells, where its own docstring
+            says nothing else. Whether a faulty cell changes its bit is the model's matter; records report the realised
+            share of changed bits beside it.
     """
 
     kind: ClassVar[str]
@@ -109,9 +113,18 @@ class FaultModel(abc.ABC):
         return self.at(curve.ber(voltage))
 
     @property
+    def cell_rate(self) -> float:
+        """Probability that a cell is faulty in whatever way: proportional to ``ber``, in most models equal to it."""
+        return self.ber
+
+    @property
     def one_chip(self) -> bool:
         """Whether every seed is the same chip, as of a measured one."""
         return False
+
+    def on_array(self, array: Array, mapping: Mapping) -> FaultModel:
+        """Return the same model with its faults, where they have a place in an array, in this one."""
+        return self
 
     @property
     def permanent(self) -> FaultModel | None:
@@ -175,6 +188,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def part_seed(seed: int, *path: str | int) -> int:
+    """Return the seed of a part of a chip, one that every fault model takes."""
+    return derive(seed, *path) % (2**32 - 1)
 
 
 def chance(layout: Layout, seed: int, purpose: str, cell: Tensor, probability: float | Tensor) -> Tensor:

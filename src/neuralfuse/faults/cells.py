@@ -28,11 +28,6 @@ class IndependentCells(FaultModel):
     hash, equal on every device.
     """
 
-    @property
-    def cell_rate(self) -> float:
-        """Probability that a cell is faulty."""
-        return self.ber
-
     @abc.abstractmethod
     def behaviour(self, has: Chance) -> tuple[bool | Tensor, bool | Tensor]:
         """Return (keeps, flips) of the faulty cells, as tensors or one bool for all.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from neuralfuse.errors import FileFormatError, UnknownNameError, require, unknown_name
-from neuralfuse.faults.arrays import Array, ArrayFaults
+from neuralfuse.faults.arrays import Array, Mapping
 from neuralfuse.faults.base import FaultModel, FaultyCells
 from neuralfuse.faults.layout import Layout
-from neuralfuse.files import read_arrays, write_arrays
+from neuralfuse.files import DAMAGED, read_arrays, write_arrays
 from neuralfuse.seeds import derive
 
 SCHEMA = "neuralfuse/fault-map/1"
@@ -125,7 +126,7 @@ class FaultMap:
                 synthetic=bool(header["synthetic"]),
                 unit=header["unit"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"{path} must hold a fault map: {error}") from error
         if fault_map.fingerprint != header.get("fingerprint"):
             raise FileFormatError(f"{path} must hold the cells it was written with: their digest differs.")
@@ -171,13 +172,16 @@ def import_map(
     """
     if reads not in get_args(Reads):
         raise unknown_name("behaviour of faulty cells", str(reads), get_args(Reads))
-    files = [file for path in paths for file in (sorted(path.glob("fmap_sa*_v_*.txt")) if path.is_dir() else [path])]
+    folders = [(path, path.is_dir()) for path in map(Path, paths)]
+    files = [file for path, many in folders for file in (sorted(path.glob("fmap_sa[01]_v_*.txt")) if many else [path])]
     require(len(files) > 0, f"there must be at least one fault map: got none in {', '.join(map(str, paths)) or '-'}.")
     named = {file: _PAIR.fullmatch(file.name) for file in files}
     if all(named.values()):
         require(not voltages, "voltages must not be given for files fmap_sa0_v_X.txt, whose names say them.")
-        found = {match[2]: file.parent for file, match in named.items() if match}
-        maps = {_number(text, folder): _pair(folder, text) for text, folder in found.items()}
+        found = {(file.parent, match[2]) for file, match in named.items() if match}
+        maps = {_number(text, folder): _pair(folder, text) for folder, text in sorted(found)}
+        same = sorted(f"{folder}/...{text}" for folder, text in found)
+        require(len(maps) == len(found), f"each voltage must come once: got {', '.join(same)}.")
     else:
         require(
             len(voltages) == len(files) or (not voltages and len(files) == 1),
@@ -221,19 +225,24 @@ def synthetic_map(
         voltages: One a model.
         unit: Of the voltages.
     """
+    require(
+        len(models) == len(voltages or (0,)),
+        f"voltages must be one a model: got {len(voltages)} for {len(models)}.",
+    )
+    require(len(set(voltages)) == len(voltages), f"voltages must differ: got {list(voltages)}.")
     array = Array(rows=rows, columns=columns, banks=banks)
-    layout = Layout.of([("array", banks * rows * columns)], 1)
-    device = torch.device("cpu")
+    layout = Layout.of([("array", banks * rows * columns)], 1)  # in which cell number k is the array's
     maps = {}
-    for place, model in enumerate(models):
-        if isinstance(model, ArrayFaults):
-            faults = replace(model, array=array).array_cells(banks, seed, device)
-        else:
-            faults = model.cells(layout, seed, device)
-        kinds = torch.where(faults.keeps, torch.where(faults.flips, INVERTS, GOOD), torch.where(faults.flips, 2, 1))
+    for voltage, model in zip(voltages or (0.0,), models, strict=True):
+        faults = model.on_array(array, Mapping()).cells(layout, seed, torch.device("cpu"))
+        kinds = torch.where(
+            faults.keeps,
+            torch.where(faults.flips, INVERTS, GOOD),
+            torch.where(faults.flips, STUCK_AT_1, STUCK_AT_0),
+        )
         cells = np.zeros(layout.cells, np.uint8)
         cells[faults.cell.numpy()] = kinds.numpy().astype(np.uint8)
-        maps[voltages[place] if voltages else 0.0] = cells.reshape(banks, rows, columns)
+        maps[voltage] = cells.reshape(banks, rows, columns)
     falling = sorted(maps, reverse=True)
     config = {key: value for key, value in models[0].to_config().items() if key not in ("ber", "array", "mapping")}
     return FaultMap(
@@ -255,9 +264,12 @@ def as_faulty_cells(cells: NDArray[np.uint8], device: torch.device) -> FaultyCel
 
 def _number(text: str, folder: Path) -> float:
     try:
-        return float(text)
-    except ValueError as error:
-        raise FileFormatError(f"{folder}/fmap_sa0_v_{text}.txt must name a voltage after v_: got {text!r}.") from error
+        voltage = float(text)
+    except ValueError:
+        voltage = math.nan
+    if not math.isfinite(voltage):
+        raise FileFormatError(f"{folder}/fmap_sa0_v_{text}.txt must name a voltage after v_: got {text!r}.")
+    return voltage
 
 
 def _pair(folder: Path, voltage: str) -> NDArray[np.uint8]:
@@ -277,13 +289,16 @@ def _binary(path: Path) -> NDArray[np.bool_]:
         if path.suffix in {".npy", ".npz"}:
             with path.open("rb") as stream:
                 loaded = np.load(stream, allow_pickle=False)
-                if path.suffix == ".npz":
-                    require(len(loaded.files) == 1, f"{path} must hold one array: got {', '.join(loaded.files)}.")
+                if isinstance(loaded, np.ndarray) != (path.suffix == ".npy"):
+                    raise ValueError("it is no file of the kind that its name says")
+                if not isinstance(loaded, np.ndarray):
+                    if len(loaded.files) != 1:
+                        raise ValueError(f"it must hold one array: got {', '.join(loaded.files)}")
                     loaded = loaded[loaded.files[0]]
         else:
             text = path.read_text(encoding="utf-8-sig").replace(",", " ")
             loaded = np.array([line.split() for line in text.splitlines() if line.strip()]).astype(np.float64)
-    except (OSError, ValueError, EOFError) as error:
+    except (*DAMAGED, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileFormatError(f"{path} must be a map of 0 and 1, one row a line: {reason}.") from error
     values = np.asarray(loaded)

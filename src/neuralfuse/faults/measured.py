@@ -11,12 +11,12 @@ import torch
 
 from neuralfuse.errors import ConfigError, check_ber, require, unknown_name
 from neuralfuse.faults.arrays import MAPPINGS, ArrayFaults, Mapping
-from neuralfuse.faults.base import FAULT_MODELS, FaultModel, FaultyCells
+from neuralfuse.faults.base import FAULT_MODELS, FaultModel, FaultyCells, distinct, part_seed
 from neuralfuse.faults.correlated import Clusters, Lines
 from neuralfuse.faults.layout import Layout
 from neuralfuse.faults.maps import FaultMap, as_faulty_cells
 from neuralfuse.faults.voltage import VoltageCurve
-from neuralfuse.seeds import derive, poisson_time
+from neuralfuse.seeds import derive, happens, poisson_time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Measured(FaultModel):
         """Return the cells of the layout that lie on faulty ones."""
         mapping, array = self.mapping, self.map.array
         if self.random_offset:
-            words = array.rows * (array.banks or 1) * mapping.slots(array, layout.bits)
+            words = mapping.words(array, layout.bits) * (array.banks or 1)
             mapping = replace(mapping, offset=mapping.offset + derive(seed, "chip", "offset") % words)
         faults = as_faulty_cells(self.map.cells[self.map.index(self.voltage)], device)
         return mapping.place(layout, array, faults)
@@ -97,8 +97,9 @@ class Synthetic(ArrayFaults):
     and says so in every record. ``ber`` is the share of cells that fail at a read, each direction's cells counted.
 
     Args:
-        zero_to_one: Share of the faulty cells that read 1.
-        persistent: Share of the faults that are the same at every read; the others are fresh.
+        zero_to_one: Share of the faulty cells that read 1, in weak columns too.
+        persistent: Share of the faults that are the same at every read; the others are fresh. Shares are those of the
+            times -ln(1 - rate), which at small rates are those of the rates.
         column_share: Share of the persistent faults that lie in weak columns.
         within: Share of a weak column's cells that fail.
     """
@@ -126,13 +127,16 @@ class Synthetic(ArrayFaults):
             raise unknown_name("chip profile", profile, PROFILES)
         p = PROFILES[profile]
         ber = p.zero_to_one + p.one_to_zero
-        return cls(ber=ber, zero_to_one=p.zero_to_one / ber, persistent=min(1.0, p.persistent / ber), **options)
+        persistent = poisson_time(p.persistent) / poisson_time(ber)
+        return cls(ber=ber, zero_to_one=p.zero_to_one / ber, persistent=persistent, **options)
 
     def array_cells(self, banks: int, seed: int, device: torch.device) -> FaultyCells:
         """Return the persistent faults."""
         weak = self._columns().array_cells(banks, seed, device)
         alone = self._cells(self.persistent * (1 - self.column_share)).array_cells(banks, seed, device)
-        return weak.then(alone)
+        cell = distinct(torch.cat([weak.cell, alone.cell]))
+        flips = happens(derive(seed, "chip", "synthetic polarity"), cell, self.zero_to_one)
+        return FaultyCells(cell, torch.zeros_like(flips), flips)
 
     def cells(self, layout: Layout, seed: int, device: torch.device, *, read: int = 0) -> FaultyCells:
         """Return the faulty cells at one read."""
@@ -140,11 +144,13 @@ class Synthetic(ArrayFaults):
         if self.persistent == 1:
             return persistent
         fresh = self._cells(1 - self.persistent)
-        return persistent.then(fresh.cells(layout, derive(seed, "read", read), device))
+        return persistent.then(fresh.cells(layout, part_seed(seed, "read", read), device))
 
     @property
-    def permanent(self) -> FaultModel:
+    def permanent(self) -> FaultModel | None:
         """The persistent faults."""
+        if self.persistent in (0, 1):
+            return self if self.persistent else None
         return replace(self, ber=self._rate(self.persistent), persistent=1.0)
 
     def _rate(self, share: float) -> float:

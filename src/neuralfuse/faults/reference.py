@@ -33,6 +33,10 @@ class Reference(ArrayFaults):
     array: Array = _ARRAY
     mapping: Mapping = MAPPINGS["reference"]
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.array == _ARRAY, f"faults 'reference' must lie in one bank of 8192 x 128 cells: got {self.array}.")
+
     def array_cells(self, banks: int, seed: int, device: torch.device) -> FaultyCells:
         """Return the map's faulty cells."""
         require(0 <= seed < 2**32 - 1, f"seed must be in 0..2^32-2 for faults 'reference': got seed={seed}.")

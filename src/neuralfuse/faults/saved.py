@@ -39,10 +39,11 @@ class Saved(FaultModel):
             object.__setattr__(self, "seed", int(header["seed"]))
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{self.file} must hold a chip: {error!r}.") from error
-        cell = arrays["cell"]
-        sane = cell.ndim == 1 and cell.dtype == np.int64 and (np.diff(cell) > 0).all()
+        cell, kinds = arrays["cell"], (arrays["keeps"], arrays["flips"])
+        sane = cell.dtype == np.int64 and cell.shape == (header.get("count"),) and bool((np.diff(cell) > 0).all())
+        sane &= all(one.dtype == bool and one.shape == cell.shape for one in kinds) and 0 <= self.ber <= 1
         if not sane or (len(cell) and not 0 <= cell[0] <= cell[-1] < layout.cells):
-            raise FileFormatError(f"{self.file} must hold sorted cells of its layout: it is damaged.")
+            raise FileFormatError(f"{self.file} must hold the sorted cells of one chip: it is damaged.")
         for name, value in (("header", header), ("layout", layout), ("_arrays", arrays)):
             object.__setattr__(self, name, value)
 
@@ -96,6 +97,7 @@ def save_chip(path: Path | str, chip: Chip, layout: Layout) -> None:
         "schema": SCHEMA,
         "faults": chip.faults.to_config() | {"ber": chip.faults.ber},
         "seed": chip.seed,
+        "count": len(cells.cell),
         "bits": layout.bits,
         "regions": [[region.name, region.words] for region in layout.regions],
     }

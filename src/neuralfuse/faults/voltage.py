@@ -77,6 +77,8 @@ class VoltageCurve:
             ConfigError: the voltage lies outside the curve's range; nothing is extrapolated.
         """
         low, high, part = self._between(voltage)
+        if part in (0, 1):
+            return (low, high)[int(part)].ber
         if low.ber <= 0 or high.ber <= 0:
             return low.ber + part * (high.ber - low.ber)
         return math.exp((1 - part) * math.log(low.ber) + part * math.log(high.ber))
@@ -88,10 +90,11 @@ class VoltageCurve:
             ConfigError: the voltage lies outside the range, or the curve has no energies there.
         """
         low, high, part = self._between(voltage)
+        at = (low, high)[int(part)].energy if part in (0, 1) else None
+        if at is not None:
+            return at
         if low.energy is None or high.energy is None:
             raise ConfigError(f"the voltage curve must have energies for this: {self.source} has none at {voltage:g}.")
-        if part in (0, 1):
-            return (low, high)[int(part)].energy or 0.0
         share = math.log(voltage / low.voltage) / math.log(high.voltage / low.voltage)
         return math.exp((1 - share) * math.log(low.energy) + share * math.log(high.energy))
 
@@ -108,8 +111,8 @@ class VoltageCurve:
 
     def to_config(self) -> dict[str, Any]:
         """Return what a result depends on of the curve, as JSON."""
-        first, last = self.range
-        return {"source": self.source, "unit": self.unit, "model": self.model, "range": [first, last]}
+        points = [[point.voltage, point.ber, point.energy] for point in self.points]
+        return {"source": self.source, "unit": self.unit, "model": self.model, "points": points}
 
     @staticmethod
     def from_csv(path: Path | str) -> VoltageCurve:
@@ -139,15 +142,20 @@ class VoltageCurve:
         points = []
         for row in table:
             try:
-                points.append(VoltagePoint(**{name: float(row[name]) for name in columns}))
+                point = VoltagePoint(**{name: float(row[name]) for name in columns})
+                require(None not in row, "it has more fields")
             except (TypeError, ValueError) as error:
                 got = ",".join(str(value) for value in row.values())
                 raise FileFormatError(f"{path}, line {got!r} must be a point {','.join(columns)}: {error}") from error
+            points.append(point)
         points.sort(key=lambda point: point.voltage)
         model = notes.get("model", "no").lower() in {"yes", "true", "1"}
-        return VoltageCurve(
-            points=tuple(points), source=notes["source"], unit=notes.get("unit") or "V", model=model
-        )  # fmt: skip
+        try:
+            return VoltageCurve(
+                points=tuple(points), source=notes["source"], unit=notes.get("unit") or "V", model=model
+            )  # fmt: skip
+        except ConfigError as error:
+            raise FileFormatError(f"{path}: {error}") from error
 
 
 def _note(line: str) -> tuple[str, str]:
