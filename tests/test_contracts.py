@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from conftest import ROOT, child_environment
+from neuralfuse.faults import FaultMap
 from neuralfuse.files import read_tensors
 
 pytestmark = pytest.mark.slow
@@ -85,6 +86,28 @@ def test_the_example_recovers_a_model_of_one_s_own(tmp_path):
     assert pa_nf > pa + 15
     assert ca_nf > ca - 5
     assert (tmp_path / "my-fuse" / "config.json").exists()
+
+
+def test_the_page_for_a_chip_of_one_s_own_runs(tmp_path):
+    """Its commands in order, from made-up measurements to both pictures."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for block in blocks("docs/your-chip.md"):
+        done = shell(block, tmp_path)
+    assert "RP" in done.stdout
+    made = FaultMap.load(tmp_path / "chip.npz")
+    assert made.synthetic
+    assert made.voltages == (0.72, 0.7, 0.68, 0.66)
+    assert made.recovered() == 0
+    record = json.loads((tmp_path / "results" / "chip.json").read_text())
+    assert record["chips"] == 1
+    assert record["ber"] == made.rate(0.68)
+    for name in ("chip.png", "report.png"):
+        assert (tmp_path / name).stat().st_size > 20_000
+
+
+def test_the_benchmark_runs():
+    done = shell(f"python {ROOT / 'benchmarks' / 'memory.py'} --base resnet8 --rounds 2", ROOT)
+    assert done.stdout.count("| ") > 20
 
 
 def test_linked_pages_exist():

@@ -38,6 +38,8 @@ KINDS = ["flip", "stuck", "reference"]
 
 def naive_cells(ber: float, seed: int, name: str, cells: int) -> set[int]:
     """Faulty cells of one tensor, one draw at a time."""
+    if ber == 1:
+        return set(range(cells))
     key = derive(seed, "chip", "cells", name)
     count = poisson_count(cells, poisson_time(ber), key)
     return {int((splitmix64(key, draw) >> 12) * 2.0**-52 * cells) for draw in range(count)}

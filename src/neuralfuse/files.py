@@ -8,7 +8,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +153,19 @@ def write_model(folder: Path, module: nn.Module, config: Mapping[str, Any]) -> N
 def fingerprint(*tensors: Tensor) -> str:
     """Return a short digest of tensors' bytes, to tell whether two runs had the same model or data."""
     digest = hashlib.sha256()
-    for tensor in tensors:
+    for tensor in (part for one in tensors for part in _parts(one)):
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the plain tensors that a tensor is made of: itself, or the inner ones of a quantized one."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in names:
+        yield from _parts(getattr(tensor, name))
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

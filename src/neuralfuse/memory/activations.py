@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from neuralfuse.errors import require
 from neuralfuse.faults import Chip, FaultyCells, Layout
 from neuralfuse.memory.readout import changed_cells, changed_words
 from neuralfuse.quant import Scheme
-from neuralfuse.quant.layers import DEFAULT_TYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class Activations:
 
     Args:
         scheme: How they are coded.
-        include: Name patterns of the modules whose outputs are stored, e.g. ``"relu*"``; None for every convolution and
-            linear layer.
+        include: Name patterns of the modules whose outputs are stored, e.g. ``("relu*",)``; None for every convolution
+            and linear layer.
         exclude: Name patterns of modules to leave out.
         inputs: Whether the model's input is stored too.
     """
@@ -40,13 +40,17 @@ class Activations:
     exclude: tuple[str, ...] = ()
     inputs: bool = True
 
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            require(not isinstance(getattr(self, name), str), f"{name} must be a tuple of patterns: got a string.")
+
     def modules(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the chosen modules by name.
 
         Raises:
             ConfigError: none is chosen, and neither is the input.
         """
-        chosen = {name: module for name, module in model.named_modules() if name and self._wants(name, module)}
+        chosen = {name: module for name, module in _plain_modules(model) if self._wants(name, module)}
         require(
             bool(chosen) or self.inputs,
             f"activations must be stored somewhere: include={self.include}, exclude={self.exclude} matches no module.",
@@ -67,8 +71,18 @@ class Activations:
         if any(fnmatchcase(name, pattern) for pattern in self.exclude):
             return False
         if self.include is None:
-            return isinstance(module, DEFAULT_TYPES)
+            return isinstance(module, _ConvNd | nn.Linear)
         return any(fnmatchcase(name, pattern) for pattern in self.include)
+
+
+def _plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the submodules by the names they have without wrappers; chips are keyed by them."""
+    inner = model
+    while [name for name, _ in inner.named_children()] in (["module"], ["_orig_mod"]):
+        inner = next(inner.children())
+    for name, module in inner.named_modules():
+        if name:
+            yield name.replace("_orig_mod.", ""), module
 
 
 class ActivationMemory:
@@ -93,7 +107,12 @@ class ActivationMemory:
         """Let these modules hand on what is read from the memory, for as long as the context lasts."""
 
         def hook(name: str, module: nn.Module, arguments: Sequence[Any], output: Any) -> Any:
-            return self.read(f"activation.{name}", output, read) if isinstance(output, Tensor) else output
+            require(
+                isinstance(output, Tensor) and output.dim() > 0,
+                f"activations of {name!r} must be one tensor of samples to be stored: got {type(output).__name__}. "
+                "Leave the module out with exclude.",
+            )
+            return self.read(f"activation.{name}", output, read)
 
         handles = [module.register_forward_hook(partial(hook, name)) for name, module in modules.items()]
         try:
@@ -105,18 +124,19 @@ class ActivationMemory:
     def read(self, name: str, x: Tensor, read: int) -> Tensor:
         """Return activations (N, ...) as the memory gives them back; the gradient passes straight through.
 
-        NaN is stored as 0.
+        NaN is stored as 0, and infinity as the largest value beside it.
         """
-        samples = (
-            x.detach().float().nan_to_num().flatten(1) if x.dim() > 1 else x.detach().float().nan_to_num()[:, None]
-        )
+        samples = x.detach().float().reshape(len(x), -1)
+        largest = samples.abs().where(samples.isfinite(), 0).amax(1, keepdim=True)
+        samples = samples.nan_to_num(0.0).clamp(-largest, largest)
         coded = self._scheme.encode(samples, 0)
         codes = coded.codes
         if self.chip is not None:
             zeros, ones = self._masks_of(name, codes.shape[1], codes, read)
             codes = self._scheme.signed((codes & ones) | (~codes & zeros))
         values = self._scheme.decode(codes, coded.scale, coded.center).view_as(x).to(x.dtype)
-        return values + (x - x.detach()) if x.requires_grad and torch.is_grad_enabled() else values
+        read_out: Tensor = _StraightThrough.apply(x, values)
+        return read_out
 
     def _masks_of(self, name: str, words: int, codes: Tensor, read: int) -> tuple[Tensor, Tensor]:
         """Return what a buffer reads where all bits are 0, and where all are 1: together, all there is to know."""
@@ -134,6 +154,18 @@ class ActivationMemory:
             masks = [one.index_copy(0, *_read(one, faults, layout.bits)) for one in (clear, full)]
             self._masks[key] = (masks[0], masks[1])
         return self._masks[key]
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Hand on other values, and the gradient as if they were the same; finite whatever was there before."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor) -> Tensor:
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
+        return gradients[0], None
 
 
 def _read(words: Tensor, faults: FaultyCells, bits: int) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,8 @@ class Deployed(nn.Module):
         stored = {one.parameter for one in memory.stored}
         others = [(name, tensor) for name, tensor in model.named_parameters() if name not in stored]
         self._frozen = {name: tensor.detach().clone() for name, tensor in others}
-        self._dtype = memory.stored[0].tensor.dtype
+        floats = [tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point]
+        self._dtype = floats[0] if floats else None
         self._weights = self._with(memory.values)
         self._modules_stored = {} if activations is None else activations.modules(model)
         self._clean_activations = None if activations is None else ActivationMemory(activations)
@@ -106,8 +107,9 @@ class Deployed(nn.Module):
         """Return the model's parameters as they are read; those of the latest reading are kept at hand."""
         if self._latest[0] is not reading:
             self._latest = (None, self._weights)  # the image of the one before is free now, unless a graph needs it
-            image = self._images.copy_of(self.memory.values).index_copy_(0, reading.index, reading.values)
-            self._latest = (reading, self._with(image))
+            with torch.inference_mode(False), torch.no_grad():  # so that it can be used with and without gradients
+                image = self._images.copy_of(self.memory.values).index_copy_(0, reading.index, reading.values)
+                self._latest = (reading, self._with(image))
         return self._latest[1]
 
     def run(
@@ -115,7 +117,7 @@ class Deployed(nn.Module):
     ) -> Tensor:
         """Return the model's output, in the type of ``x``, with these parameters in the place of its own."""
         self.model.eval()
-        inputs = x.to(self._dtype)
+        inputs = x if self._dtype is None else x.to(self._dtype)
         if activations is None:
             output: Tensor = functional_call(self.model, weights, (inputs,))
         else:

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+_SPARE = 2  # images kept for the next chips; more were needed only by a graph of many
+
 
 class Images:
     """Hands out images of one size, and takes their memory back when nothing refers to them any more.
@@ -20,17 +22,20 @@ class Images:
     """
 
     def __init__(self) -> None:
-        self._free: list[NDArray[np.uint8]] = []
+        self._free: list[NDArray[np.float32]] = []
 
     def copy_of(self, values: Tensor) -> Tensor:
-        """Return a new image with these values (words,)."""
-        with torch.inference_mode(False):  # so that it can be used with and without gradients
-            if values.device.type != "cpu":
-                return values.clone()
-            try:
-                memory = self._free.pop()
-            except IndexError:
-                memory = np.empty(values.numel() * values.itemsize, np.uint8)
-            owner = memory[:]
-            weakref.finalize(owner, self._free.append, memory).atexit = False
-            return torch.from_numpy(owner).view(values.dtype).copy_(values)
+        """Return a new image with these values, float32 (words,)."""
+        if values.device.type != "cpu":
+            return values.clone()
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = np.empty(values.numel(), np.float32)
+        owner = memory[:]
+        weakref.finalize(owner, self._take_back, memory).atexit = False
+        return torch.from_numpy(owner).copy_(values)
+
+    def _take_back(self, memory: NDArray[np.float32]) -> None:
+        if len(self._free) < _SPARE:
+            self._free.append(memory)

@@ -71,7 +71,10 @@ class Plain(Readout):
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroFaultyWords(Readout):
-    """A word with a cell that a test found faulty reads as 0, by a flag bit a word; transient errors stay."""
+    """A word with a cell that a test found faulty reads as 0, by a flag bit a word; transient errors stay.
+
+    0 is the code nearest to the value 0; words of another quantizer (an adapter's) become 0 themselves.
+    """
 
     kind: ClassVar[str] = "zero-faulty-words"
 
@@ -109,7 +112,8 @@ class Secded(Readout):
     detected: Literal["keep", "zero"] = "keep"
 
     def __post_init__(self) -> None:
-        require(2 <= self.data_bits <= 4096, f"data_bits must be in 2..4096: got {self.data_bits}.")
+        legal = isinstance(self.data_bits, int) and 2 <= self.data_bits <= 4096
+        require(legal, f"data_bits must be in 2..4096: got {self.data_bits!r}.")
         if self.detected not in ("keep", "zero"):
             raise unknown_name("reading of detected errors", str(self.detected), ("keep", "zero"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -96,29 +96,40 @@ class WeightMemory:
         self.scheme = scheme
         self.layers = layers
         self.readout = readout or Plain()
-        self.stored: Sequence[StoredTensor] = layers.select(model)
         codes, values = [], []
         self._parts: list[_Part] = []
         start = 0
-        for one in self.stored:
-            adapter = next((adapter for adapter in adapters if adapter.matches(one.tensor)), None)
-            if adapter is None:
-                coded = scheme.encode(one.tensor, one.channel_axis)
-                own, scale, center = coded.codes, coded.scale, coded.center
-                value = scheme.decode(own, scale, center)
-            else:
-                own = adapter.codes(one.tensor)
-                scale, center = torch.ones((), device=own.device), torch.zeros((), device=own.device)
-                value = _as_words(own, scheme, one.name).float()
-            region = Region(one.name, start, own.numel())
-            self._parts.append(_Part(one, region, scale, center, own.shape, own.dtype, adapter))
-            codes.append(own.flatten() if adapter is None else _as_words(own, scheme, one.name).flatten())
+        for one in layers.select(model):
+            part, own, value = self._stored(one, adapters, start)
+            self._parts.append(part)
+            codes.append(own.flatten())
             values.append(value.flatten())
             start += own.numel()
+        self.stored: Sequence[StoredTensor] = [part.stored for part in self._parts]
         self.layout = Layout(tuple(part.region for part in self._parts), scheme.bits)
         self.codes, self.values = torch.cat(codes), torch.cat(values)
         self._image = self.readout.encode(self.codes, self.layout)
         self._zeros = self._zero_codes()
+
+    def _stored(self, one: StoredTensor, adapters: Sequence[Adapter], start: int) -> tuple[_Part, Tensor, Tensor]:
+        """Return a tensor's part of the image from word ``start`` on, its words, and the values that they mean."""
+        adapter = next((adapter for adapter in adapters if adapter.matches(one.tensor)), None)
+        if adapter is None:
+            try:
+                coded = self.scheme.encode(one.tensor, one.channel_axis)
+            except (ConfigError, NotImplementedError) as error:
+                reason = str(error).splitlines()[0]
+                raise ConfigError(f"{one.name!r} cannot be stored: {reason}") from error
+            codes, scale, center = coded.codes, coded.scale, coded.center
+            part = _Part(one, Region(one.name, start, codes.numel()), scale, center, codes.shape, codes.dtype, None)
+            return part, codes, self.scheme.decode(codes, scale, center)
+        # What the adapter rebuilds the weight from must stay as it is, whatever happens to the user's model.
+        one = replace(one, tensor=one.tensor.detach().clone())
+        codes = adapter.codes(one.tensor)
+        words = _as_words(codes, self.scheme, one.name)
+        scale, center = torch.ones((), device=codes.device), torch.zeros((), device=codes.device)
+        part = _Part(one, Region(one.name, start, codes.numel()), scale, center, codes.shape, codes.dtype, adapter)
+        return part, words, words.float()
 
     @property
     def device(self) -> torch.device:
@@ -198,7 +209,13 @@ class WeightMemory:
 def _as_words(codes: Tensor, scheme: Scheme | FloatWords, name: str) -> Tensor:
     """Return an adapter's words in the image's dtype, bit for bit."""
     width = codes.dtype.itemsize * 8
-    if width != scheme.bits or scheme.dtype.itemsize != codes.dtype.itemsize or width > 16:
+    if width > 16:
+        raise ConfigError(f"words of another quantizer must have 8 or 16 bits: {name!r} is stored in {width}.")
+    if width == scheme.bits and scheme.dtype.itemsize != codes.dtype.itemsize:
+        raise ConfigError(
+            f"{name!r} is stored in {width}-bit words, for which the scheme must be signed: got {scheme}."
+        )
+    if width != scheme.bits:
         raise ConfigError(
             f"all words of a memory must have one width: {name!r} is stored in {width}-bit words, the scheme in "
             f"{scheme.bits}-bit ones. Choose the scheme's bits, or leave one kind out with Layers(exclude=...)."

@@ -15,7 +15,7 @@ class Adapter(Protocol):
         """Say whether a weight is of this kind."""
 
     def codes(self, weight: Tensor) -> Tensor:
-        """Return its stored words as an integer tensor of any shape: int8 or uint8 for 8-bit words, and so on."""
+        """Return its stored words as an integer tensor of any shape: int8, uint8 or int16, all bits of it in use."""
 
     def with_codes(self, weight: Tensor, codes: Tensor) -> Tensor:
         """Return a weight like this one that holds other words; ``weight`` is not modified."""
@@ -37,7 +37,7 @@ class InnerTensors:
     def matches(self, weight: Tensor) -> bool:
         """Say whether a weight has such an inner tensor."""
         inner = getattr(weight, self.name, None)
-        integers = (torch.int8, torch.uint8, torch.int16, torch.int32)
+        integers = (torch.int8, torch.uint8, torch.int16)
         return hasattr(weight, "__tensor_flatten__") and isinstance(inner, Tensor) and inner.dtype in integers
 
     def codes(self, weight: Tensor) -> Tensor:

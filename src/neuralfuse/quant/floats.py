@@ -53,8 +53,10 @@ class FloatWords:
         Raises:
             ConfigError: the weight has NaN, or values too large for the format.
         """
-        rounded = weight.detach().float().to(FORMATS[self.coding][0])
-        if not bool(torch.isfinite(rounded.float()).all()):
+        values, kind = weight.detach().float(), FORMATS[self.coding][0]
+        rounded = values.to(kind)
+        fits = torch.isfinite(rounded.float()) & (values.abs() <= torch.finfo(kind).max)
+        if not bool(fits.all()):
             raise ConfigError(f"weights must be finite in {self.coding} to be stored: got NaN or too large a value.")
         one = torch.ones((), device=weight.device)
         return Codes(rounded.contiguous().view(self.dtype), one, torch.zeros_like(one))

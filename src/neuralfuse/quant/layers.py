@@ -68,6 +68,11 @@ class Layers:
     exclude: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude", "extra"):
+            if isinstance(getattr(self, name), str):
+                raise ConfigError(f"{name} must be a tuple of patterns: got the string {getattr(self, name)!r}.")
+
     def to_config(self) -> dict[str, Any]:
         """Return the choice as JSON."""
         return {

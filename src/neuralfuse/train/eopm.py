@@ -173,7 +173,7 @@ def train_fuse(
     config = replace(config, faults=faults.kind, ber=faults.ber if config.ber is None else config.ber)
     require(
         faults.ber == config.ber,
-        f"config and fault model must have one rate: got ber={config.ber} and ber={faults.ber}.",
+        f"config and fault model must agree on the rate: got ber={config.ber} and ber={faults.ber}.",
     )
     task = _Eopm(fuse, bases, data, config, faults)
     folder = None if out is None else Path(out)
