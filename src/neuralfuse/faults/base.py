@@ -70,6 +70,14 @@ def distinct(values: Tensor) -> Tensor:
     return torch.from_numpy(ordered[np.flatnonzero(first)].astype(np.int64, copy=False))
 
 
+def room(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return an uninitialized tensor (count,); on a CPU from NumPy, which asks the system for large pages: the first
+    write to megabytes of small ones takes longer than all else that is done with them."""
+    if device.type != "cpu":
+        return torch.empty(count, dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(count, {torch.int64: np.int64, torch.bool: np.bool_}[dtype]))
+
+
 def where(mask: Tensor) -> Tensor:
     """Return the places of True in a bool tensor (n,): int64. NumPy finds them ten times faster than torch on a CPU."""
     if mask.device.type != "cpu":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from neuralfuse.errors import check_ber, require
-from neuralfuse.faults.base import FAULT_MODELS, FaultModel, FaultyCells, distinct
+from neuralfuse.faults.base import FAULT_MODELS, FaultModel, FaultyCells, distinct, room
 from neuralfuse.faults.layout import Layout
 from neuralfuse.seeds import derive, happens, poisson_count, poisson_time, uniform_integers
 
@@ -41,19 +41,22 @@ class IndependentCells(FaultModel):
         sizes = [region.words * layout.bits for region in layout.regions]
         keys = [derive(seed, "chip", "cells", region.name) for region in layout.regions]
         drawn = [_draws(size, self.cell_rate, key, device) for size, key in zip(sizes, keys, strict=True)]
-        parts = []
-        for region, cell in zip(layout.regions, _all_distinct(drawn, device), strict=True):
+        found = _all_distinct(drawn, device)
+        count = sum(map(len, found))
+        every = FaultyCells(*(room(count, dtype, device) for dtype in (torch.int64, torch.bool, torch.bool)))
+        first = 0
+        for region, cell in zip(layout.regions, found, strict=True):
+            own = every[first : first + len(cell)]
             keeps, flips = self.behaviour(_properties(seed, region.name, cell))
-            parts.append((cell.add_(region.start * layout.bits), _expanded(keeps, cell), _expanded(flips, cell)))
-        return FaultyCells(*(torch.cat(column) for column in zip(*parts, strict=True)))
+            torch.add(cell, region.start * layout.bits, out=own.cell)
+            own.keeps.copy_(torch.as_tensor(keeps))
+            own.flips.copy_(torch.as_tensor(flips))
+            first += len(cell)
+        return every
 
 
 def _properties(seed: int, name: str, cell: Tensor) -> Chance:
     return lambda purpose, probability: happens(derive(seed, "chip", purpose, name), cell, probability)
-
-
-def _expanded(value: bool | Tensor, cell: Tensor) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.full_like(cell, value, dtype=torch.bool)
 
 
 def hits(size: int, rate: float, key: int, device: torch.device) -> Tensor:
