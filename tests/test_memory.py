@@ -378,7 +378,7 @@ def test_unknown_fault_models_and_options_are_refused():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "asymmetric", "lines", "clusters", "synthetic"])
 def test_cuda_gives_the_same_chip(kind, small_net):
     chip = Chip(fault_model(kind, ber=0.05), 9)
     here = deploy(small_net).memory.read(chip)
