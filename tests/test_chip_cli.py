@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 
 import numpy as np
 import pytest
 import torch
 
+from conftest import ROOT
 from neuralfuse.cli.main import run
-from neuralfuse.faults import FaultMap, Stuck, default_curve
+from neuralfuse.evaluation.measure import generator_chip
+from neuralfuse.faults import Chip, FaultMap, Layout, Measured, Stuck, default_curve, from_config
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy
 from neuralfuse.memory.audit import changes, summarize
@@ -146,6 +150,29 @@ def test_training_at_a_voltage_is_training_at_its_rate(folder, capsys, tmp_path)
     assert record["config"]["fault_model"]["kind"] == "stuck"
 
 
+def test_an_offset_keeps_the_mapping(folder, capsys):
+    base = ["evaluate", "--base", str(folder / "base"), "--faults", "reference", "--ber", "0.01", "--chips", "1"]
+    mapping = shown(capsys, [*base, "--offset", "16"])["config"]["faults"]["mapping"]
+    assert mapping == shown(capsys, base)["config"]["faults"]["mapping"] | {"offset": 16}
+
+
+def test_a_map_names_no_curve_and_its_generator_lies_behind_the_model(folder, capsys, tmp_path):
+    made = tmp_path / "map.npz"
+    shown(capsys, ["chip", "new", "--faults", "stuck", "--voltages", "0.82", "--columns", "32", "--out", str(made)])
+    (tmp_path / "map.toml").write_text(f'kind = "map"\nmap = "{made}"\nvoltage = 0.82\n')
+    for faults in (made, tmp_path / "map.toml"):
+        options = ["--base", str(folder / "base"), "--faults", str(faults), "--voltage", "0.82", "--chips", "1"]
+        assert shown(capsys, ["evaluate", *options])["config"]["operating_point"]["curve"] is None
+    base = deploy(load_base(folder / "base").module)
+    fuse = deploy(NeuralFuse.from_pretrained(folder / "fuse"))
+    faults = Measured(map=FaultMap.load(made), mapping="linear")
+    behind = generator_chip(Chip(faults, 0), base).faults.cells(fuse.memory.layout, 0, torch.device("cpu")).cell
+    both = Layout.of([("base", base.memory.layout.words), ("fuse", fuse.memory.layout.words)], 8)
+    cells = faults.cells(both, 0, torch.device("cpu")).cell - base.memory.layout.cells
+    assert torch.equal(behind, cells[cells >= 0])
+    fails(capsys, ["evaluate", *options, "--published-chips"], "published chips must be of faults drawn from a seed")
+
+
 def test_a_file_describes_composed_faults(folder, capsys, tmp_path):
     spec = tmp_path / "faults.toml"
     spec.write_text(
@@ -193,6 +220,9 @@ def test_remedies_words_and_the_generator_s_own_memory(folder, capsys):
         (["--ber", "0.1", "--mapping", "linear"], ["faults 'stuck' must be given options out of", "mapping"]),
         (["--ber", "0.1", "--coding", "bf16", "--bits", "4"], ["--bits must be left out for bf16"]),
         (["--ber", "0.1", "--faulty-generator"], ["--faulty-generator must come with"]),
+        (["--ber", "0.1", "--curve", "nowhere.csv"], ["--curve must come with --voltage"]),
+        (["--ber", "0.1", "--offset", "8"], ["--offset must come with faults that lie in an array"]),
+        (["--ber", "0.1", "--chips", "0"], ["chips must be in"]),
     ],
 )
 def test_mistakes_cost_one_line(arguments, texts, folder, capsys):
@@ -208,6 +238,10 @@ def test_mistakes_cost_one_line(arguments, texts, folder, capsys):
         (["import", "--source", "me", "--out", "chip.npz"], ["at least one fault map"]),
         (["show"], ["a fault map (NPZ) or --base must say what to look at"]),
         (["draw", "--out", "chip.txt"], ["--out must end in .png, .svg, .pdf"]),
+        (
+            ["show", "--base", "nowhere", "--ber", "0.1", "--list-bits", "-5"],
+            ["--list-bits must be at least 0"],
+        ),
         (["show", "nowhere.npz"], ["nowhere.npz must be a whole file of schema 'neuralfuse/fault-map/1'"]),
     ],
 )
@@ -227,3 +261,16 @@ def test_damaged_files_of_faults_are_refused(folder, capsys, tmp_path):
     fails(capsys, [*base, str(tmp_path / "c.npz")], "must be a whole file")
     torch.save({"a": 1}, tmp_path / "d.npz")
     fails(capsys, [*base, str(tmp_path / "d.npz")], "must be a whole file")
+
+
+def test_the_page_about_faults_in_files_is_right():
+    """Every example of docs/faults.md is a fault model, and comes back from its own description."""
+    page = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    kinds = set()
+    for text in examples:
+        model = from_config(tomllib.loads(text))
+        assert from_config(json.loads(json.dumps(model.to_config()))) == model
+        assert len(model.cells(Layout.of([("a", 200_000)], 8), 1, torch.device("cpu")).cell) > 0
+        kinds.add(model.kind)
+    assert kinds == {"stuck", "asymmetric", "lines", "clusters", "synthetic", "combined", "bit-rates"}

@@ -131,12 +131,13 @@ def read_arrays(path: Path, schema: str | None, names: Sequence[str]) -> tuple[d
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
             header = json.loads(str(file["header"]))
-            arrays = {name: file[name] for name in names}
+            got = header.get("schema") if isinstance(header, dict) else header
+            fits = isinstance(got, str) and (schema is None or got == schema)
+            arrays = {name: file[name] for name in names} if fits else {}
     except (*DAMAGED, ValueError, KeyError, IndexError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileFormatError(f"{path} must be a whole file of schema {wanted!r}: {reason}.") from error
-    got = header.get("schema") if isinstance(header, dict) else header
-    if not isinstance(got, str) or (schema is not None and got != schema):
+    if not fits:
         raise FileFormatError(f"{path} must have schema {wanted!r}: got {got!r}.")
     return header, arrays
 

@@ -156,7 +156,10 @@ def measure(
     require(out is None or not out.is_dir(), f"--out must be a file for the record: {out} is a folder.")
     if isinstance(fuse, Path):
         fuse = NeuralFuse.from_pretrained(fuse).to(deployed.memory.device)
-    module = deploy(fuse, input_range=fuse.input_range) if fuse is not None and faulty_generator else fuse
+    module: NeuralFuse | Deployed | None = fuse
+    if fuse is not None and faulty_generator:
+        memory = deployed.memory
+        module = deploy(fuse, scheme=memory.scheme, readout=memory.readout, input_range=fuse.input_range)
     the_chips = published_chips(faults) if chips is None else evaluation_chips(faults, chips)
     config = {
         "base": {**base_config(model, deployed), "trained": model.trained},

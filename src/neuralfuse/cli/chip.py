@@ -42,7 +42,7 @@ def new(
     """Make a chip and write it: the faulty cells under a model's weights, or, without --base, a synthetic fault map.
 
     Example: neuralfuse chip new --faults stuck --ber 0.01 --seed 7 --base runs/base --out chip.npz
-    Example: neuralfuse chip new --faults lines --voltages 0.9 --voltages 0.85 --out map.npz
+    Example: neuralfuse chip new --faults clusters --voltages 0.85 --voltages 0.82 --out map.npz
 
     Parameters
     ----------
@@ -64,6 +64,7 @@ def new(
     from neuralfuse.faults import Chip, save_chip, synthetic_map  # noqa: PLC0415
 
     _check_npz(out)
+    require(not faults.faults.endswith(".npz"), f"chip new must be given a fault model: {faults.faults} is a chip.")
     if base is not None:
         require(not voltages, "--voltages must be left out with --base: a chip of a model has one.")
         deployed = _open(base, storage, common.set_up())
@@ -154,6 +155,7 @@ def show(
     from neuralfuse.memory.audit import changes, summarize  # noqa: PLC0415
 
     device = common.set_up()
+    require(list_bits >= 0, f"--list-bits must be at least 0: got {list_bits}.")
     if base is None:
         made = _map(file, faults)
         record = {**made.to_config(), "rates": _rates(made), "recovered_cells": made.recovered()}

@@ -195,6 +195,6 @@ def evaluate(
     record = measure(
         fuse, bases[0], images, model,
         chips=None if published_chips else chips, faulty_generator=faulty_generator,
-        operating_point=faults.operating_point(), out=out, resume=resume, say=say,
+        operating_point=faults.operating_point(model), out=out, resume=resume, say=say,
     )  # fmt: skip
     common.show(record, summary(record))

@@ -50,7 +50,14 @@ class FaultOptions(FaultDetails):
 
     def model(self, placements: int = 1) -> FaultModel:
         """Return the fault model; a fault map is laid under the words in ``placements`` places, one a seed."""
-        from neuralfuse.faults import FaultMap, Measured, Saved, fault_model, from_config  # noqa: PLC0415
+        from neuralfuse.faults import (  # noqa: PLC0415
+            ArrayFaults,
+            FaultMap,
+            Measured,
+            Saved,
+            fault_model,
+            from_config,
+        )
         from neuralfuse.files import read_arrays  # noqa: PLC0415
 
         path = Path(self.faults)
@@ -75,11 +82,16 @@ class FaultOptions(FaultDetails):
             got = "both" if given else "neither"
             raise ConfigError(f"one of --ber and --voltage must say how many cells fail: got {got}.")
         options: dict[str, Any] = {} if self.stuck_at_1 is None else {"stuck_at_1": self.stuck_at_1}
-        if self.mapping is not None or self.offset:
+        if self.mapping is not None:
             options["mapping"] = self._mapping()
-        if self.ber is not None:
-            return fault_model(self.faults, ber=self.ber, **options)
-        return self._at_operating_point(fault_model(self.faults, ber=0.0, **options))
+        if self.curve is not None and self.voltage is None:
+            raise ConfigError("--curve must come with --voltage: a rate needs none.")
+        model = fault_model(self.faults, ber=self.ber or 0.0, **options)
+        if self.offset:
+            if not isinstance(model, ArrayFaults):
+                raise ConfigError(f"--offset must come with faults that lie in an array: {self.faults!r} do not.")
+            model = replace(model, mapping=replace(model.mapping, offset=self.offset))
+        return self._at_operating_point(model)
 
     def at_voltages(self, voltages: Sequence[float]) -> list[FaultModel]:
         """Return the fault model at several voltages, in the place of --ber and --voltage."""
@@ -95,11 +107,11 @@ class FaultOptions(FaultDetails):
         """Return the unit of voltages."""
         return self._curve().unit
 
-    def operating_point(self) -> dict[str, Any] | None:
-        """Return the voltage and its curve, for records; None where a rate was given."""
+    def operating_point(self, model: FaultModel) -> dict[str, Any] | None:
+        """Return the voltage and the curve that gave the model its rate, for records; None where a rate was given."""
         if self.voltage is None:
             return None
-        curve = None if self.faults.endswith(".npz") else self._curve().to_config()
+        curve = None if model.has_map else self._curve().to_config()
         return {"voltage": self.voltage, "curve": curve}
 
     def _has_operating_point(self) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from neuralfuse.data import Split
 from neuralfuse.errors import require
 from neuralfuse.evaluation.stats import mean, sample_sd, t_interval
-from neuralfuse.faults import Chip
+from neuralfuse.faults import Chip, Measured
 from neuralfuse.fuse import check_same_range
 from neuralfuse.memory import Deployed
 from neuralfuse.scoring import accuracy, plain_inputs, transform
@@ -90,9 +90,14 @@ class Evaluation:
         return [chip.pa_nf - chip.pa for chip in self.per_chip if chip.pa_nf is not None]
 
 
-def generator_chip(chip: Chip) -> Chip:
-    """Return the chip in whose memory the weights of G lie, where they are faulty too: not that of the base model."""
-    return Chip(chip.faults, chip.seed + 1_000_000)
+def generator_chip(chip: Chip, base: Deployed) -> Chip:
+    """Return where the weights of G lie, where they are faulty too: behind the base model's on a fault map, and on
+    other cells of the same kind else."""
+    faults = chip.faults
+    if isinstance(faults, Measured) and not faults.random_offset:
+        offset = faults.mapping.offset + base.memory.layout.words
+        return Chip(replace(faults, mapping=replace(faults.mapping, offset=offset)), chip.seed)
+    return Chip(faults, chip.seed + 1_000_000)
 
 
 def evaluate(
@@ -131,7 +136,9 @@ def evaluate(
             pa = accuracy(model, plain, labels)
             changed_bits, not_finite = model.changed_bits, model.reading.not_finite
             model.reads = 0  # transient errors, too, are the same with and without NeuralFuse
-            fused = transform(fuse.perturbed(generator_chip(chip)), plain) if isinstance(fuse, Deployed) else clean
+            fused = (
+                transform(fuse.perturbed(generator_chip(chip, base)), plain) if isinstance(fuse, Deployed) else clean
+            )
             pa_nf = None if fused is None else accuracy(model, fused, labels)
             result = ChipResult(chip.seed, pa, pa_nf, changed_bits, not_finite)
             if report is not None:

@@ -38,6 +38,8 @@ class Array:
             value = getattr(self, name)
             legal = value is None if name == "banks" and value is None else isinstance(value, int) and value >= 1
             require(legal, f"{name} of an array must be at least 1: got {name}={value}.")
+        cells = self.rows * self.columns * (self.banks or 1)
+        require(cells <= 1 << 34, f"an array must have at most 2^34 cells: got {cells}.")
 
 
 @dataclass(frozen=True, kw_only=True)

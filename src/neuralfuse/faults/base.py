@@ -126,6 +126,11 @@ class FaultModel(abc.ABC):
         return self.ber
 
     @property
+    def has_map(self) -> bool:
+        """Whether a fault map says which cells fail at a voltage, and no curve of rates."""
+        return False
+
+    @property
     def one_chip(self) -> bool:
         """Whether every seed is the same chip, as of a measured one."""
         return False

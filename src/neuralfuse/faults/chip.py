@@ -23,7 +23,7 @@ class Chip:
     seed: int
 
     def at(self, voltage: float, curve: VoltageCurve | None = None) -> Chip:
-        """Return this chip at another supply voltage: more of its cells fail the lower it is, and none recovers.
+        """Return this chip at another supply voltage: the cells that fail at one are among those at any lower one.
 
         Args:
             voltage: In the curve's unit.
@@ -49,13 +49,19 @@ def evaluation_chips(faults: FaultModel, count: int) -> list[Chip]:
 
     Every second seed, because neighbouring `Reference` chips are dependent. Where all seeds are one chip, only it.
     """
-    if faults.one_chip:
-        return [Chip(faults, _EVALUATION_FROM)]
-    return _every_second(faults, count, _EVALUATION_FROM, 2**31)
+    chips = _every_second(faults, count, _EVALUATION_FROM, 2**31)
+    return chips[:1] if faults.one_chip else chips
 
 
 def published_chips(faults: FaultModel) -> list[Chip]:
-    """Return the ten chips of the paper's tables, seeds 50000..50009; use them only to compare with the paper."""
+    """Return the ten chips of the paper's tables, seeds 50000..50009; use them only to compare with the paper.
+
+    Raises:
+        ConfigError: all seeds are one chip.
+    """
+    require(
+        not faults.one_chip, f"the published chips must be of faults drawn from a seed: {faults.kind!r} is one chip."
+    )
     return [Chip(faults, seed) for seed in range(_PUBLISHED_FROM, _PUBLISHED_FROM + 10)]
 
 

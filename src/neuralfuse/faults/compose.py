@@ -22,8 +22,9 @@ class Combined(FaultModel):
     """Several kinds of faults in one memory; a later part acts on what the earlier ones read.
 
     ``ber`` is the share of cells that at least one part makes faulty, 1 - product of (1 - cell rate of the part). At
-    another rate all parts grow or shrink together: their times -ln(1 - rate) keep their proportions, so faults nest.
-    Each part draws from a seed of its own, so parts of one kind hit different cells.
+    another rate all parts grow or shrink together: their times -ln(1 - rate) keep their proportions, so a
+    cell faulty at a rate is faulty at any higher one; what it reads may change where parts meet, and two inversions
+    cancel. Each part draws from a seed of its own, so parts of one kind hit different cells.
 
     Args:
         parts: The fault models, in the order in which they act.
@@ -57,6 +58,11 @@ class Combined(FaultModel):
         require(0 < self.ber < 1 and ber < 1, f"a mixture must have rates inside (0, 1): got {self.ber} and {ber}.")
         factor = poisson_time(ber) / poisson_time(self.ber)
         return replace(self, parts=tuple(_grown(part, factor) for part in self.parts))
+
+    @property
+    def has_map(self) -> bool:
+        """Whether a part has one."""
+        return any(part.has_map for part in self.parts)
 
     @property
     def one_chip(self) -> bool:
@@ -117,6 +123,11 @@ class Transient(FaultModel):
     def at_voltage(self, voltage: float, curve: VoltageCurve) -> Self:
         """Return the same errors at a supply voltage."""
         return replace(self, faults=self.faults.at_voltage(voltage, curve))
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the errors have one."""
+        return self.faults.has_map
 
     @property
     def cell_rate(self) -> float:
@@ -187,6 +198,11 @@ class BitRates(FaultModel):
     def cell_rate(self) -> float:
         """The mean over the bit positions."""
         return self.faults.cell_rate * math.fsum(self.shares) / len(self.shares)
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the faults have one."""
+        return self.faults.has_map
 
     @property
     def one_chip(self) -> bool:

@@ -93,7 +93,8 @@ class Clusters(ArrayFaults):
         object.__setattr__(self, "stuck_at_1", check_ber(self.stuck_at_1, "stuck_at_1"))
         for name, most in (("height", self.array.rows), ("width", self.array.columns)):
             value = getattr(self, name)
-            require(1 <= value <= most, f"{name} of a cluster must be in 1..{most}: got {name}={value}.")
+            legal = isinstance(value, int) and 1 <= value <= most
+            require(legal, f"{name} of a cluster must be in 1..{most}: got {name}={value}.")
 
     def array_cells(self, banks: int, seed: int, device: torch.device) -> FaultyCells:
         """Return the cells that clusters cover."""

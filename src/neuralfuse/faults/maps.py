@@ -57,6 +57,8 @@ class FaultMap:
             len(self.voltages) == len(self.cells) or (not self.voltages and len(self.cells) == 1),
             f"a fault map must have one voltage a map: got {len(self.voltages)} for {len(self.cells)}.",
         )
+        sane = all(math.isfinite(one) and one > 0 for one in self.voltages)
+        require(sane, f"voltages of a fault map must be positive: got {self.voltages}.")
         falling = all(high > low for high, low in zip(self.voltages, self.voltages[1:], strict=False))
         require(falling, f"voltages of a fault map must fall: got {self.voltages}.")
 
@@ -296,8 +298,10 @@ def _binary(path: Path) -> NDArray[np.bool_]:
                         raise ValueError(f"it must hold one array: got {', '.join(loaded.files)}")
                     loaded = loaded[loaded.files[0]]
         else:
-            text = path.read_text(encoding="utf-8-sig").replace(",", " ")
-            loaded = np.array([line.split() for line in text.splitlines() if line.strip()]).astype(np.float64)
+            text = path.read_text(encoding="utf-8-sig")
+            comma = "," if "," in text else None
+            rows = [line.split(comma) for line in text.splitlines() if line.strip()]
+            loaded = np.array(rows).astype(np.float64)  # an empty field is no number
     except (*DAMAGED, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileFormatError(f"{path} must be a map of 0 and 1, one row a line: {reason}.") from error

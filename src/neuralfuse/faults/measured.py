@@ -47,12 +47,20 @@ class Measured(FaultModel):
 
     def cells(self, layout: Layout, seed: int, device: torch.device, *, read: int = 0) -> FaultyCells:
         """Return the cells of the layout that lie on faulty ones."""
-        mapping, array = self.mapping, self.map.array
-        if self.random_offset:
-            words = mapping.words(array, layout.bits) * (array.banks or 1)
-            mapping = replace(mapping, offset=mapping.offset + derive(seed, "chip", "offset") % words)
         faults = as_faulty_cells(self.map.cells[self.map.index(self.voltage)], device)
-        return mapping.place(layout, array, faults)
+        return self.placement(layout.bits, seed).place(layout, self.map.array, faults)
+
+    def placement(self, bits: int, seed: int) -> Mapping:
+        """Return how words of this width are laid on the chip with this seed."""
+        if not self.random_offset:
+            return self.mapping
+        words = self.mapping.words(self.map.array, bits) * (self.map.array.banks or 1)
+        return replace(self.mapping, offset=self.mapping.offset + derive(seed, "chip", "offset") % words)
+
+    @property
+    def has_map(self) -> bool:
+        """It has."""
+        return True
 
     @property
     def one_chip(self) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuralfuse.faults import Array, ArrayFaults, Chip, Mapping, Measured
+from neuralfuse.faults import Array, ArrayFaults, BitRates, Chip, Mapping, Measured, Transient
 from neuralfuse.faults.maps import GOOD, INVERTS, STUCK_AT_0, STUCK_AT_1, FaultMap
 from neuralfuse.memory.weights import Reading, WeightMemory
 
@@ -112,11 +112,13 @@ def on_array(memory: WeightMemory, chip: Chip, banks: int) -> FaultMap:
 
     Faults without an array are shown as if words lay in rows one after the other, in banks of the default shape.
     """
-    faults = chip.faults
-    if isinstance(faults, Measured):
-        array, mapping = faults.map.array, faults.mapping
-    elif isinstance(faults, ArrayFaults):
-        array, mapping = faults.array, faults.mapping
+    faults = inner = chip.faults
+    while isinstance(inner, BitRates | Transient):
+        inner = inner.faults
+    if isinstance(inner, Measured):
+        array, mapping = inner.map.array, inner.placement(memory.layout.bits, chip.seed)
+    elif isinstance(inner, ArrayFaults):
+        array, mapping = inner.array, inner.mapping
     else:
         array, mapping = Array(), Mapping()
     own = faults.cells(memory.layout, chip.seed, memory.device)
@@ -126,7 +128,7 @@ def on_array(memory: WeightMemory, chip: Chip, banks: int) -> FaultMap:
     behaviour = np.where(own.keeps.cpu(), INVERTS, np.where(own.flips.cpu(), STUCK_AT_1, STUCK_AT_0)).astype(np.uint8)
     shown = bank < count
     cells[0, bank[shown], row[shown], column[shown]] = behaviour[shown]
-    synthetic = not isinstance(faults, Measured) or faults.map.synthetic
+    synthetic = not isinstance(inner, Measured) or inner.map.synthetic
     return FaultMap(cells=cells, source=title(chip), synthetic=synthetic)
 
 

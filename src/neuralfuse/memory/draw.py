@@ -17,18 +17,19 @@ from neuralfuse.memory.weights import WeightMemory
 
 _COLOURS = ["#f4f4f2", "#1f5fa8", "#d1491b", "#2b8a3e"]
 _NAMES = ["good", "reads 0", "reads 1", "inverts"]
-_BANKS = 8
+_BANKS = _VOLTAGES = 8  # drawn at most
 
 
 def draw_map(fault_map: FaultMap, path: Path, *, voltage: float | None = None) -> None:
-    """Write a fault map as a picture, its banks side by side: one voltage, or all of them below each other.
+    """Write a fault map as a picture, its banks side by side: one voltage, or up to eight of them below each other.
 
     Args:
         fault_map: The map.
         path: PNG, SVG or PDF file.
         voltage: The one to draw.
     """
-    chosen = range(len(fault_map.cells)) if voltage is None else [fault_map.index(voltage)]
+    count = len(fault_map.cells)
+    chosen = range(0, count, -(-count // _VOLTAGES)) if voltage is None else [fault_map.index(voltage)]
     figure = Figure(figsize=(8, 0.8 + 1.9 * len(chosen)), layout="constrained")
     axes = figure.subplots(len(chosen), 1, squeeze=False)[:, 0]
     for axis, place in zip(axes, chosen, strict=True):
@@ -95,4 +96,5 @@ def _legend(figure: Figure, cells: np.ndarray[tuple[int, ...], np.dtype[np.uint8
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 90 else text[:87] + "..."
+    short = text if len(text) <= 90 else text[:87] + "..."
+    return short.replace("$", r"\$")  # which would begin a formula

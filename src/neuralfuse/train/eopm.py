@@ -35,11 +35,12 @@ class Pass:
 
 def passes(config: EopmConfig, faults: FaultModel, count: int, step: int) -> list[Pass]:
     """Return the perturbed passes of one step over a mini-batch of ``count`` images."""
-    chips = [training_chip(faults, config.seed, step, k) for k in range(config.n_chips)]
+    number = 1 if faults.one_chip else config.n_chips  # where all seeds are one chip, once is enough
+    chips = [training_chip(faults, config.seed, step, k) for k in range(number)]
     if config.estimator == "crossed":
         return [Pass(chip, slice(None)) for chip in chips]
     order = torch.randperm(count, generator=generator(config.seed, "deal", step))
-    groups = order.tensor_split(config.n_chips)  # sizes differ by at most one
+    groups = order.tensor_split(number)  # sizes differ by at most one
     return [Pass(chip, rows) for chip, rows in zip(chips, groups, strict=True) if len(rows)]
 
 
