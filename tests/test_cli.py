@@ -80,9 +80,13 @@ def test_an_ensemble_trains(trained, tmp_path, capsys):
 def test_a_user_s_own_factory(tmp_path, monkeypatch, capsys):
     (tmp_path / "own_nets.py").write_text(
         "from torch import nn\n"
-        "def make():\n    return nn.Sequential(nn.Flatten(), nn.utils.skip_init(nn.Linear, 64, 10))\n"
+        "def net(classes):\n"
+        "    line = nn.utils.skip_init(nn.Linear, 64, classes)\n"
+        "    for parameter in line.parameters():\n        nn.init.constant_(parameter, 0.1)\n"
+        "    return nn.Sequential(nn.Flatten(), line)\n"
+        "def make():\n    return net(10)\n"
         "def wrong():\n    return 7\n"
-        "def five():\n    return nn.Sequential(nn.Flatten(), nn.utils.skip_init(nn.Linear, 64, 5))\n"
+        "def five():\n    return net(5)\n"
         "def broken():\n    raise RuntimeError('no weights here')\n"
     )
     monkeypatch.chdir(tmp_path)
