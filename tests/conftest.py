@@ -33,6 +33,17 @@ class SmallNet(nn.Module):
         return self.head(self.line(x).mean(2))
 
 
+class Wrapper(nn.Module):
+    """A model inside another, as DataParallel and DDP hold it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x)
+
+
 @pytest.fixture
 def small_net() -> nn.Module:
     with torch.random.fork_rng():

@@ -9,6 +9,7 @@ import tomllib
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from conftest import ROOT
 from neuralfuse.cli.main import run
@@ -150,6 +151,15 @@ def test_training_at_a_voltage_is_training_at_its_rate(folder, capsys, tmp_path)
     assert record["config"]["fault_model"]["kind"] == "stuck"
 
 
+def test_asymmetric_faults_at_a_voltage_have_the_curve_s_share_of_faulty_cells(folder, capsys, tmp_path):
+    (tmp_path / "one-way.toml").write_text('kind = "asymmetric"\nber = 0.0\nzero_to_one = 1.0\n')
+    base = ["--base", str(folder / "base"), "--faults", str(tmp_path / "one-way.toml"), "--voltage", "0.83"]
+    record = shown(capsys, ["chip", "show", *base])
+    low, high = stats.binom.interval(1 - 1e-7, record["cells"], 0.01)
+    assert low <= record["faulty_cells"] <= high
+    assert shown(capsys, ["evaluate", *base, "--chips", "1"])["ber"] == pytest.approx(0.005)
+
+
 def test_an_offset_keeps_the_mapping(folder, capsys):
     base = ["evaluate", "--base", str(folder / "base"), "--faults", "reference", "--ber", "0.01", "--chips", "1"]
     mapping = shown(capsys, [*base, "--offset", "16"])["config"]["faults"]["mapping"]
@@ -227,6 +237,11 @@ def test_remedies_words_and_the_generator_s_own_memory(folder, capsys):
 )
 def test_mistakes_cost_one_line(arguments, texts, folder, capsys):
     fails(capsys, ["evaluate", "--base", str(folder / "base"), *arguments], *texts)
+
+
+def test_a_chip_of_a_model_has_no_shape_of_its_own(folder, capsys, tmp_path):
+    command = ["chip", "new", "--base", str(folder / "base"), "--faults", "lines", "--ber", "0.1"]
+    fails(capsys, [*command, "--rows", "64", "--out", str(tmp_path / "a.npz")], "--rows, --columns and --banks")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from scipy import stats
 from torch import nn
 from torch.func import functional_call
 
+from conftest import Wrapper
 from neuralfuse.errors import ConfigError, RateError, UnknownNameError
 from neuralfuse.faults import (
     Chip,
@@ -236,16 +237,8 @@ def test_wrapped_model_gets_the_same_chip(small_net):
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     chip = Chip(Stuck(ber=0.05), 3)
 
-    class Wrapper(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.module = small_net
-
-        def forward(self, x):
-            return self.module(x)
-
     wanted = deploy(small_net).perturbed(chip)(x)
-    for wrapped in (nn.DataParallel(small_net), Wrapper()):
+    for wrapped in (nn.DataParallel(small_net), Wrapper(small_net)):
         assert torch.equal(deploy(wrapped).perturbed(chip)(x), wanted)
 
 

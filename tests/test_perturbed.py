@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from conftest import Wrapper
 from neuralfuse import NeuralFuse
 from neuralfuse.errors import ConfigError
 from neuralfuse.faults import BitRates, Chip, Combined, Flip, Stuck, Transient
@@ -140,17 +141,9 @@ def test_samples_do_not_see_each_other(small_net):
 
 
 def test_buffers_of_a_wrapped_model_are_the_model_s(small_net):
-    class Wrapper(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.module = small_net
-
-        def forward(self, x):
-            return self.module(x)
-
     choice, chip = Activations(include=("conv", "head")), Chip(Stuck(ber=0.05), 3)
     wanted = deploy(small_net, activations=choice).perturbed(chip)(x_of())
-    for wrapped in (nn.DataParallel(small_net), Wrapper()):
+    for wrapped in (nn.DataParallel(small_net), Wrapper(small_net)):
         assert torch.equal(deploy(wrapped, activations=choice).perturbed(chip)(x_of()), wanted)
 
 

@@ -215,10 +215,11 @@ def summary(record: Mapping[str, Any]) -> str:
     if record["ber_kind"] in ("map", "saved"):
         synthetic = record["config"]["faults"].get("map", {}).get("synthetic")
         kind = {True: "placements on a synthetic", False: "placements on a measured", None: "saved"}[synthetic]
+    counted = "bits wrong where 0 and 1 are even" if record["ber_kind"] == "asymmetric" else "cells faulty"
     lost = sum(chip.get("not_finite", 0) for chip in record["per_chip"]) / record["chips"]
     lines = [
         *_operating_point(record["config"].get("operating_point")),
-        f"{100 * record['ber']:.4g}% of the cells faulty ({record['ber_kind']}): {record['changed_bits']:.3%} of the "
+        f"{100 * record['ber']:.4g}% of the {counted} ({record['ber_kind']}): {record['changed_bits']:.3%} of the "
         f"stored bits changed; {record['chips']} {kind} chip{'' if record['chips'] == 1 or 'on a' in kind else 's'}",
         *([f"{lost:.4g} weights a chip read as infinity or NaN"] if lost else []),
         f"CA      {record['ca']:6.2f}%   without bit errors (floating point {record['ca_float']:.2f}%)",

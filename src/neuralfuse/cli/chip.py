@@ -67,11 +67,13 @@ def new(
     require(not faults.faults.endswith(".npz"), f"chip new must be given a fault model: {faults.faults} is a chip.")
     if base is not None:
         require(not voltages, "--voltages must be left out with --base: a chip of a model has one.")
+        shape = (rows, columns, banks) == (512, 64, 1)
+        require(shape, "--rows, --columns and --banks must be left out with --base: a file of a fault model says them.")
         deployed = _open(base, storage, common.set_up())
         chip = Chip(faults.model(), seed)
         layout = deployed.memory.readout.stored(deployed.memory.layout)
         save_chip(out, chip, layout)
-        text = f"{chip.faults.kind}, seed {seed}: {chip.faults.ber:.4%} of {layout.cells:,} cells. Wrote {out}."
+        text = f"{chip.faults.kind}, seed {seed}: {chip.faults.cell_rate:.4%} of {layout.cells:,} cells. Wrote {out}."
         common.show({"out": str(out), "faults": chip.faults.to_config(), "seed": seed, "cells": layout.cells}, text)
         return
     models = faults.at_voltages(voltages) if voltages else [faults.model()]

@@ -6,7 +6,7 @@ import abc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from neuralfuse.errors import check_ber, require
 from neuralfuse.faults.base import FAULT_MODELS, FaultModel, FaultyCells, distinct, room
 from neuralfuse.faults.layout import Layout
+from neuralfuse.faults.voltage import VoltageCurve
 from neuralfuse.seeds import derive, happens, poisson_count, poisson_time, uniform_integers
 
 Chance = Callable[[str, float], Tensor]
@@ -148,6 +149,10 @@ class Asymmetric(IndependentCells):
             f"ber must be at most {most:g} where zero_to_one is {share:g}: got ber={self.ber:g}. Of one direction no "
             "more than all bits can change.",
         )
+
+    def at_voltage(self, voltage: float, curve: VoltageCurve) -> Self:
+        """Return the model that makes the curve's share of cells weak, each in at least one direction."""
+        return self.at(curve.ber(voltage) / (2 * max(self.zero_to_one, 1 - self.zero_to_one)))
 
     @property
     def cell_rate(self) -> float:

@@ -84,10 +84,11 @@ class ZeroFaultyWords(Readout):
 
     def read(self, image: Tensor, layout: Layout, chip: Chip, *, zeros: Tensor | int, read: int) -> Words:
         """Return the words with zeros in the place of those known to be faulty."""
-        plain = Plain().read(image, layout, chip, zeros=zeros, read=read)
-        if chip.faults.permanent is None:
+        faults, permanent = chip.faults.cells(layout, chip.seed, image.device, read=read), chip.faults.permanent
+        plain = changed_words(image, changed_cells(image, faults, layout.bits), layout.bits)
+        if permanent is None:
             return plain
-        known = chip.faults.permanent.cells(layout, chip.seed, image.device)
+        known = faults if permanent is chip.faults else permanent.cells(layout, chip.seed, image.device)
         faulty = ~known.keeps | known.flips
         return _zeroed(image, *plain, distinct(known.cell[faulty] // layout.bits), zeros)
 
