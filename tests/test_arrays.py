@@ -173,6 +173,7 @@ def test_another_mapping_moves_the_faults_and_leaves_the_chip():
         (lambda: Mapping(order="columns"), UnknownNameError, "unknown order 'columns'"),
         (lambda: Mapping(offset=-1), ConfigError, "offset must be an integer of at least 0: got -1"),
         (lambda: Mapping(offset=1.5), ConfigError, "offset must"),
+        (lambda: Mapping(restart="no"), ConfigError, "restart must be true or false: got 'no'"),
         (lambda: Mapping(repeat=-1), ConfigError, "repeat must be an integer of at least 0"),
         (lambda: Mapping(order="interleaved", repeat=2), ConfigError, "repeat must be 1 for interleaved words"),
         (lambda: Mapping.of("lines"), UnknownNameError, "unknown mapping 'lines'. Did you mean 'linear'"),

@@ -245,6 +245,15 @@ def test_a_chip_of_a_model_has_no_shape_of_its_own(folder, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "extra", [["--mapping", "linear"], ["--offset", "3"], ["--readout", "secded"], ["--bits", "4"]]
+)
+def test_a_map_has_no_words(extra, capsys, tmp_path):
+    command = ["chip", "new", "--faults", "stuck", "--ber", "0.1", "--out", str(tmp_path / "a.npz")]
+    fails(capsys, [*command, *extra], "a map has cells only")
+    assert not (tmp_path / "a.npz").exists()
+
+
+@pytest.mark.parametrize(
     ("arguments", "texts"),
     [
         (["new", "--ber", "0.1", "--out", "chip.txt"], ["--out must end in .npz: got chip.txt"]),

@@ -92,17 +92,18 @@ def uniform_integers(key: int, count: int, size: int, device: torch.device | str
 
 
 def happens(key: int, counter: Tensor, probability: float) -> Tensor:
-    """Say of each counter (int64, 1-d) under a key whether its random number in [0, 1) is below a probability: bool.
+    """Say of each counter (integers, 1-d) under a key whether its random number in [0, 1) is below a probability: bool.
 
     What happens at one probability happens at every higher one.
     """
     threshold = math.ceil(probability * 2**52) << 12
     if counter.device.type != "cpu" or threshold > _MASK:
-        return below(hash64(key, counter), probability)
+        return below(hash64(key, counter.long()), probability)
     out = np.empty(len(counter), bool)
-    steps = counter.numpy().view(np.uint64)
+    steps = counter.numpy()
     for first, last in _chunks(len(out)):
-        z = steps[first:last] * np.uint64(_GOLDEN)
+        z = steps[first:last].astype(np.uint64)
+        z *= np.uint64(_GOLDEN)
         z += np.uint64((key + _GOLDEN) & _MASK)
         np.less(_scrambled(z), np.uint64(threshold), out=out[first:last])
     return torch.from_numpy(out)

@@ -76,6 +76,8 @@ def new(
         text = f"{chip.faults.kind}, seed {seed}: {chip.faults.cell_rate:.4%} of {layout.cells:,} cells. Wrote {out}."
         common.show({"out": str(out), "faults": chip.faults.to_config(), "seed": seed, "cells": layout.cells}, text)
         return
+    laid = (faults.mapping, faults.offset, storage) == (None, 0, _STORAGE)
+    require(laid, "how words are stored and laid must be said where the map is used: a map has cells only.")
     models = faults.at_voltages(voltages) if voltages else [faults.model()]
     made = synthetic_map(models, seed, rows=rows, columns=columns, banks=banks, voltages=voltages, unit=faults.unit())
     made.save(out)

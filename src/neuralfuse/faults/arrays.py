@@ -76,6 +76,9 @@ class Mapping:
         for name in ("offset", "repeat"):
             value = getattr(self, name)
             require(isinstance(value, int) and value >= 0, f"{name} must be an integer of at least 0: got {value!r}.")
+        for name in ("restart", "bit_interleaved"):
+            value = getattr(self, name)
+            require(isinstance(value, bool), f"{name} must be true or false: got {value!r}.")
         require(
             self.order == "rows" or self.repeat == 1,
             f"repeat must be 1 for interleaved words: got repeat={self.repeat}.",

@@ -60,14 +60,15 @@ class FaultyCells:
 
 
 def distinct(values: Tensor) -> Tensor:
-    """Return the distinct values of an integer tensor, sorted, int64; NumPy sorts with vector instructions."""
+    """Return the distinct values of an integer tensor (n,), sorted; ``values`` is used up."""
     if values.device.type != "cpu":
         found: Tensor = torch.unique(values)
-        return found.long()
-    ordered = np.sort(values.numpy())
+        return found
+    ordered = values.numpy()
+    ordered.sort()  # with vector instructions, unlike torch's
     first = np.ones(len(ordered), bool)
     np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
-    return torch.from_numpy(ordered[np.flatnonzero(first)].astype(np.int64, copy=False))
+    return torch.from_numpy(ordered.compress(first))
 
 
 def room(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:

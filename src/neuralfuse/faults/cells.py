@@ -49,7 +49,7 @@ class IndependentCells(FaultModel):
         for region, cell in zip(layout.regions, found, strict=True):
             own = every[first : first + len(cell)]
             keeps, flips = self.behaviour(_properties(seed, region.name, cell))
-            torch.add(cell, region.start * layout.bits, out=own.cell)
+            own.cell.copy_(cell).add_(region.start * layout.bits)
             own.keeps.copy_(torch.as_tensor(keeps))
             own.flips.copy_(torch.as_tensor(flips))
             first += len(cell)
@@ -65,7 +65,7 @@ def hits(size: int, rate: float, key: int, device: torch.device) -> Tensor:
 
     Those hit at a rate are hit at every higher one, for the same key and size.
     """
-    return distinct(_draws(size, rate, key, device))
+    return distinct(_draws(size, rate, key, device)).long()
 
 
 def _draws(size: int, rate: float, key: int, device: torch.device) -> Tensor:

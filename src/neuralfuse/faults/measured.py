@@ -42,6 +42,8 @@ class Measured(FaultModel):
         if isinstance(self.map, str | Path):
             object.__setattr__(self, "map", FaultMap.load(self.map))
         require(isinstance(self.map, FaultMap), f"map must be a fault map or the NPZ file of one: got {self.map!r}.")
+        own_place = self.random_offset
+        require(isinstance(own_place, bool), f"random_offset must be true or false: got {own_place!r}.")
         object.__setattr__(self, "mapping", Mapping.of(self.mapping))
         object.__setattr__(self, "ber", self.map.rate(self.voltage))
 
