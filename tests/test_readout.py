@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from conftest import AS_IT_IS
 from neuralfuse.errors import ConfigError, UnknownNameError
 from neuralfuse.faults import Chip, Combined, FaultModel, FaultyCells, Flip, Layout, Stuck, Transient
 from neuralfuse.memory import READOUTS, Plain, Reading, Secded, WeightMemory, ZeroFaultyWords, deploy
@@ -327,8 +328,8 @@ def test_plain_reads_word_by_word(scheme, shapes, kind, ber, seed):
 @pytest.mark.parametrize("readout", [Secded(), Secded(data_bits=16, detected="zero"), ZeroFaultyWords()])
 def test_a_model_runs_on_what_the_controller_makes_of_its_words(readout, small_net):
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(2))
-    base, chip = deploy(small_net, readout=readout), Chip(Stuck(ber=0.02), 11)
-    assert torch.equal(base(x), deploy(small_net)(x))
+    base, chip = deploy(small_net, readout=readout, running=AS_IT_IS), Chip(Stuck(ber=0.02), 11)
+    assert torch.equal(base(x), deploy(small_net, running=AS_IT_IS)(x))
     out, reading = base.perturbed(chip)(x), base.memory.read(chip)
     image = base.memory.values.index_copy(0, reading.index, reading.values)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How to train, as frozen dataclasses, validated when built. Free of torch, so that the command line starts at once."""
+"""How to run and train, as frozen dataclasses, validated when built. Free of torch: the command line starts at once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,39 @@ from neuralfuse.errors import check_ber, require, unknown_name
 Schedule = Literal["constant", "step", "cosine"]
 Optimizer = Literal["sgd", "adam"]
 Estimator = Literal["split", "crossed"]
+Autocast = Literal["bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How the arithmetic of a deployed model is done.
+
+    The first run compares the ways that are faster with the model as it is, on two of its inputs, and takes one only
+    where it gives the same: nothing here can break a model.
+
+    Attributes:
+        channels_last: Lay images and convolution weights out with the channel last.
+        fold: Merge frozen BatchNorm into the convolution before it, where the model can be traced.
+        rows: Images a pass at most, so that what it touches stays near the core; 0 for all. By default all on a GPU,
+            and 65536 pixels' worth of them on a CPU (at least 8). A model whose images see each other needs 0.
+        autocast: Run in bf16 or fp16 where PyTorch's autocast does; results change by its rounding.
+        compile: Compile the model with torch.compile.
+    """
+
+    channels_last: bool = True
+    fold: bool = True
+    rows: int | None = None
+    autocast: Autocast | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.rows is None or self.rows >= 0, f"rows must be at least 0: got rows={self.rows}.")
+        if self.autocast not in (None, *get_args(Autocast)):
+            raise unknown_name("autocast type", str(self.autocast), get_args(Autocast))
+
+    def to_config(self) -> dict[str, Any]:
+        """Return what changes results by more than the order of sums, as JSON; empty by default."""
+        return {} if self.autocast is None else {"autocast": self.autocast}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from neuralfuse.config import Running
 from neuralfuse.errors import ConfigError
 from neuralfuse.faults import Chip
 from neuralfuse.files import fingerprint
 from neuralfuse.memory.activations import ActivationMemory, Activations
-from neuralfuse.memory.images import Images
+from neuralfuse.memory.floats import FloatWeights, Patch
 from neuralfuse.memory.readout import Plain, Readout
+from neuralfuse.memory.running import Runner
 from neuralfuse.memory.weights import Reading, WeightMemory
 from neuralfuse.quant import DEFAULT_ADAPTERS, DEFAULT_LAYERS, Adapter, FloatWords, Layers, Scheme
 from neuralfuse.ranges import InputRange
@@ -41,6 +43,7 @@ class Perturbed(nn.Module):
         self._permanent = chip.faults.permanent is chip.faults
         self._base = (base,)  # in a tuple, so that it is no submodule and its parameters are not listed as ours
         self._activations = None if base.activations is None else ActivationMemory(base.activations, chip)
+        self._patch: tuple[Reading, FloatWeights, Patch] | None = None
 
     @property
     def changed_bits(self) -> float:
@@ -54,24 +57,44 @@ class Perturbed(nn.Module):
         if read != self._read_at:
             self.reading, self._read_at = base.memory.read(self.chip, read=read), read
         self.reads += 1
-        return base.run(x, base.weights_through(self.reading), self._activations, read)
+        return base.run(x, self, self._activations, read)
+
+    def patch(self, weights: FloatWeights) -> Patch:
+        """Return what the latest reading changes in these weights."""
+        if self._patch is None or self._patch[0] is not self.reading or self._patch[1] is not weights:
+            self._patch = (self.reading, weights, weights.patch(self.reading))
+        return self._patch[2]
+
+
+class _Latest(threading.local):
+    """The parameters that a thread ran last, and the reading that they come from."""
+
+    reading: Reading | None = None
+    parameters: dict[str, Tensor] = {}  # noqa: RUF012
 
 
 class Deployed(nn.Module):
     """The base model M0: a model whose weights are stored as integers in a memory without errors.
 
-    The model itself is not copied, subclassed or edited; stored weights take the place of its parameters during each
-    call. It is put into eval mode, as deployed models are. Gradients reach the input only.
+    The model itself is not subclassed or edited; stored weights take the place of its parameters during each call. It
+    is put into eval mode, as deployed models are. Gradients reach the input only. It may run in several threads: each
+    has a copy of its structure, and all share its tensors.
 
     Attributes:
         model: The model as handed over.
         memory: Its stored weights.
         input_range: What its inputs are made of.
         activations: Which activations are stored too; None for none.
+        running: How its arithmetic is done.
     """
 
     def __init__(
-        self, model: nn.Module, memory: WeightMemory, input_range: InputRange, activations: Activations | None = None
+        self,
+        model: nn.Module,
+        memory: WeightMemory,
+        input_range: InputRange,
+        activations: Activations | None = None,
+        running: Running = Running(),  # noqa: B008
     ) -> None:
         super().__init__()
         self.training = False
@@ -79,20 +102,24 @@ class Deployed(nn.Module):
         self.memory = memory
         self.input_range = input_range
         self.activations = activations
+        self.running = running
         stored = {one.parameter for one in memory.stored}
         others = [(name, tensor) for name, tensor in model.named_parameters() if name not in stored]
-        self._frozen = {name: tensor.detach().clone() for name, tensor in others}
-        floats = [tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point]
-        self._dtype = floats[0] if floats else None
-        self._weights = self._with(memory.values)
-        self._modules_stored = {} if activations is None else activations.modules(model)
+        frozen = {name: tensor.detach().clone() for name, tensor in others}
         self._clean_activations = None if activations is None else ActivationMemory(activations)
-        self._images = Images()
-        self._latest: tuple[Reading | None, dict[str, Tensor]] = (None, self._weights)
+        if activations is not None:
+            activations.modules(model)
+        self._runner = Runner(self.model, memory, frozen, running, self._clean_activations)
+        self._latest = _Latest()
+
+    @property
+    def at_once(self) -> int:
+        """How many threads may run it side by side: several on a CPU, unless it is compiled or cannot be copied."""
+        return self._runner.at_once
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the quantized model without bit errors."""
-        return self.run(x, self._weights, self._clean_activations)
+        return self.run(x, None, self._clean_activations)
 
     def perturbed(self, chip: Chip) -> Perturbed:
         """Return the model as it runs on this chip; any number of them share this one."""
@@ -103,34 +130,29 @@ class Deployed(nn.Module):
         self.training = False
         return self
 
-    def weights_through(self, reading: Reading) -> dict[str, Tensor]:
-        """Return the model's parameters as they are read; those of the latest reading are kept at hand."""
-        if self._latest[0] is not reading:
-            self._latest = (None, self._weights)  # the image of the one before is free now, unless a graph needs it
-            with torch.inference_mode(False), torch.no_grad():  # so that it can be used with and without gradients
-                image = self._images.copy_of(self.memory.values).index_copy_(0, reading.index, reading.values)
-                self._latest = (reading, self._with(image))
-        return self._latest[1]
-
     def run(
-        self, x: Tensor, weights: dict[str, Tensor], activations: ActivationMemory | None = None, read: int = 0
+        self, x: Tensor, perturbed: Perturbed | None, activations: ActivationMemory | None = None, read: int = 0
     ) -> Tensor:
-        """Return the model's output, in the type of ``x``, with these parameters in the place of its own."""
-        self.model.eval()
-        inputs = x if self._dtype is None else x.to(self._dtype)
-        if activations is None:
-            output: Tensor = functional_call(self.model, weights, (inputs,))
-        else:
-            with activations.attached(self._modules_stored, read):
-                output = functional_call(self.model, weights, (activations.input(inputs, read),))
-        return output.to(x.dtype)
+        """Return the model's output, in the type of ``x``, on clean weights or on what a chip makes of them."""
+        weights = self._runner.weights(x)
+        parameters = weights.clean if perturbed is None else self.weights_through(perturbed)
+        return self._runner.run(x, parameters, activations, read)
 
-    def _with(self, values: Tensor) -> dict[str, Tensor]:
-        return {**self._frozen, **self.memory.parameters(values)}
+    def weights_through(self, perturbed: Perturbed) -> dict[str, Tensor]:
+        """Return the stored parameters as a chip has them read; those of the latest one are kept at hand.
+
+        Raises:
+            ConfigError: the model has never run, and so has not chosen how to.
+        """
+        weights, latest = self._runner.weights(), self._latest
+        if latest.reading is not perturbed.reading:
+            latest.reading, latest.parameters = None, {}  # the image of the one before is free, unless a graph needs it
+            latest.parameters, latest.reading = weights.through(perturbed.patch(weights)), perturbed.reading
+        return latest.parameters
 
     def unquantized(self, x: Tensor) -> Tensor:
         """Return the output of the model as handed over, in floating point."""
-        return self.run(x, {})
+        return self._runner.as_handed_over(x)
 
     def to_config(self) -> dict[str, Any]:
         """Return what a result depends on of this model, as JSON."""
@@ -147,6 +169,7 @@ class Deployed(nn.Module):
             "input_range": self.input_range.to_config(),
             "fingerprint": fingerprint(*self.model.state_dict().values()),
             **remedies,
+            **self.running.to_config(),
         }
 
     def _apply(self, fn: Any, recurse: bool = True) -> Deployed:
@@ -178,6 +201,7 @@ def deploy(
     readout: Readout | None = None,
     activations: Activations | None = None,
     adapters: Sequence[Adapter] = DEFAULT_ADAPTERS,
+    running: Running = Running(),  # noqa: B008
 ) -> Deployed:
     """Store a model's weights in a memory.
 
@@ -190,10 +214,11 @@ def deploy(
         readout: What the memory makes of faulty words: `Plain` by default, `ZeroFaultyWords`, `Secded`.
         activations: Store these activations in a faulty memory too; none by default.
         adapters: How to reach the words of weights that are quantized already; torchao's int8 weights by default.
+        running: How its arithmetic is done; the default is the fastest that does not change what is computed.
     """
     if isinstance(input_range, str):
         input_range = InputRange.named(input_range)
     if isinstance(model, nn.DataParallel):
         model = model.module
     memory = WeightMemory(model, scheme or Scheme(), layers, readout=readout, adapters=adapters)
-    return Deployed(model, memory, input_range, activations)
+    return Deployed(model, memory, input_range, activations, running)

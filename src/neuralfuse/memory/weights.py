@@ -50,8 +50,18 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One tensor's place in the image, and how its words are decoded: by scales, or not at all (by an adapter)."""
+class Part:
+    """One tensor's place in the image, and how its words are decoded: by scales, or not at all (by an adapter).
+
+    Attributes:
+        stored: The tensor.
+        region: Its words.
+        scale: Of its codes; () or one an output channel.
+        center: The code of 0, likewise.
+        shape: Of its codes.
+        dtype: Of its codes.
+        adapter: Who turns its codes into a weight; None for a scheme.
+    """
 
     stored: StoredTensor
     region: Region
@@ -78,6 +88,7 @@ class WeightMemory:
         layers: Which weights were chosen.
         readout: What the memory makes of faulty words.
         stored: The tensors, in state_dict order.
+        parts: How each is coded.
         layout: Where each lies in the image.
         codes: The image: one code a weight, the scheme's dtype, (words,). Never modified.
         values: What the clean codes mean, float32, (words,). Never modified. Words of a tensor that an adapter
@@ -97,21 +108,21 @@ class WeightMemory:
         self.layers = layers
         self.readout = readout or Plain()
         codes, values = [], []
-        self._parts: list[_Part] = []
+        self.parts: list[Part] = []
         start = 0
         for one in layers.select(model):
             part, own, value = self._stored(one, adapters, start)
-            self._parts.append(part)
+            self.parts.append(part)
             codes.append(own.flatten())
             values.append(value.flatten())
             start += own.numel()
-        self.stored: Sequence[StoredTensor] = [part.stored for part in self._parts]
-        self.layout = Layout(tuple(part.region for part in self._parts), scheme.bits)
+        self.stored: Sequence[StoredTensor] = [part.stored for part in self.parts]
+        self.layout = Layout(tuple(part.region for part in self.parts), scheme.bits)
         self.codes, self.values = torch.cat(codes), torch.cat(values)
         self._image = self.readout.encode(self.codes, self.layout)
         self._zeros = self._zero_codes()
 
-    def _stored(self, one: StoredTensor, adapters: Sequence[Adapter], start: int) -> tuple[_Part, Tensor, Tensor]:
+    def _stored(self, one: StoredTensor, adapters: Sequence[Adapter], start: int) -> tuple[Part, Tensor, Tensor]:
         """Return a tensor's part of the image from word ``start`` on, its words, and the values that they mean."""
         adapter = next((adapter for adapter in adapters if adapter.matches(one.tensor)), None)
         if adapter is None:
@@ -121,14 +132,14 @@ class WeightMemory:
                 reason = str(error).splitlines()[0]
                 raise ConfigError(f"{one.name!r} cannot be stored: {reason}") from error
             codes, scale, center = coded.codes, coded.scale, coded.center
-            part = _Part(one, Region(one.name, start, codes.numel()), scale, center, codes.shape, codes.dtype, None)
+            part = Part(one, Region(one.name, start, codes.numel()), scale, center, codes.shape, codes.dtype, None)
             return part, codes, self.scheme.decode(codes, scale, center)
         # What the adapter rebuilds the weight from must stay as it is, whatever happens to the user's model.
         one = replace(one, tensor=one.tensor.detach().clone())
         codes = adapter.codes(one.tensor)
         words = _as_words(codes, self.scheme, one.name)
         scale, center = torch.ones((), device=codes.device), torch.zeros((), device=codes.device)
-        part = _Part(one, Region(one.name, start, codes.numel()), scale, center, codes.shape, codes.dtype, adapter)
+        part = Part(one, Region(one.name, start, codes.numel()), scale, center, codes.shape, codes.dtype, adapter)
         return part, words, words.float()
 
     @property
@@ -144,13 +155,13 @@ class WeightMemory:
         """Return views of an image-sized tensor, one for each stored tensor by its name and in its shape."""
         return {
             part.region.name: image[part.region.start : part.region.start + part.region.words].view(part.shape)
-            for part in self._parts
+            for part in self.parts
         }
 
     def parameters(self, values: Tensor) -> dict[str, Tensor]:
         """Return what takes the place of the stored parameters, by parameter name, from an image of values."""
         views = self.split(values)
-        return {part.stored.parameter: self._parameter(part, views[part.region.name]) for part in self._parts}
+        return {part.stored.parameter: self.parameter(part, views[part.region.name]) for part in self.parts}
 
     def read(self, chip: Chip, *, read: int = 0) -> Reading:
         """Return what changes when the image is read through a chip; the stored codes stay as they are.
@@ -168,23 +179,24 @@ class WeightMemory:
 
     def _decode(self, index: Tensor, codes: Tensor) -> Tensor:
         values = torch.empty(len(index), dtype=torch.float32, device=index.device)
-        for part, own in self._parts_of(index):
+        for part, own in self.parts_of(index):
             if part.adapter is not None:
                 values[own] = codes[own].float()
             else:
                 values[own] = self.scheme.decode(codes[own], *part.scales(index[own] - part.region.start))
         return values
 
-    def _parts_of(self, index: Tensor) -> Iterator[tuple[_Part, slice]]:
-        """Yield each tensor with its stretch of a sorted index."""
-        ends = torch.tensor([part.region.start + part.region.words for part in self._parts], device=index.device)
+    def parts_of(self, index: Tensor) -> Iterator[tuple[Part, slice]]:
+        """Yield each tensor that a sorted index of words has some of, with its stretch of the index."""
+        ends = torch.tensor([part.region.start + part.region.words for part in self.parts], device=index.device)
         first = 0
-        for part, end in zip(self._parts, torch.searchsorted(index, ends).tolist(), strict=True):
+        for part, end in zip(self.parts, torch.searchsorted(index, ends).tolist(), strict=True):
             if end > first:
                 yield part, slice(first, end)
             first = end
 
-    def _parameter(self, part: _Part, values: Tensor) -> Tensor:
+    def parameter(self, part: Part, values: Tensor) -> Tensor:
+        """Return what takes the place of a stored parameter, from its values in its shape."""
         if part.adapter is None:
             return values.to(part.stored.tensor.dtype)
         codes = values.to(self.scheme.dtype).view(part.dtype)
@@ -196,13 +208,13 @@ class WeightMemory:
             torch.zeros((), dtype=self.codes.dtype, device=self.device)
             if part.adapter is not None
             else self.scheme.zero(part.scale, part.center)
-            for part in self._parts
+            for part in self.parts
         ]
         first = int(zeros[0].flatten()[0])
         if all(bool((one == first).all()) for one in zeros):
             return first
         return torch.cat(
-            [zero.expand(part.shape).flatten() for zero, part in zip(zeros, self._parts, strict=True)]
+            [zero.expand(part.shape).flatten() for zero, part in zip(zeros, self.parts, strict=True)]
         )  # fmt: skip
 
 

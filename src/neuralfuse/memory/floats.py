@@ -1,0 +1,98 @@
+"""The float weights that a model runs on: one image, laid out and scaled as the arithmetic wants them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neuralfuse.memory.images import Images
+from neuralfuse.memory.weights import Part, Reading, WeightMemory
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What one chip changes in the image of float weights.
+
+    Attributes:
+        place: int64 (k,): where.
+        values: float32 (k,): the values there.
+    """
+
+    place: Tensor
+    values: Tensor
+
+
+class FloatWeights:
+    """A memory's weights as floats, in the order and scale in which a model runs on them.
+
+    Args:
+        memory: Where the weights are stored, in the order of their tensors.
+        scales: By parameter name, what output channels are multiplied by: (channels,).
+        channels_last: Lay the weights of 2-d and 3-d convolutions out with the input channel last.
+    """
+
+    def __init__(self, memory: WeightMemory, scales: Mapping[str, Tensor], *, channels_last: bool = False) -> None:
+        self.memory = memory
+        self._scales = {name: scale.to(memory.device) for name, scale in scales.items()}
+        self._channels_last = channels_last
+        self._images = Images()
+        self._clean = memory.values
+        if scales or channels_last:
+            self._clean = torch.empty_like(memory.values)
+            for part in memory.parts:
+                self._view(part, self._clean).copy_(self._scaled(part, self._own(part, memory.values).view(part.shape)))
+        self.clean = self._parameters(self._clean)
+
+    def patch(self, reading: Reading) -> Patch:
+        """Return what a reading changes."""
+        place, values = reading.index.clone(), reading.values.clone()
+        for part, own in self.memory.parts_of(reading.index):
+            scale, last = self._scales.get(part.stored.parameter), self._is_last(part)
+            inner = math.prod(part.shape[1:])
+            if scale is None and not last:
+                continue
+            local = place[own] - part.region.start
+            row = local // inner
+            if scale is not None:
+                values[own] *= scale.index_select(0, row)
+            if last:
+                kernel = math.prod(part.shape[2:])
+                column = local - row * inner  # channel * kernel + position, to become position * channels + channel
+                channel = column // kernel
+                position = column - channel * kernel
+                place[own] += position * part.shape[1] + channel - column
+        return Patch(place, values)
+
+    def through(self, patch: Patch) -> dict[str, Tensor]:
+        """Return the parameters with what a chip changes: one copy of the image, and the changed values."""
+        with torch.inference_mode(False), torch.no_grad():  # so that they can be used with and without gradients
+            return self._parameters(self._images.copy_of(self._clean).index_copy_(0, patch.place, patch.values))
+
+    def _parameters(self, image: Tensor) -> dict[str, Tensor]:
+        return {
+            part.stored.parameter: self.memory.parameter(part, self._view(part, image)) for part in self.memory.parts
+        }
+
+    def _own(self, part: Part, image: Tensor) -> Tensor:
+        return image[part.region.start : part.region.start + part.region.words]
+
+    def _view(self, part: Part, image: Tensor) -> Tensor:
+        """Return one tensor of the image in its shape."""
+        own = self._own(part, image)
+        if not self._is_last(part):
+            return own.view(part.shape)
+        rows, channels, *kernel = part.shape
+        return own.view(rows, *kernel, channels).movedim(-1, 1)
+
+    def _is_last(self, part: Part) -> bool:
+        if not self._channels_last or part.adapter is not None or len(part.shape) not in (4, 5):
+            return False
+        return part.shape[1] > 1 and math.prod(part.shape[2:]) > 1  # else both orders are one
+
+    def _scaled(self, part: Part, values: Tensor) -> Tensor:
+        scale = self._scales.get(part.stored.parameter)
+        return values if scale is None else values * scale.view(-1, *[1] * (values.dim() - 1))

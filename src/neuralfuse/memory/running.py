@@ -1,0 +1,212 @@
+"""How a deployed model runs: the fastest way that computes what the model as it is computes."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from neuralfuse.config import Running
+from neuralfuse.errors import ConfigError
+from neuralfuse.memory.activations import ActivationMemory
+from neuralfuse.memory.floats import FloatWeights
+from neuralfuse.memory.folding import fold
+from neuralfuse.memory.weights import WeightMemory
+from neuralfuse.quant import Scheme
+
+MOST_THREADS = 8  # that run one model side by side; each holds an image of the weights
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_PIXELS = 1 << 16  # images a pass on a CPU, times their size; at twice that, tensors no longer fit the allocator's heap
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to run a model: which module, on which weights, in which memory format, compiled or not."""
+
+    module: nn.Module
+    weights: FloatWeights
+    frozen: dict[str, Tensor]
+    last: bool
+    compiled: Callable[[dict[str, Tensor], Tensor], Tensor] | None = None
+
+
+class _Copies(threading.local):
+    """Each thread's own copies of modules' structure, by the original's id."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, nn.Module] = {}
+
+
+class Runner:
+    """Runs a module on parameters from a memory, in any number of threads.
+
+    Args:
+        model: The module as handed over, in eval mode; not modified.
+        memory: Its stored weights.
+        frozen: Its other parameters.
+        running: What may be done.
+        activations: The clean activation memory, where activations are stored too.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        memory: WeightMemory,
+        frozen: dict[str, Tensor],
+        running: Running,
+        activations: ActivationMemory | None,
+    ) -> None:
+        self._model, self._memory, self._frozen = model, memory, frozen
+        self._running, self._activations = running, activations
+        floats = [tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point]
+        self._dtype = floats[0] if floats else None
+        self._folded = None
+        # Activations are stored where a convolution hands them on; floating-point words may overflow.
+        if running.fold and activations is None and isinstance(memory.scheme, Scheme):
+            self._folded = fold(model, [part.stored.parameter for part in memory.parts if part.adapter is None])
+        self._way: _Way | None = None
+        self._choosing = threading.Lock()
+        self._thread, self._copies = threading.get_ident(), _Copies()
+
+    @property
+    def at_once(self) -> int:
+        """How many threads may run it side by side."""
+        if self._memory.device.type != "cpu" or self._running.compile:
+            return 1
+        return min(torch.get_num_threads(), MOST_THREADS) if self._can_be_copied() else 1
+
+    def weights(self, x: Tensor | None = None) -> FloatWeights:
+        """Return the weights that it runs on, chosen when the first inputs come.
+
+        Raises:
+            ConfigError: none have come.
+        """
+        way = self._way if x is None else self._chosen(x)
+        if way is None:
+            raise ConfigError("a deployed model must have run once before its weights are asked for: call it first.")
+        return way.weights
+
+    def run(self, x: Tensor, parameters: dict[str, Tensor], activations: ActivationMemory | None, read: int) -> Tensor:
+        """Return the module's output, in the type of ``x``, on stored parameters that came from `weights`."""
+        with self._types(x.device):
+            return self._run(self._chosen(x), x, parameters, activations, read)
+
+    def as_handed_over(self, x: Tensor) -> Tensor:
+        """Return the output of the model as handed over."""
+        self._model.eval()
+        return _joined([self._model(self._inputs(part)).to(x.dtype) for part in self._parts(x)])
+
+    def _run(
+        self, way: _Way, x: Tensor, stored: dict[str, Tensor], activations: ActivationMemory | None, read: int
+    ) -> Tensor:
+        module, parameters = self._module(way.module).eval(), {**way.frozen, **stored}
+        outputs = []
+        for part in self._parts(x):
+            inputs = self._inputs(part)
+            if way.last:
+                inputs = inputs.contiguous(memory_format=_LAST[x.dim()])
+            if activations is not None:
+                with activations.attached(activations.choice.modules(module), read):
+                    output = functional_call(module, parameters, (activations.input(inputs, read),))
+            elif way.compiled is not None:
+                output = way.compiled(parameters, inputs)
+            else:
+                output = functional_call(module, parameters, (inputs,))
+            outputs.append(output.to(x.dtype))
+        return _joined(outputs)
+
+    def _parts(self, x: Tensor) -> Sequence[Tensor]:
+        rows = self._running.rows
+        if rows is None and x.device.type == "cpu" and x.dim() > 2:
+            rows = max(8, _PIXELS // max(1, math.prod(x.shape[2:])))
+        return torch.split(x, rows) if rows else (x,)
+
+    def _inputs(self, x: Tensor) -> Tensor:
+        return x if self._dtype is None else x.to(self._dtype)
+
+    def _types(self, device: torch.device) -> AbstractContextManager[None]:
+        if self._running.autocast is None:
+            return nullcontext()
+        return torch.autocast(device.type, _AUTOCAST[self._running.autocast])
+
+    def _chosen(self, x: Tensor) -> _Way:
+        return self._way or self._choose(x)
+
+    def _choose(self, x: Tensor) -> _Way:
+        """Take the fastest way that gives what the model as it is gives on the first two inputs, and keep to it."""
+        with self._choosing, torch.inference_mode(False), torch.no_grad():  # weights must do with and without gradients
+            if self._way is None:
+                plain, sample = _Way(self._model, FloatWeights(self._memory, {}), self._frozen, False), x[:2].detach()
+                wanted = self._run(plain, sample, plain.weights.clean, self._activations, 0)
+                chosen = next((way for way in self._ways(x) if self._agrees(way, sample, wanted)), plain)
+                if self._running.compile:
+                    chosen = replace(chosen, compiled=_compiled(chosen.module))
+                self._way, self._folded = chosen, None
+            return self._way
+
+    def _ways(self, x: Tensor) -> Iterator[_Way]:
+        """Yield the ways to run on inputs like these, but the plain one, the fastest first."""
+        for last in (True, False) if self._running.channels_last and x.dim() in _LAST else (False,):
+            if self._folded is not None:
+                module = self._folded.module
+                known = dict(module.named_parameters(remove_duplicate=False))
+                frozen = {name: tensor for name, tensor in self._frozen.items() if name in known}
+                weights = FloatWeights(self._memory, self._folded.scales, channels_last=last)
+                yield _Way(module, weights, frozen, last)
+            if last:
+                yield _Way(self._model, FloatWeights(self._memory, {}, channels_last=True), self._frozen, True)
+
+    def _agrees(self, way: _Way, sample: Tensor, wanted: Tensor) -> bool:
+        try:
+            got = self._run(way, sample, way.weights.clean, self._activations, 0)
+        except Exception:  # a model may insist on its layout, and say so in any way
+            return False
+        error = 1e-3 if wanted.dtype in (torch.float32, torch.float64) else 2e-2
+        most = float(wanted.abs().nan_to_num(0.0, 0.0, 0.0).max()) if wanted.numel() else 0.0
+        return got.shape == wanted.shape and torch.allclose(got, wanted, rtol=error, atol=error * most, equal_nan=True)
+
+    def _module(self, module: nn.Module) -> nn.Module:
+        """Return the calling thread's own copy of a module's structure; the tensors are shared.
+
+        `functional_call` puts parameters into the module for as long as a call lasts.
+        """
+        if threading.get_ident() == self._thread:
+            return module
+        copies = self._copies.of
+        if id(module) not in copies:
+            copies[id(module)] = _structure(module)
+        return copies[id(module)]
+
+    @functools.cache  # noqa: B019
+    def _can_be_copied(self) -> bool:
+        try:
+            _structure(self._model)
+        except Exception:  # a model may hold anything
+            return False
+        return True
+
+
+def _structure(module: nn.Module) -> nn.Module:
+    """Return a copy of a module that shares its parameters and buffers."""
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, shared)
+
+
+def _joined(outputs: list[Tensor]) -> Tensor:
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _compiled(module: nn.Module) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
+    call: Callable[[dict[str, Tensor], Tensor], Tensor] = torch.compile(
+        lambda parameters, inputs: functional_call(module, parameters, (inputs,))
+    )
+    return call
