@@ -112,7 +112,7 @@ class Runner:
         outputs = []
         for part in self._parts(x):
             inputs = self._inputs(part)
-            if way.last:
+            if way.last and x.dim() in _LAST:
                 inputs = inputs.contiguous(memory_format=_LAST[x.dim()])
             if activations is not None:
                 with activations.attached(activations.choice.modules(module), read):
