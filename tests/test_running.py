@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -127,6 +129,35 @@ def test_autocast_rounds_and_is_said_in_records():
     assert out.dtype == torch.float32 and not torch.equal(out, wanted)
     torch.testing.assert_close(out, wanted, rtol=0.1, atol=0.1 * float(wanted.abs().max()))
     assert rounded.to_config()["autocast"] == "bf16" and "autocast" not in exact.to_config()
+
+
+def test_models_run_in_several_threads_at_a_time():
+    base, x = deploy(trained("resnet8")), images(40)
+    models = [base.perturbed(Chip(Stuck(ber=0.05), seed)) for seed in range(12)]
+    wanted = [output_and_gradient(model, x) for model in models]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(output_and_gradient, models, [x] * len(models)))
+    for pair, other in zip(got, wanted, strict=True):
+        for one, two in zip(pair, other, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4 * float(two.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # from inside torch.compile
+def test_a_compiled_model_computes_the_same(monkeypatch):
+    called = []
+
+    def traced(function):
+        called.append(function)
+        return real(function, backend="eager")
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", traced)
+    model, x = trained("resnet8"), images()
+    wanted = output_and_gradient(deploy(model).perturbed(CHIP), x)
+    got = output_and_gradient(deploy(model, running=Running(compile=True)).perturbed(CHIP), x)
+    assert len(called) == 1
+    for one, two in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4 * float(two.abs().max()))
 
 
 def test_impossible_ways_are_refused():

@@ -112,11 +112,6 @@ class Deployed(nn.Module):
         self._runner = Runner(self.model, memory, frozen, running, self._clean_activations)
         self._latest = _Latest()
 
-    @property
-    def at_once(self) -> int:
-        """How many threads may run it side by side: several on a CPU, unless it is compiled or cannot be copied."""
-        return self._runner.at_once
-
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the quantized model without bit errors."""
         return self.run(x, None, self._clean_activations)

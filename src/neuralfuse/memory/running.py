@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,6 @@ from neuralfuse.memory.folding import fold
 from neuralfuse.memory.weights import WeightMemory
 from neuralfuse.quant import Scheme
 
-MOST_THREADS = 8  # that run one model side by side; each holds an image of the weights
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _PIXELS = 1 << 16  # images a pass on a CPU, times their size; at twice that, tensors no longer fit the allocator's heap
@@ -76,13 +74,6 @@ class Runner:
         self._way: _Way | None = None
         self._choosing = threading.Lock()
         self._thread, self._copies = threading.get_ident(), _Copies()
-
-    @property
-    def at_once(self) -> int:
-        """How many threads may run it side by side."""
-        if self._memory.device.type != "cpu" or self._running.compile:
-            return 1
-        return min(torch.get_num_threads(), MOST_THREADS) if self._can_be_copied() else 1
 
     def weights(self, x: Tensor | None = None) -> FloatWeights:
         """Return the weights that it runs on, chosen when the first inputs come.
@@ -185,14 +176,6 @@ class Runner:
         if id(module) not in copies:
             copies[id(module)] = _structure(module)
         return copies[id(module)]
-
-    @functools.cache  # noqa: B019
-    def _can_be_copied(self) -> bool:
-        try:
-            _structure(self._model)
-        except Exception:  # a model may hold anything
-            return False
-        return True
 
 
 def _structure(module: nn.Module) -> nn.Module:
