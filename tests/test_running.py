@@ -47,7 +47,7 @@ def output_and_gradient(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", ["resnet8", "vgg11-quarter", "preact-resnet18-quarter"])
 @pytest.mark.parametrize(
     "running",
-    [Running(), Running(fold=False), Running(channels_last=False), Running(rows=2), Running(rows=0)],
+    [Running(), Running(fold=False), Running(channels_last=False), Running(micro_batch=2), Running(micro_batch=0)],
     ids=str,
 )
 @pytest.mark.parametrize("faulty", [False, True])
@@ -163,8 +163,8 @@ def test_a_compiled_model_computes_the_same(monkeypatch):
 def test_impossible_ways_are_refused():
     with pytest.raises(UnknownNameError, match="unknown autocast type 'fp8'"):
         Running(autocast="fp8")
-    with pytest.raises(ConfigError, match="rows must be at least 0: got rows=-1"):
-        Running(rows=-1)
+    with pytest.raises(ConfigError, match="micro_batch must be at least 0: got micro_batch=-1"):
+        Running(micro_batch=-1)
     base = deploy(trained("resnet8"))
     with pytest.raises(ConfigError, match="must have run once"):
         base.weights_through(base.perturbed(CHIP))

@@ -70,7 +70,7 @@ def test_crossed_gradient_equals_autograd_through_copies(case):
     wanted = transformed.clone().requires_grad_()
     oracle_loss(model, wanted, labels, chips, 5.0).backward()
     leaf = transformed.clone().requires_grad_()
-    losses = eopm_backward(base, leaf, labels, [Pass(chip, slice(None)) for chip in chips], lam=5.0)
+    losses = eopm_backward(base, leaf, labels, [Pass(chip, torch.arange(6)) for chip in chips], lam=5.0)
     assert torch.allclose(leaf.grad, wanted.grad, rtol=1e-10, atol=1e-14)
     assert sum(factor * loss for factor, loss in zip((1, 5.0), losses, strict=True)) == pytest.approx(
         float(oracle_loss(model, transformed, labels, chips, 5.0).detach()), rel=1e-10
@@ -82,7 +82,7 @@ def test_split_equals_crossed_in_expectation(case):
     _, base, transformed, labels = case
     chips = [Chip(Stuck(ber=0.05), seed) for seed in (1, 2)]
     crossed = transformed.clone().requires_grad_()
-    eopm_backward(base, crossed, labels, [Pass(chip, slice(None)) for chip in chips], lam=5.0)
+    eopm_backward(base, crossed, labels, [Pass(chip, torch.arange(6)) for chip in chips], lam=5.0)
     total = torch.zeros_like(transformed)
     deals = list(itertools.combinations(range(6), 3))
     for first in deals:
@@ -97,7 +97,7 @@ def test_split_equals_crossed_in_expectation(case):
 def test_an_ensemble_s_gradient_is_the_mean(case):
     model, base, transformed, labels = case
     other = deploy(base_model("resnet8", classes=5, channels=1, image_size=(8, 8), seed=1).double())
-    chips = [Pass(Chip(Stuck(ber=0.05), 7), slice(None))]
+    chips = [Pass(Chip(Stuck(ber=0.05), 7), torch.arange(6))]
     leaf, one, two = (transformed.clone().requires_grad_() for _ in range(3))
     for member in (base, other):
         eopm_backward(member, leaf, labels, chips, lam=2.0, share=0.5)

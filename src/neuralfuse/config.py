@@ -24,20 +24,22 @@ class Running:
     Attributes:
         channels_last: Lay images and convolution weights out with the channel last.
         fold: Merge frozen BatchNorm into the convolution before it, where the model can be traced.
-        rows: Images a pass at most, so that what it touches stays near the core; 0 for all. By default all on a GPU,
-            and 65536 pixels' worth of them on a CPU (at least 8). A model whose images see each other needs 0.
+        micro_batch: Images a pass of the base model at most; 0 for all. By default as many as fit on a GPU, and 65536
+            pixels' worth of them (at least 8) on a CPU, so that what a pass touches stays near the core. A model whose
+            images see each other needs 0.
         autocast: Run in bf16 or fp16 where PyTorch's autocast does; results change by its rounding.
         compile: Compile the model with torch.compile.
     """
 
     channels_last: bool = True
     fold: bool = True
-    rows: int | None = None
+    micro_batch: int | None = None
     autocast: Autocast | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:
-        require(self.rows is None or self.rows >= 0, f"rows must be at least 0: got rows={self.rows}.")
+        rows = self.micro_batch
+        require(rows is None or rows >= 0, f"micro_batch must be at least 0: got micro_batch={rows}.")
         if self.autocast not in (None, *get_args(Autocast)):
             raise unknown_name("autocast type", str(self.autocast), get_args(Autocast))
 

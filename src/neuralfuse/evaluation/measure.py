@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from neuralfuse.data import Split
 from neuralfuse.errors import require
 from neuralfuse.evaluation.stats import mean, sample_sd, t_interval
 from neuralfuse.faults import Chip, Measured
 from neuralfuse.fuse import check_same_range
-from neuralfuse.memory import Deployed
+from neuralfuse.memory import Deployed, side_by_side
 from neuralfuse.scoring import accuracy, plain_inputs, transform
 
 
@@ -128,21 +128,26 @@ def evaluate(
         check_same_range(fuse, base)
     plain, labels = plain_inputs(split, base.input_range), split.labels
     clean = None if fuse is None else transform(fuse, plain)
-    results = []
-    for chip in chips:
-        result = (known or {}).get(chip.seed)
-        if result is None:
-            model = base.perturbed(chip)
-            pa = accuracy(model, plain, labels)
-            changed_bits, not_finite = model.changed_bits, model.reading.not_finite
-            model.reads = 0  # transient errors, too, are the same with and without NeuralFuse
-            fused = (
-                transform(fuse.perturbed(generator_chip(chip, base)), plain) if isinstance(fuse, Deployed) else clean
-            )
-            pa_nf = None if fused is None else accuracy(model, fused, labels)
-            result = ChipResult(chip.seed, pa, pa_nf, changed_bits, not_finite)
-            if report is not None:
-                report(result)
+
+    def one(chip: Chip) -> ChipResult:
+        if known is not None and chip.seed in known:
+            return known[chip.seed]
+        model = base.perturbed(chip)
+        pa = accuracy(model, plain, labels)
+        changed_bits, not_finite = model.changed_bits, model.reading.not_finite
+        model.reads = 0  # transient errors, too, are the same with and without NeuralFuse
+        fused = transform(fuse.perturbed(generator_chip(chip, base)), plain) if isinstance(fuse, Deployed) else clean
+        pa_nf = None if fused is None else accuracy(model, fused, labels)
+        return ChipResult(chip.seed, pa, pa_nf, changed_bits, not_finite)
+
+    results: list[ChipResult] = []
+    at_once = min(model.at_once(plain[:1]) for model in (base, fuse) if isinstance(model, Deployed))
+    for result in side_by_side(one, chips, at_once):
         results.append(result)
-    ca_nf = None if clean is None else accuracy(base, clean, labels)
-    return Evaluation(accuracy(base.unquantized, plain, labels), accuracy(base, plain, labels), ca_nf, tuple(results))
+        if report is not None and (known is None or result.seed not in known):
+            report(result)
+    without_errors: list[tuple[Callable[[Tensor], Tensor], Tensor]] = [(base.unquantized, plain), (base, plain)]
+    if clean is not None:
+        without_errors.append((base, clean))
+    ca_float, ca, *ca_nf = side_by_side(lambda pair: accuracy(*pair, labels), without_errors, at_once)
+    return Evaluation(ca_float, ca, ca_nf[0] if ca_nf else None, tuple(results))

@@ -4,6 +4,7 @@ from neuralfuse.memory.activations import Activations
 from neuralfuse.memory.deployed import Deployed, Perturbed, deploy
 from neuralfuse.memory.readout import READOUTS, Plain, Readout, Secded, ZeroFaultyWords
 from neuralfuse.memory.weights import Reading, WeightMemory
+from neuralfuse.memory.workers import side_by_side
 
 __all__ = [
     "READOUTS",
@@ -17,4 +18,5 @@ __all__ = [
     "WeightMemory",
     "ZeroFaultyWords",
     "deploy",
+    "side_by_side",
 ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,8 @@ from neuralfuse.memory.running import Runner
 from neuralfuse.memory.weights import Reading, WeightMemory
 from neuralfuse.quant import DEFAULT_ADAPTERS, DEFAULT_LAYERS, Adapter, FloatWords, Layers, Scheme
 from neuralfuse.ranges import InputRange
+
+Out = TypeVar("Out")
 
 
 class Perturbed(nn.Module):
@@ -144,6 +148,20 @@ class Deployed(nn.Module):
             latest.reading, latest.parameters = None, {}  # the image of the one before is free, unless a graph needs it
             latest.parameters, latest.reading = weights.through(perturbed.patch(weights)), perturbed.reading
         return latest.parameters
+
+    def at_once(self, x: Tensor) -> int:
+        """Return how many threads may run it at a time on inputs like these: more than one on a CPU only."""
+        return self._runner.at_once(x)
+
+    def in_parts(self, x: Tensor, function: Callable[[slice], Out]) -> list[Out]:
+        """Return what a function gives for one micro-batch of the rows of ``x`` after the other, as many as fit."""
+        return self._runner.in_parts(x, function)
+
+    @cached_property
+    def in_full_precision(self) -> Deployed:
+        """The same model on the same memory, without autocast."""
+        running = replace(self.running, autocast=None)
+        return Deployed(self.model, self.memory, self.input_range, self.activations, running)
 
     def unquantized(self, x: Tensor) -> Tensor:
         """Return the output of the model as handed over, in floating point."""

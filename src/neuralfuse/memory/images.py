@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_SPARE = 2  # images kept for the next chips; more were needed only by a graph of many
+from neuralfuse.memory.workers import MOST
 
 
 class Images:
@@ -37,5 +37,5 @@ class Images:
         return torch.from_numpy(owner).copy_(values)
 
     def _take_back(self, memory: NDArray[np.float32]) -> None:
-        if len(self._free) < _SPARE:
+        if len(self._free) < MOST:  # one for each thread; more were needed only by a graph of many
             self._free.append(memory)

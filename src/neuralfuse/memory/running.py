@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,13 @@ from neuralfuse.memory.activations import ActivationMemory
 from neuralfuse.memory.floats import FloatWeights
 from neuralfuse.memory.folding import fold
 from neuralfuse.memory.weights import WeightMemory
+from neuralfuse.memory.workers import MOST
 from neuralfuse.quant import Scheme
 
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _PIXELS = 1 << 16  # images a pass on a CPU, times their size; at twice that, tensors no longer fit the allocator's heap
+Out = TypeVar("Out")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class Runner:
         if running.fold and activations is None and isinstance(memory.scheme, Scheme):
             self._folded = fold(model, [part.stored.parameter for part in memory.parts if part.adapter is None])
         self._way: _Way | None = None
+        self._alone = running.compile  # torch.compile knows one thread
+        self._fits: int | None = None
         self._choosing = threading.Lock()
         self._thread, self._copies = threading.get_ident(), _Copies()
 
@@ -94,15 +99,39 @@ class Runner:
     def as_handed_over(self, x: Tensor) -> Tensor:
         """Return the output of the model as handed over."""
         self._model.eval()
-        return _joined([self._model(self._inputs(part)).to(x.dtype) for part in self._parts(x)])
+        return torch.cat(self.in_parts(x, lambda rows: self._model(self._inputs(x[rows])).to(x.dtype)))
+
+    def at_once(self, x: Tensor) -> int:
+        """Return how many threads may run the model at a time, on inputs like these."""
+        self._chosen(x)
+        return 1 if self._alone or x.device.type != "cpu" else min(torch.get_num_threads(), MOST)
+
+    def in_parts(self, x: Tensor, function: Callable[[slice], Out]) -> list[Out]:
+        """Return what a function gives for one micro-batch of rows after the other.
+
+        Where the device's memory does not hold one, it is halved, for good.
+        """
+        results: list[Out] = []
+        start, rows = 0, len(x)
+        while start < len(x) or not results:
+            rows = min(self._micro_batch(x), max(1, len(x) - start))
+            try:
+                results.append(function(slice(start, start + rows)))
+            except torch.OutOfMemoryError:
+                if rows == 1:
+                    raise
+                self._fits = rows // 2
+            else:
+                start += rows
+        return results
 
     def _run(
         self, way: _Way, x: Tensor, stored: dict[str, Tensor], activations: ActivationMemory | None, read: int
     ) -> Tensor:
         module, parameters = self._module(way.module).eval(), {**way.frozen, **stored}
-        outputs = []
-        for part in self._parts(x):
-            inputs = self._inputs(part)
+
+        def part(rows: slice) -> Tensor:
+            inputs = self._inputs(x[rows])
             if way.last and x.dim() in _LAST:
                 inputs = inputs.contiguous(memory_format=_LAST[x.dim()])
             if activations is not None:
@@ -112,14 +141,16 @@ class Runner:
                 output = way.compiled(parameters, inputs)
             else:
                 output = functional_call(module, parameters, (inputs,))
-            outputs.append(output.to(x.dtype))
-        return _joined(outputs)
+            return output.to(x.dtype)  # type: ignore[no-any-return]
 
-    def _parts(self, x: Tensor) -> Sequence[Tensor]:
-        rows = self._running.rows
+        outputs = self.in_parts(x, part)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _micro_batch(self, x: Tensor) -> int:
+        rows = self._running.micro_batch
         if rows is None and x.device.type == "cpu" and x.dim() > 2:
             rows = max(8, _PIXELS // max(1, math.prod(x.shape[2:])))
-        return torch.split(x, rows) if rows else (x,)
+        return min(rows or len(x), self._fits or len(x)) or 1
 
     def _inputs(self, x: Tensor) -> Tensor:
         return x if self._dtype is None else x.to(self._dtype)
@@ -137,10 +168,13 @@ class Runner:
         with self._choosing, torch.inference_mode(False), torch.no_grad():  # weights must do with and without gradients
             if self._way is None:
                 plain, sample = _Way(self._model, FloatWeights(self._memory, {}), self._frozen, False), x[:2].detach()
+                random = torch.get_rng_state()
                 wanted = self._run(plain, sample, plain.weights.clean, self._activations, 0)
+                self._alone |= not torch.equal(random, torch.get_rng_state())  # threads would share its randomness
                 chosen = next((way for way in self._ways(x) if self._agrees(way, sample, wanted)), plain)
                 if self._running.compile:
                     chosen = replace(chosen, compiled=_compiled(chosen.module))
+                self._alone |= not _has_copies(chosen.module)
                 self._way, self._folded = chosen, None
             return self._way
 
@@ -184,8 +218,12 @@ def _structure(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, shared)
 
 
-def _joined(outputs: list[Tensor]) -> Tensor:
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+def _has_copies(module: nn.Module) -> bool:
+    try:
+        _structure(module)
+    except Exception:  # a user's attributes may be anything
+        return False
+    return True
 
 
 def _compiled(module: nn.Module) -> Callable[[dict[str, Tensor], Tensor], Tensor]:

@@ -1,6 +1,7 @@
 """Training: quantization-aware base models, NeuralFuse by EOPM, and the one loop that both share."""
 
-from neuralfuse.train.eopm import Pass, eopm_backward, passes, train_fuse
+from neuralfuse.train.eopm import train_fuse
+from neuralfuse.train.gradient import Pass, eopm_backward, passes
 from neuralfuse.train.listeners import Listener, ProgressBar, TensorBoard
 from neuralfuse.train.loop import State
 from neuralfuse.train.qat import train_base

@@ -4,76 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from neuralfuse.config import EopmConfig
 from neuralfuse.data import DataSet, augmentation
 from neuralfuse.errors import require
-from neuralfuse.faults import Chip, FaultModel, fault_model, training_chip, validation_chips
+from neuralfuse.faults import Chip, FaultModel, fault_model, validation_chips
 from neuralfuse.fuse import NeuralFuse, check_same_range
-from neuralfuse.memory import Deployed
+from neuralfuse.memory import Deployed, side_by_side
 from neuralfuse.quant import Scheme, quantized_call, snap_
 from neuralfuse.scoring import accuracy, plain_inputs, transform
 from neuralfuse.seeds import generator
+from neuralfuse.train.gradient import eopm_backward, passes
 from neuralfuse.train.listeners import Listener
 from neuralfuse.train.loop import State, Task, fit
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One perturbed pass of a step: which chip, and which rows of the mini-batch run through it."""
-
-    chip: Chip
-    rows: Tensor | slice
-
-
-def passes(config: EopmConfig, faults: FaultModel, count: int, step: int) -> list[Pass]:
-    """Return the perturbed passes of one step over a mini-batch of ``count`` images."""
-    number = 1 if faults.one_chip else config.n_chips  # where all seeds are one chip, once is enough
-    chips = [training_chip(faults, config.seed, step, k) for k in range(number)]
-    if config.estimator == "crossed":
-        return [Pass(chip, slice(None)) for chip in chips]
-    order = torch.randperm(count, generator=generator(config.seed, "deal", step))
-    groups = order.tensor_split(number)  # sizes differ by at most one
-    return [Pass(chip, rows) for chip, rows in zip(chips, groups, strict=True) if len(rows)]
-
-
-def eopm_backward(
-    base: Deployed, transformed: Tensor, labels: Tensor, perturbed: Sequence[Pass], *, lam: float, share: float = 1.0
-) -> tuple[float, float]:
-    """Add the EOPM gradient of one base model to ``transformed.grad``: CE(M0) + lam * mean CE(Mp).
-
-    Each pass is differentiated before the next one runs, so memory does not grow with their number. Every pass counts
-    by its images: with all passes over all rows that is the mean over chips, with dealt rows the mean over images.
-
-    Args:
-        base: The base model.
-        transformed: F(x), a leaf that requires grad, (N, C, H, W).
-        labels: int64 (N,).
-        perturbed: The perturbed passes.
-        lam: Weight of the perturbed loss.
-        share: Factor of the whole, for an ensemble of base models.
-    Returns:
-        The two mean losses, clean and perturbed, without ``lam`` and ``share``.
-    Source:
-        NeuralFuse (arXiv 2306.16869), Eq. 3 and Algorithm 1.
-    """
-    clean = F.cross_entropy(base(transformed), labels)
-    (share * clean).backward()  # type: ignore[no-untyped-call]
-    images = sum(len(labels[one.rows]) for one in perturbed)
-    total = 0.0
-    for one in perturbed:
-        logits = base.perturbed(one.chip)(transformed[one.rows])
-        loss = F.cross_entropy(logits, labels[one.rows], reduction="sum") / images
-        (share * lam * loss).backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
-    return float(clean.detach()), total
 
 
 class _Eopm(Task):
@@ -115,12 +64,16 @@ class _Eopm(Task):
     def validate(self) -> dict[str, float]:
         fuse = quantized_copy(self.module, self.scheme)
         transformed, labels = transform(fuse, self.inputs), self.labels
-        chips = validation_chips(self.faults, self.config.validation_chips)
+        chips = [None, *validation_chips(self.faults, self.config.validation_chips)]
         ca = pa = 0.0
         for base in self.bases:
-            ca += accuracy(base, transformed, labels) / len(self.bases)
-            for chip in chips:
-                pa += accuracy(base.perturbed(chip), transformed, labels) / (len(self.bases) * len(chips))
+
+            def score(chip: Chip | None, base: Deployed = base) -> float:
+                return accuracy(base if chip is None else base.perturbed(chip), transformed, labels)
+
+            clean, *faulty = side_by_side(score, chips, base.at_once(transformed[:1]))
+            ca += clean / len(self.bases)
+            pa += sum(faulty) / (len(self.bases) * len(faulty))
         lam = self.config.lam
         return {"score": (ca + lam * pa) / (1 + lam), "ca_nf": ca, "pa_nf": pa}
 
