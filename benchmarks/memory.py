@@ -7,22 +7,17 @@ table of docs/benchmarks.md.
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
-import time
-from collections.abc import Callable
 from itertools import count
-from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from reference import BITS, fault_masks, faulted
+from timing import Way, common_options, in_turn, machine, median, table
+from torch import Tensor
 
 from neuralfuse.faults import Chip, FaultModel, fault_model
 from neuralfuse.memory import Deployed, deploy
 from neuralfuse.nets import base_model
 
-BITS = 8
 Load = dict[str, Tensor]
 
 
@@ -43,33 +38,15 @@ def dense_mask(base: Deployed, ber: float, seed: int) -> Load:
 
 def reference_procedure(base: Deployed, ber: float, seed: int) -> Load:
     """Fault a model as the NeuralFuse reference does: a map of 8192 x 128 cells, tiled and laid over each layer."""
-    faulty = np.random.RandomState(seed).rand(8192, 128) < ber
-    ones = np.random.RandomState(seed + 1).rand(8192, 128) < 0.5
-    place = 1 << np.arange(BITS)
-    planes = [np.tile((faulty & polarity).reshape(8192, 16, BITS), (1, 16, 1)) for polarity in (~ones, ones)]
-    at_0, at_1 = ((plane * place).sum(-1).astype(np.uint8).ravel() for plane in planes)
-    out = {}
-    for one in base.memory.stored:
-        codes = base.memory.codes_of(one.name).numpy().view(np.uint8)
-        lost, set_ = (np.resize(mask, codes.size).reshape(codes.shape) for mask in (at_0, at_1))
-        read = ((codes & ~lost) | set_).view(np.int8)
-        out[one.name] = torch.from_numpy(read).float() * (one.tensor.abs().max() / 127)
-    return out
-
-
-def timed(step: Callable[[], object], device: torch.device) -> float:
-    """Return the milliseconds that one call takes."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - start)
+    masks = fault_masks(ber, seed)
+    return {
+        one.name: faulted(base.memory.codes_of(one.name), masks).float() * (one.tensor.abs().max() / 127)
+        for one in base.memory.stored
+    }
 
 
 def measure(base: Deployed, faults: FaultModel, rounds: int) -> dict[str, list[float]]:
-    """Return the milliseconds of each way: in each round five runs of each in turn, and one of the dense mask."""
+    """Return the seconds of each way: in each round five runs of each in turn, and one of the dense mask."""
     device = base.memory.device
     base(torch.zeros(2, 3, 32, 32, device=device))  # decides how it runs
     seeds = count()
@@ -84,56 +61,40 @@ def measure(base: Deployed, faults: FaultModel, rounds: int) -> dict[str, list[f
         made.reverse()
         base.weights_through(made[0])
 
-    ways: dict[str, Callable[[], object]] = {
+    ways: dict[str, Way] = {
         "a new chip, ready to run": new_chip,
         "switching between two chips": switch,
         "floor: a copy of the float weights": lambda: room.copy_(values),
     }
     if device.type == "cpu":
         ways["the reference's procedure, a new chip"] = lambda: reference_procedure(base, faults.ber, next(seeds))
-        ways["a dense mask, a new chip"] = lambda: dense_mask(base, faults.ber, next(seeds))
-    for step in ways.values():
-        step()
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, step in ways.items():
-            # Several in a row: the first also pays for giving back what the one before it left in the allocator.
-            taken[name] += [timed(step, device) for _ in range(1 if "dense" in name else 5)]
+    # Several in a row: the first also pays for giving back what the one before it left in the allocator.
+    taken = in_turn(ways, device, rounds, each=5)
+    if device.type == "cpu":
+        taken |= in_turn(
+            {"a dense mask, a new chip": lambda: dense_mask(base, faults.ber, next(seeds))}, device, rounds
+        )
     return taken
-
-
-def table(taken: dict[str, list[float]]) -> str:
-    """Return the measurements as Markdown, each beside the new chip."""
-    ours = statistics.median(next(iter(taken.values())))
-    lines = ["| what | best [ms] | median [ms] | beside a new chip (medians) |", "| --- | --- | --- | --- |"]
-    for name, values in taken.items():
-        middle = statistics.median(values)
-        lines.append(f"| {name} | {min(values):.1f} | {middle:.1f} | {middle / ours:.2f} |")
-    return "\n".join(lines)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", default="resnet18")
-    parser.add_argument("--faults", default="stuck")
-    parser.add_argument("--ber", type=float, default=0.01)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--device", default="cpu")
+    common_options(parser, rounds=15)
     options = parser.parse_args()
-    model: nn.Module = base_model(options.base, classes=10, channels=3, image_size=(32, 32), seed=0)
-    base = deploy(model.to(options.device))
+    torch.set_num_threads(options.threads)
+    base = deploy(base_model(options.base, classes=10, channels=3, image_size=(32, 32), seed=0).to(options.device))
     taken = measure(base, fault_model(options.faults, ber=options.ber), options.rounds)
-    facts = Path("/proc/cpuinfo")
-    names = [line for line in facts.read_text().splitlines() if line.startswith("model name")] if facts.exists() else []
-    chip = (
-        torch.cuda.get_device_name() if options.device != "cpu" else (names or [platform.processor()])[0].split(":")[-1]
-    )
+    ours = median(taken["a new chip, ready to run"])
+    rows = [
+        [name, f"{1000 * min(values):.1f}", f"{1000 * median(values):.1f}", f"{median(values) / ours:.2f}"]
+        for name, values in taken.items()
+    ]
     print(
         f"{options.base}, {base.memory.layout.words:,} words of {BITS} bits, {100 * options.ber:g}% {options.faults}, "
-        f"{options.rounds} rounds; {chip.strip()}, {torch.get_num_threads()} threads, torch {torch.__version__}, numpy "
-        f"{np.__version__}, Python {platform.python_version()}\n\n{table(taken)}"
+        f"{options.rounds} rounds; {machine(options.device)}\n"
     )
+    print(table(["what", "best [ms]", "median [ms]", "beside a new chip (medians)"], rows))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,9 @@ class FloatWeights:
         self._scales = {name: scale.to(memory.device) for name, scale in scales.items()}
         self._channels_last = channels_last
         self._images = Images()
+        self._moves = {
+            part.stored.parameter: _moves(part).to(memory.device) for part in memory.parts if self._is_last(part)
+        }
         self._clean = memory.values
         if scales or channels_last:
             self._clean = torch.empty_like(memory.values)
@@ -51,20 +54,16 @@ class FloatWeights:
         """Return what a reading changes."""
         place, values = reading.index.clone(), reading.values.clone()
         for part, own in self.memory.parts_of(reading.index):
-            scale, last = self._scales.get(part.stored.parameter), self._is_last(part)
-            inner = math.prod(part.shape[1:])
-            if scale is None and not last:
+            scale, moves = self._scales.get(part.stored.parameter), self._moves.get(part.stored.parameter)
+            if scale is None and moves is None:
                 continue
             local = place[own] - part.region.start
+            inner = math.prod(part.shape[1:])
             row = local // inner
             if scale is not None:
                 values[own] *= scale.index_select(0, row)
-            if last:
-                kernel = math.prod(part.shape[2:])
-                column = local - row * inner  # channel * kernel + position, to become position * channels + channel
-                channel = column // kernel
-                position = column - channel * kernel
-                place[own] += position * part.shape[1] + channel - column
+            if moves is not None:
+                place[own] += moves.index_select(0, local.sub_(row, alpha=inner))
         return Patch(place, values)
 
     def through(self, patch: Patch) -> dict[str, Tensor]:
@@ -96,3 +95,10 @@ class FloatWeights:
     def _scaled(self, part: Part, values: Tensor) -> Tensor:
         scale = self._scales.get(part.stored.parameter)
         return values if scale is None else values * scale.view(-1, *[1] * (values.dim() - 1))
+
+
+def _moves(part: Part) -> Tensor:
+    """Return by how much each word of an output channel moves when the input channel becomes the last: int64."""
+    channels, kernel = part.shape[1], math.prod(part.shape[2:])
+    now = torch.arange(channels * kernel)
+    return now % kernel * channels + now // kernel - now
