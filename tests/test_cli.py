@@ -62,6 +62,17 @@ def test_the_whole_path(trained, capsys, tmp_path):
     assert "3 unseen chips" in capsys.readouterr().out
 
 
+def test_running_options_and_an_early_stop_are_recorded(trained, capsys):
+    command = ["evaluate", str(trained / "fuse"), "--base", str(trained / "base"), "--ber", "0.05", "--json"]
+    capsys.readouterr()
+    assert run([*command, "--until", "99", "--autocast", "bf16", "--micro-batch", "50", "--no-fold"]) == 0
+    shown = capsys.readouterr()
+    record = json.loads(shown.out)
+    assert (record["chips"], record["config"]["until"], record["config"]["base"]["autocast"]) == (5, 99.0, "bf16")
+    assert record["config"]["chips"]["count"] == 30 and "chip 5 of 30" in shown.err
+    assert record["run"]["peak_memory_bytes"] > 1 << 27
+
+
 def test_storage_options_change_what_is_stored(trained, capsys):
     command = ["evaluate", "--base", str(trained / "base"), "--ber", "0.01", "--chips", "1", "--json"]
     assert run([*command, "--bits", "4", "--rounding", "floor"]) == 0
@@ -157,6 +168,8 @@ def test_a_recipe_sets_defaults_below_flags(tmp_path, capsys):
         (["evaluate", "--base", "x", "--ber", "0.1", "--resume"], ["--resume must come with --out"]),
         (["evaluate", "--base", "x", "--ber", "0.1", "--threads", "0"], ["threads must be at least 1"]),
         (["evaluate", "--base", "x", "--ber", "0.1", "--device", "tpu9"], ["device must be one this torch can use"]),
+        (["evaluate", "--base", "x", "--ber", "0.1", "--micro-batch", "-2"], ["micro_batch must be at least 0"]),
+        (["evaluate", "--base", "x", "--ber", "0.1", "--autocast", "fp61"], ["fp16"]),
         (["train-base", "--base", "resnet8", "--out", "x", "--data", "digit"], ["Did you mean 'digits'"]),
         (["train-base", "--base", "vgg11", "--out", "x", "--data", "digits"], ["at least 32x32", "--image-size"]),
         (["train-base", "--base", "resnet88", "--out", "x"], ["Did you mean 'resnet8'"]),

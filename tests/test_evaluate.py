@@ -125,6 +125,23 @@ def test_known_chips_are_not_measured_again(setting):
     assert result.per_chip[1].pa == 12.0
 
 
+@pytest.mark.parametrize("until", [1e-9, 4.0, 1e9])
+def test_an_evaluation_stops_once_the_interval_is_as_narrow_as_asked(setting, until):
+    base, fuse, _, data = setting
+    chips = evaluation_chips(Stuck(ber=0.05), 12)
+    whole = evaluate(base, data.test, chips, fuse=fuse).per_chip
+    stopped = evaluate(base, data.test, chips, fuse=fuse, until=until).per_chip
+    widths = []
+    for count in range(2, 13):
+        values = [one.pa_nf for one in whole[:count]]
+        low, high = stats.t.interval(0.95, count - 1, loc=np.mean(values), scale=stats.sem(values) or 1e-30)
+        widths.append(high - low)
+    wanted = next((count for count in range(5, 13) if widths[count - 2] <= until), 12)
+    assert stopped == whole[:wanted]
+    known = {one.seed: one for one in stopped[:4]}
+    assert evaluate(base, data.test, chips, fuse=fuse, until=until, known=known).per_chip == stopped
+
+
 def test_evaluation_without_neuralfuse(setting):
     base, _, _, data = setting
     result = evaluate(base, data.test, [Chip(Stuck(ber=0.05), 1)])
@@ -133,6 +150,8 @@ def test_evaluation_without_neuralfuse(setting):
 
 
 def test_misuse_is_refused(setting):
+    with pytest.raises(ConfigError, match=r"until must be positive: got until=0\."):
+        evaluate(setting[0], setting[3].test, evaluation_chips(Stuck(ber=0.05), 3), until=0.0)
     base, fuse, _, data = setting
     with pytest.raises(ConfigError, match="at least one chip"):
         evaluate(base, data.test, [])

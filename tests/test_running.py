@@ -160,6 +160,16 @@ def test_a_compiled_model_computes_the_same(monkeypatch):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4 * float(two.abs().max()))
 
 
+def test_where_compilation_fails_the_user_is_told_what_to_leave_out(monkeypatch):
+    def failing(module, inputs):
+        raise RuntimeError("no working C++ compiler")
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: real(function, backend=failing))
+    with pytest.raises(ConfigError, match=r"compile must be left out here: .*no working C\+\+ compiler"):
+        deploy(trained("resnet8"), running=Running(compile=True))(images())
+
+
 def test_impossible_ways_are_refused():
     with pytest.raises(UnknownNameError, match="unknown autocast type 'fp8'"):
         Running(autocast="fp8")

@@ -15,6 +15,7 @@ from neuralfuse.evaluation import evaluate
 from neuralfuse.faults import Chip, FaultModel, Stuck, Transient, evaluation_chips, fault_model
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy, side_by_side
+from neuralfuse.memory.images import Images
 from neuralfuse.nets.base import seeded
 from neuralfuse.train import Pass, eopm_backward, passes, train_fuse
 
@@ -127,6 +128,23 @@ def test_an_error_on_a_thread_is_the_caller_s_and_the_threads_are_given_back(thr
     assert next(walk) == 0
     walk.close()
     assert torch.get_num_threads() == threads
+
+
+def test_memory_does_not_grow_with_the_number_of_chips(threads, monkeypatch):
+    base, x, labels = case(dtype=torch.float32)
+    made, real = [], Images.copy_of
+
+    def counted(self: Images, values: Tensor) -> Tensor:
+        if not self._free:
+            made.append(values.numel())
+        return real(self, values)
+
+    monkeypatch.setattr(Images, "copy_of", counted)
+    for count in (5, 40):
+        plan = [Pass(Chip(Stuck(ber=0.05), seed), torch.arange(len(x))) for seed in range(count)]
+        gradient(base, x, labels, plan)
+        evaluate(base, toy_data().test, evaluation_chips(Stuck(ber=0.05), count))
+    assert 1 <= len(made) <= 2 * threads  # one in work and one waiting, on each
 
 
 class Cramped(SmallNet):

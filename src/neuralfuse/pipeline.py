@@ -132,6 +132,7 @@ def measure(
     *,
     chips: int | None,
     faulty_generator: bool = False,
+    until: float | None = None,
     operating_point: Mapping[str, Any] | None = None,
     out: Path | None = None,
     resume: bool = False,
@@ -146,6 +147,7 @@ def measure(
         faults: The fault model.
         chips: How many unseen chips; None for the ten published ones.
         faulty_generator: Whether the weights of NeuralFuse lie in faulty memory too.
+        until: Stop early, once PA(NF) is known this well; see `evaluate`.
         operating_point: The voltage that the rate came from, and its curve, for the record.
         out: File of the record; None for none.
         resume: Go on from the results that an interrupted run left beside ``out``.
@@ -169,6 +171,7 @@ def measure(
         **({} if operating_point is None else {"operating_point": dict(operating_point)}),
         **({"generator_memory": module.to_config()} if isinstance(module, Deployed) else {}),
         "chips": {"first_seed": the_chips[0].seed, "count": len(the_chips), "published": chips is None},
+        **({} if until is None else {"until": until}),
     }
     partial = None if out is None else out.with_name(f".{out.name}.partial")
     results: list[ChipResult] = []
@@ -185,7 +188,7 @@ def measure(
             write_json(partial, kept)
 
     known = {result.seed: result for result in results}
-    result = evaluate(deployed, data.test, the_chips, fuse=module, known=known, report=keep)
+    result = evaluate(deployed, data.test, the_chips, fuse=module, known=known, report=keep, until=until)
     record = evaluation_record(result, faults=faults, config=config, run=run)
     if out is not None and partial is not None:
         write_json(out, record)

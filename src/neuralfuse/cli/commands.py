@@ -10,11 +10,12 @@ from cyclopts import Parameter
 
 from neuralfuse.cli.common import Common, DataOptions, StorageOptions, listeners, open_bases, say
 from neuralfuse.cli.faults import FaultDetails, FaultOptions
-from neuralfuse.config import EopmConfig, QatConfig
+from neuralfuse.config import EopmConfig, QatConfig, Running
 from neuralfuse.errors import require
 
 _FLAT = Parameter(name="*")
 _COMMON, _DATA, _STORAGE, _QAT = Common(), DataOptions(), StorageOptions(), QatConfig()
+_RUNNING = Running()
 _EOPM, _FAULTS, _DETAILS = EopmConfig(), FaultOptions(), FaultDetails()
 
 
@@ -109,6 +110,7 @@ def train(
     details: Annotated[FaultDetails, _FLAT] = _DETAILS,
     data: Annotated[DataOptions, _FLAT] = _DATA,
     storage: Annotated[StorageOptions, _FLAT] = _STORAGE,
+    running: Annotated[Running, _FLAT] = _RUNNING,
     resume: bool = False,
     tensorboard: Path | None = None,
     common: Annotated[Common, _FLAT] = _COMMON,
@@ -138,7 +140,7 @@ def train(
     model = FaultOptions(ber=eopm.ber, faults=eopm.faults, **asdict(details)).model()
     eopm = replace(eopm, ber=model.ber, faults=model.kind)
     device = common.set_up()
-    bases, images = open_bases(base, data, storage, device)
+    bases, images = open_bases(base, data, storage, device, running)
     watch = listeners(f"train {generator}", tensorboard)
     record = make_fuse(
         generator, bases, images, eopm, faults=model, fit=fit, out=out, resume=resume, listeners=watch, device=device
@@ -156,10 +158,12 @@ def evaluate(
     base: str,
     faults: Annotated[FaultOptions, _FLAT] = _FAULTS,
     chips: int = 30,
+    until: float | None = None,
     published_chips: bool = False,
     faulty_generator: bool = False,
     data: Annotated[DataOptions, _FLAT] = _DATA,
     storage: Annotated[StorageOptions, _FLAT] = _STORAGE,
+    running: Annotated[Running, _FLAT] = _RUNNING,
     out: Path | None = None,
     resume: bool = False,
     common: Annotated[Common, _FLAT] = _COMMON,
@@ -176,6 +180,8 @@ def evaluate(
         A folder written by train-base, or package.module:factory (runs your code).
     chips
         How many unseen chips; on a fault map, in how many random places the weights are laid (1: as --mapping says).
+    until
+        Stop early, once the 95% interval of PA(NF) (of PA without a NeuralFuse) is at most this many points wide.
     published_chips
         Use the ten chips of the paper's tables instead.
     faulty_generator
@@ -191,10 +197,10 @@ def evaluate(
     require(not faulty_generator or fuse is not None, "--faulty-generator must come with a NeuralFuse: got none.")
     model = faults.model(chips)
     device = common.set_up()
-    bases, images = open_bases([base], data, storage, device)
+    bases, images = open_bases([base], data, storage, device, running)
     record = measure(
         fuse, bases[0], images, model,
         chips=None if published_chips else chips, faulty_generator=faulty_generator,
-        operating_point=faults.operating_point(model), out=out, resume=resume, say=say,
+        until=until, operating_point=faults.operating_point(model), out=out, resume=resume, say=say,
     )  # fmt: skip
     common.show(record, summary(record))

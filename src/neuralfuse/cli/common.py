@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from neuralfuse.config import Running
 from neuralfuse.errors import ConfigError, FileFormatError, unknown_name
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from neuralfuse.nets import BaseModel
     from neuralfuse.quant import FloatWords, Scheme
     from neuralfuse.train import Listener
+
+_RUNNING = Running()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +118,7 @@ class StorageOptions:
     readout: Literal["plain", "zero-faulty-words", "secded"] = "plain"
     activations: bool = False
 
-    def deploy(self, model: BaseModel, device: torch.device) -> Deployed:
+    def deploy(self, model: BaseModel, device: torch.device, running: Running = _RUNNING) -> Deployed:
         """Store a base model's weights."""
         from neuralfuse.memory import READOUTS, Activations, deploy  # noqa: PLC0415
         from neuralfuse.quant import Layers  # noqa: PLC0415
@@ -127,6 +130,7 @@ class StorageOptions:
             input_range=self.input_range or model.input_range,
             readout=READOUTS[self.readout](),
             activations=Activations() if self.activations else None,
+            running=running,
         )
 
     def _scheme(self, scheme: Scheme) -> Scheme | FloatWords:
@@ -148,7 +152,11 @@ def say(text: str) -> None:
 
 
 def open_bases(
-    references: Sequence[str], data: DataOptions, storage: StorageOptions, device: torch.device
+    references: Sequence[str],
+    data: DataOptions,
+    storage: StorageOptions,
+    device: torch.device,
+    running: Running,
 ) -> tuple[list[tuple[BaseModel, Deployed]], DataSet]:
     """Open and deploy base models, and load the images that fit them.
 
@@ -172,7 +180,7 @@ def open_bases(
     for reference in references:
         model = opened[reference]
         check_base(model, classes=len(images.classes), channels=images.channels)
-        deployed = storage.deploy(model, device)
+        deployed = storage.deploy(model, device, running)
         check_output(deployed, images.test.images[:2], len(images.classes))
         bases.append((model, deployed))
     return bases, images

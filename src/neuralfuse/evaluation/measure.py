@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -14,6 +16,8 @@ from neuralfuse.faults import Chip, Measured
 from neuralfuse.fuse import check_same_range
 from neuralfuse.memory import Deployed, side_by_side
 from neuralfuse.scoring import accuracy, plain_inputs, transform
+
+_FEWEST = 5  # chips before an interval is believed
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ def evaluate(
     fuse: nn.Module | None = None,
     known: Mapping[int, ChipResult] | None = None,
     report: Callable[[ChipResult], None] | None = None,
+    until: float | None = None,
 ) -> Evaluation:
     """Measure CA, PA and, with a NeuralFuse, CA(NF), PA(NF) and RP over the same chips.
 
@@ -118,11 +123,14 @@ def evaluate(
         fuse: A trained NeuralFuse (or any module on the model's inputs), on the same device, in eval mode. A deployed
             one (`deploy(fuse)`) has faulty weights too: each chip's other memory, see `generator_chip`.
         known: Results by chip seed from an interrupted run of the very same evaluation; not measured again.
-        report: Called after each newly measured chip.
+        report: Called after each newly measured chip, in their order.
+        until: Stop once the 95% interval of PA(NF), of PA without a NeuralFuse, is at most this many points wide, after
+            five chips at the earliest. Stopping at a look makes intervals a little too narrow.
     Raises:
         ConfigError: ``fuse`` is in training mode, or made for inputs of another kind.
     """
     require(len(chips) >= 1, "there must be at least one chip: got none.")
+    require(until is None or until > 0, f"until must be positive: got until={until}.")
     if fuse is not None:
         require(not fuse.training, "NeuralFuse must be in eval mode to be evaluated: call fuse.eval() first.")
         check_same_range(fuse, base)
@@ -142,12 +150,21 @@ def evaluate(
 
     results: list[ChipResult] = []
     at_once = min(model.at_once(plain[:1]) for model in (base, fuse) if isinstance(model, Deployed))
-    for result in side_by_side(one, chips, at_once):
-        results.append(result)
-        if report is not None and (known is None or result.seed not in known):
-            report(result)
+    with closing(side_by_side(one, chips, at_once)) as measured:
+        for result in measured:
+            results.append(result)
+            if report is not None and (known is None or result.seed not in known):
+                report(result)
+            if until is not None and len(results) >= _FEWEST and _width(results) <= until:
+                break
     without_errors: list[tuple[Callable[[Tensor], Tensor], Tensor]] = [(base.unquantized, plain), (base, plain)]
     if clean is not None:
         without_errors.append((base, clean))
     ca_float, ca, *ca_nf = side_by_side(lambda pair: accuracy(*pair, labels), without_errors, at_once)
     return Evaluation(ca_float, ca, ca_nf[0] if ca_nf else None, tuple(results))
+
+
+def _width(results: Sequence[ChipResult]) -> float:
+    """Return the width of the 95% interval of the last accuracy that was measured, in points."""
+    low, high = t_interval([one.pa if one.pa_nf is None else one.pa_nf for one in results]) or (-math.inf, math.inf)
+    return high - low

@@ -59,19 +59,23 @@ class Run:
     """What varies from run to run: time, versions, hardware. Made at the start, so that it knows the code that ran."""
 
     def __init__(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         self._started = time.monotonic()
         self._commit = _commit()
 
     def facts(self) -> dict[str, Any]:
         """Return the ``run`` part of a record that is finished now."""
-        hardware = _processor()
+        hardware, device_memory = _processor(), {}
         if torch.cuda.is_available():
             hardware += f", {torch.cuda.get_device_name()}"
+            device_memory = {"peak_device_memory_bytes": torch.cuda.max_memory_allocated()}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._started, 3),
             "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
+            **device_memory,
             "hardware": hardware,
             "threads": torch.get_num_threads(),
             "versions": {

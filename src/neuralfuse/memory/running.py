@@ -227,7 +227,14 @@ def _has_copies(module: nn.Module) -> bool:
 
 
 def _compiled(module: nn.Module) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
-    call: Callable[[dict[str, Tensor], Tensor], Tensor] = torch.compile(
-        lambda parameters, inputs: functional_call(module, parameters, (inputs,))
-    )
-    return call
+    call = torch.compile(lambda parameters, inputs: functional_call(module, parameters, (inputs,)))
+
+    def checked(parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        try:
+            output: Tensor = call(parameters, inputs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = " ".join(str(error).split("\n\n")[0].split())
+            raise ConfigError(f"compile must be left out here: torch.compile failed ({reason}).") from error
+        return output
+
+    return checked

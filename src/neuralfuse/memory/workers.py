@@ -6,7 +6,7 @@ A pass over few images does not keep two cores as busy as two passes do, and dra
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 from typing import TypeVar
@@ -18,7 +18,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-def side_by_side(function: Callable[[In], Out], items: Iterable[In], at_once: int) -> Iterator[Out]:
+def side_by_side(function: Callable[[In], Out], items: Iterable[In], at_once: int) -> Generator[Out, None, None]:
     """Yield the function's results in the items' order; at most one more than there are threads is waiting.
 
     Args:
