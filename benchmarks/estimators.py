@@ -1,0 +1,311 @@
+"""Which way of spending base-model passes trains NeuralFuse best, on the digits: the figures of ADR 6.
+
+    python benchmarks/estimators.py --out results/estimators.json            # goes on where it was stopped
+    python benchmarks/estimators.py --out results/estimators.json --report   # tables and picture of what is there
+
+Each run trains from scratch with one way, in one setting (a base model and a fault model), under one seed, until it has
+spent a number of image passes through the base model, and is then measured on test images and chips never trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from timing import machine, table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from neuralfuse.config import EopmConfig, QatConfig
+from neuralfuse.data import DataSet, augmentation, load_data
+from neuralfuse.evaluation import evaluate
+from neuralfuse.evaluation.stats import mean, t_interval
+from neuralfuse.faults import Chip, FaultModel, FaultyCells, Layout, Stuck, evaluation_chips, fault_model
+from neuralfuse.files import read_json, write_json
+from neuralfuse.fuse import NeuralFuse
+from neuralfuse.memory import Deployed, deploy
+from neuralfuse.nets import base_model
+from neuralfuse.nets.base import seeded
+from neuralfuse.quant import Scheme, quantized_call, snap_
+from neuralfuse.seeds import generator
+from neuralfuse.train import Pass, eopm_backward, passes, train_base
+
+SCHEMA = "neuralfuse/estimators/1"
+BATCH, LR, LAM, CHIPS = 128, 4e-3, 5.0, 20
+BER = {"stuck": 0.06, "reference": 0.03}
+
+
+class SmallVgg(nn.Sequential):
+    """Four convolutions and a linear layer, for images of 8x8 pixels."""
+
+    def __init__(self) -> None:
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise((1, 32, 32, 64, 64)):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+            layers += [nn.MaxPool2d(2)] if after == before else []
+        super().__init__(*layers, nn.Flatten(), nn.Linear(256, 10))
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to spend passes."""
+
+    estimator: str = "split"
+    n: int = 10
+    mirrored: bool = False  # every second chip has the cells of the one before it, stuck at the other value
+    rates: tuple[float, float] = (1.0, 1.0)  # each chip's rate, as a share of the nominal one, drawn evenly
+    ramp: float = 0.0  # share of the run over which the rate rises from a quarter
+    average: float = 0.0  # of the weights over steps: the decay of an exponential moving average
+    soft: float = 0.0  # share of the targets that comes from the clean model on the plain images
+    schedule: str = "cosine"
+
+
+USUAL = Way()
+ESTIMATORS = {
+    **{f"split, N = {n}": replace(USUAL, n=n) for n in (1, 4, 10, 20)},
+    **{f"crossed, N = {n}": Way("crossed", n) for n in (1, 4, 10)},
+}
+IDEAS = {
+    "mirrored chips": replace(USUAL, mirrored=True),
+    "rates of 0.5 to 1.5": replace(USUAL, rates=(0.5, 1.5)),
+    "rates of 1 to 1.5": replace(USUAL, rates=(1.0, 1.5)),
+    "rate rising over the first half": replace(USUAL, ramp=0.5),
+    "average of weights, 0.98": replace(USUAL, average=0.98),
+    "half soft targets": replace(USUAL, soft=0.5),
+    "constant learning rate": replace(USUAL, schedule="constant"),
+    "constant, average 0.98": replace(USUAL, schedule="constant", average=0.98),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mirrored(Stuck):
+    """`Stuck` cells, at the other value."""
+
+    def cells(self, layout: Layout, seed: int, device: torch.device, *, read: int = 0) -> FaultyCells:
+        """Return them."""
+        found = super().cells(layout, seed, device, read=read)
+        return FaultyCells(found.cell, found.keeps, ~found.flips)
+
+
+@dataclass
+class Setting:
+    """A base model in faulty memory, and the images."""
+
+    base: Deployed
+    faults: FaultModel
+    data: DataSet
+    pa: float = field(default=0.0)
+
+
+def plan_of(way: Way, faults: FaultModel, config: EopmConfig, count: int, step: int, done: float) -> list[Pass]:
+    """Return the perturbed passes of a step; ``done`` is the share of the run that lies behind it."""
+    draw = generator(config.seed, "rates", step)
+    plan = []
+    for k, one in enumerate(passes(config, faults, count, step)):
+        low, high = way.rates
+        share = low + (high - low) * float(torch.rand((), generator=draw))
+        if way.ramp:
+            share *= min(1.0, 0.25 + 0.75 * done / way.ramp)
+        chip = Chip(faults.at(share * faults.ber), one.chip.seed)
+        if way.mirrored and k % 2:
+            chip = Chip(Mirrored(ber=faults.ber), plan[-1].chip.seed)
+        plan.append(Pass(chip, one.rows))
+    return plan
+
+
+def train(way: Way, setting: Setting, seed: int, budget: int) -> tuple[NeuralFuse, float]:
+    """Train until ``budget`` image passes are spent; return the module in eval mode, and the seconds it took."""
+    base, data = setting.base, setting.data
+    config = EopmConfig(
+        ber=setting.faults.ber, n_chips=way.n, estimator=way.estimator, schedule=way.schedule, lr=LR, seed=seed
+    )
+    fuse = NeuralFuse("unets", channels=1, image_size=data.image_size, seed=seed).train()
+    optimizer = torch.optim.Adam(fuse.parameters(), lr=LR, betas=(0.5, 0.999))
+    average = copy.deepcopy(fuse) if way.average else None
+    augment = augmentation("auto", data.name)
+    total = budget // (BATCH * (2 if way.estimator == "split" else 1 + way.n))
+    started = time.perf_counter()
+    for step in range(total):
+        rows = torch.randint(0, len(data.train), (BATCH,), generator=generator(seed, "rows", step))
+        labels: Tensor = data.train.labels[rows]
+        x = fuse.input_range.from_pixels(augment(data.train.images[rows], generator(seed, "augment", step)))
+        if way.soft:
+            with torch.no_grad():
+                soft = base(x).softmax(1)
+            labels = (1 - way.soft) * F.one_hot(labels, 10) + way.soft * soft
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr_at(step, total)
+        optimizer.zero_grad()
+        output = quantized_call(fuse, x, Scheme())
+        leaf = output.detach().requires_grad_()
+        eopm_backward(base, leaf, labels, plan_of(way, setting.faults, config, BATCH, step, step / total), lam=LAM)
+        output.backward(leaf.grad)
+        optimizer.step()
+        if average is not None:
+            decay = min(way.average, (1 + step) / (10 + step))
+            for mine, latest in zip(average.state_dict().values(), fuse.state_dict().values(), strict=True):
+                mine.lerp_(latest, 1 - decay) if mine.is_floating_point() else mine.copy_(latest)
+    taken = time.perf_counter() - started
+    fuse = (average or fuse).eval()
+    snap_(fuse, Scheme())
+    return fuse, taken
+
+
+def settings() -> dict[str, Setting]:
+    """Return two base models in two kinds of faulty memory."""
+    data = load_data("digits")
+    models = {
+        "resnet8": base_model("resnet8", classes=10, channels=1, image_size=data.image_size, seed=0),
+        "vgg": seeded(SmallVgg, 0),
+    }
+    found = {}
+    for name, model in models.items():
+        train_base(model, data, QatConfig(epochs=12, batch=64, lr=0.1 if name == "resnet8" else 0.05))
+        for kind, ber in BER.items():
+            setting = Setting(deploy(model), fault_model(kind, ber=ber), data)
+            setting.pa = evaluate(setting.base, data.test, evaluation_chips(setting.faults, CHIPS)).pa
+            found[f"{name}, {kind} {100 * ber:g}%"] = setting
+    return found
+
+
+def todo(budgets: list[int], seeds: int) -> Iterator[tuple[str, Way, int, int]]:
+    """Yield (name, way, seed, budget): whole rounds of seeds, so that a stop leaves comparable ones."""
+    for seed in range(seeds):
+        for budget in budgets:
+            for name, way in ESTIMATORS.items():
+                yield name, way, seed, budget
+        for name, way in IDEAS.items():
+            yield name, way, seed, budgets[-1]
+
+
+def measure(out: Path, budgets: list[int], seeds: int) -> None:
+    """Run what is missing, keeping each result as it comes."""
+    record: dict[str, Any] = read_json(out, SCHEMA) if out.exists() else {"schema": SCHEMA, "runs": []}
+    known = {(run["way"], run["setting"], run["seed"], run["budget"]) for run in record["runs"]}
+    all_settings = settings()
+    record["pa"] = {name: setting.pa for name, setting in all_settings.items()}
+    record["machine"] = machine(torch.device("cpu"))
+    print(record["pa"], flush=True)
+    for name, way, seed, budget in todo(budgets, seeds):
+        for place, setting in all_settings.items():
+            mirrored = way.mirrored and not isinstance(setting.faults, Stuck)
+            if (name, place, seed, budget) in known or mirrored:
+                continue
+            fuse, seconds = train(way, setting, seed, budget)
+            result = evaluate(setting.base, setting.data.test, evaluation_chips(setting.faults, CHIPS), fuse=fuse)
+            run = {"way": name, **asdict(way), "setting": place, "seed": seed, "budget": budget}
+            run |= {"ca_nf": result.ca_nf, "pa_nf": result.pa_nf, "seconds": round(seconds, 2)}
+            record["runs"].append(run)
+            write_json(out, record)
+            print(f"{name}, {place}, seed {seed}, {budget}: {result.pa_nf:.2f} in {seconds:.1f} s", flush=True)
+
+
+def differences(runs: list[dict[str, Any]], way: str, usual: str, budget: int, what: str = "pa_nf") -> list[float]:
+    """Return one way's result less the usual way's, for each setting and seed that both have."""
+    found = {(run["way"], run["setting"], run["seed"]): run[what] for run in runs if run["budget"] == budget}
+    pairs = [(place, seed) for name, place, seed in found if name == way and (usual, place, seed) in found]
+    return [found[way, *pair] - found[usual, *pair] for pair in pairs]
+
+
+def report(out: Path, picture: Path | None) -> None:
+    """Print the tables, and draw the picture."""
+    record = read_json(out, SCHEMA)
+    runs, usual = record["runs"], "split, N = 10"
+    budgets = sorted({run["budget"] for run in runs})
+    for names, chosen in ((ESTIMATORS, budgets), (IDEAS, budgets[-1:])):
+        rows = []
+        for budget, name in itertools.product(chosen, names):
+            own = [run for run in runs if (run["way"], run["budget"]) == (name, budget)]
+            if not own:
+                continue
+            values = differences(runs, name, usual, budget)
+            low, high = t_interval(values) or (float("nan"),) * 2
+            clean = mean(differences(runs, name, usual, budget, "ca_nf"))
+            rows.append(
+                [
+                    name,
+                    f"{budget:,}",
+                    f"{mean([run['pa_nf'] for run in own]):.2f}",
+                    f"{mean(values):+.2f}",
+                    "" if name == usual else f"{low:+.2f} to {high:+.2f}",
+                    f"{clean:+.2f}",
+                    str(len(values)),
+                    f"{mean([run['seconds'] for run in own]):.1f}",
+                ]
+            )
+        head = [
+            "way",
+            "image passes",
+            "PA(NF)",
+            f"beside {usual}",
+            "95% interval",
+            "CA(NF) beside it",
+            "runs",
+            "seconds",
+        ]
+        print(table(head, rows) + "\n")
+    if picture is not None:
+        draw(record, picture)
+
+
+def draw(record: dict[str, Any], picture: Path) -> None:
+    """Draw PA(NF) against the passes spent, one panel a setting."""
+    import matplotlib  # noqa: PLC0415
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    runs = record["runs"]
+    places = sorted({run["setting"] for run in runs})
+    figure, panels = plt.subplots(1, len(places), figsize=(3.4 * len(places), 3.6), sharey=True, layout="constrained")
+    for panel, place in zip(panels, places, strict=True):
+        for name, way in ESTIMATORS.items():
+            points = []
+            for budget in sorted({run["budget"] for run in runs}):
+                values = [
+                    run["pa_nf"] for run in runs if (run["way"], run["setting"], run["budget"]) == (name, place, budget)
+                ]
+                if values:
+                    points.append((budget / 1000, mean(values)))
+            style = "-o" if way.estimator == "split" else "--s"
+            panel.plot(*zip(*points, strict=True), style, label=name, markersize=4)
+        panel.axhline(record["pa"][place], color="grey", linewidth=1)
+        panel.text(
+            0.98,
+            record["pa"][place] + 0.5,
+            "no NeuralFuse",
+            ha="right",
+            color="grey",
+            transform=panel.get_yaxis_transform(),
+        )
+        panel.set(title=place, xlabel="image passes [thousands]", xscale="log")
+    panels[0].set_ylabel("PA(NF) on unseen chips [%]")
+    panels[-1].legend(fontsize=8)
+    figure.savefig(picture, dpi=110)
+
+
+def main() -> None:
+    """Measure or report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--budgets", type=int, nargs="+", default=[25_600, 102_400])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if not options.report:
+        measure(options.out, options.budgets, options.seeds)
+    report(options.out, options.picture)
+
+
+if __name__ == "__main__":
+    main()
