@@ -99,8 +99,7 @@ def test_an_ensemble_s_gradient_is_the_mean(case):
     other = deploy(base_model("resnet8", classes=5, channels=1, image_size=(8, 8), seed=1).double())
     chips = [Pass(Chip(Stuck(ber=0.05), 7), torch.arange(6))]
     leaf, one, two = (transformed.clone().requires_grad_() for _ in range(3))
-    for member in (base, other):
-        eopm_backward(member, leaf, labels, chips, lam=2.0, share=0.5)
+    eopm_backward([base, other], leaf, labels, chips, lam=2.0)
     eopm_backward(base, one, labels, chips, lam=2.0)
     eopm_backward(other, two, labels, chips, lam=2.0)
     assert torch.allclose(leaf.grad, (one.grad + two.grad) / 2, rtol=1e-10, atol=1e-14)

@@ -50,6 +50,10 @@ class DivergenceError(NeuralFuseError, ArithmeticError):
     """A training loss became NaN or infinite."""
 
 
+class LostProcessError(NeuralFuseError, RuntimeError):
+    """Another process of the same job is gone."""
+
+
 def unknown_name(kind: str, name: str, legal: Iterable[str]) -> UnknownNameError:
     """Return the error for an unknown name, with the nearest legal one first."""
     names = list(legal)

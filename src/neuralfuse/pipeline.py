@@ -22,7 +22,7 @@ from neuralfuse.quant import Scheme
 from neuralfuse.ranges import InputRange
 from neuralfuse.scoring import accuracy, plain_inputs
 from neuralfuse.seeds import derive
-from neuralfuse.train import Listener, train_base, train_fuse
+from neuralfuse.train import ALONE, Listener, Ranks, train_base, train_fuse
 
 TRAINING_SCHEMA = "neuralfuse/training/1"
 PARTIAL_SCHEMA = "neuralfuse/partial-evaluation/1"
@@ -93,8 +93,12 @@ def make_fuse(
     resume: bool = False,
     listeners: Sequence[Listener] = (),
     device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
-    """Train NeuralFuse against base models and write its folder; return the record of the training."""
+    """Train NeuralFuse against base models and write its folder; return the record of the training.
+
+    Of several processes that train together, the first one writes.
+    """
     run = Run()
     fuse = NeuralFuse(
         generator,
@@ -106,11 +110,13 @@ def make_fuse(
     ).to(device)
     deployed = [one for _, one in bases]
     state = train_fuse(
-        fuse, deployed, data, config, faults=faults, out=out, resume=resume, listeners=listeners
+        fuse, deployed, data, config,
+        faults=faults, out=out, resume=resume, listeners=listeners if ranks.first else (), ranks=ranks,
     )  # fmt: skip
     best = next(entry for entry in state.history if entry["step"] == state.best_step)
     fuse.trained["bases"] = [base_config(*base) for base in bases]
-    fuse.save_pretrained(out)
+    if ranks.first:
+        fuse.save_pretrained(out)
     record = {
         "schema": TRAINING_SCHEMA,
         "config": fuse.trained,
@@ -118,9 +124,10 @@ def make_fuse(
         "ca_nf": best["ca_nf"],
         "pa_nf": best["pa_nf"],
         "history": state.history,
-        "run": run.facts(),
+        "run": {**run.facts(), "processes": ranks.size},
     }
-    write_json(out / "training.json", record)
+    if ranks.first:
+        write_json(out / "training.json", record)
     return record
 
 

@@ -117,6 +117,9 @@ def train(
 ) -> None:
     """Train NeuralFuse by EOPM against a base model, or against several at once.
 
+    Several processes share the work when torchrun starts them: torchrun --nproc-per-node 4 --no-python neuralfuse train
+    ... (--out must be a folder that all of them see; with --max-restarts they go on after one is lost).
+
     Example: neuralfuse train --base runs/base --generator unets --ber 0.05 --epochs 20 --out runs/fuse
 
     Parameters
@@ -136,20 +139,24 @@ def train(
         Folder for TensorBoard files.
     """
     from neuralfuse.pipeline import make_fuse  # noqa: PLC0415
+    from neuralfuse.train import Ranks  # noqa: PLC0415
 
     model = FaultOptions(ber=eopm.ber, faults=eopm.faults, **asdict(details)).model()
     eopm = replace(eopm, ber=model.ber, faults=model.kind)
     device = common.set_up()
     bases, images = open_bases(base, data, storage, device, running)
-    watch = listeners(f"train {generator}", tensorboard)
+    ranks = Ranks.from_torchrun(device)
+    watch = listeners(f"train {generator}", tensorboard) if ranks.first else []
     record = make_fuse(
-        generator, bases, images, eopm, faults=model, fit=fit, out=out, resume=resume, listeners=watch, device=device
+        generator, bases, images, eopm, faults=model, fit=fit, out=out,
+        resume=resume or ranks.restarted(), listeners=watch, device=device, ranks=ranks,
     )  # fmt: skip
     text = (
         f"{generator} after {record['best_step']} steps, on validation images and chips: "
         f"CA(NF) {record['ca_nf']:.2f}%, PA(NF) {record['pa_nf']:.2f}%. Wrote {out}."
     )
-    common.show(record, text)
+    if ranks.first:
+        common.show(record, text)
 
 
 def evaluate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -51,6 +52,8 @@ class Common:
                 raise ConfigError(f"threads must be at least 1: got threads={self.threads}.")
             torch.set_num_threads(self.threads)
         name = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun's processes take a GPU each
+            name = f"cuda:{os.environ['LOCAL_RANK']}"
         try:
             device = torch.device(name)
             torch.empty(0, device=device)
@@ -147,8 +150,9 @@ class StorageOptions:
 
 
 def say(text: str) -> None:
-    """Tell the user what happens, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """Tell the user what happens, on standard error; of several processes one does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 
 def open_bases(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tomllib
 import traceback
@@ -52,6 +53,7 @@ def run(arguments: Sequence[str]) -> int:
     tokens = list(arguments)
     app = make_app()
     try:
+        _check_processes(tokens)
         app.config = _configuration(tokens)
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except (NeuralFuseError, CycloptsError) as error:
@@ -74,6 +76,11 @@ def _fail(message: str, code: int, debug: bool = False) -> int:
         traceback.print_exc()
     print(f"neuralfuse: {message}", file=sys.stderr)
     return code
+
+
+def _check_processes(tokens: Sequence[str]) -> None:
+    if os.environ.get("WORLD_SIZE", "1") != "1" and tokens[:1] != ["train"]:
+        raise ConfigError(f"torchrun must start neuralfuse train: got {' '.join(tokens[:1])!r}. Run that without it.")
 
 
 def _configuration(tokens: Sequence[str]) -> list[Any]:

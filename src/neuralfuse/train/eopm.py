@@ -14,7 +14,7 @@ from torch import Tensor
 from neuralfuse.config import EopmConfig
 from neuralfuse.data import DataSet, augmentation
 from neuralfuse.errors import require
-from neuralfuse.faults import Chip, FaultModel, fault_model, validation_chips
+from neuralfuse.faults import FaultModel, fault_model, validation_chips
 from neuralfuse.fuse import NeuralFuse, check_same_range
 from neuralfuse.memory import Deployed, side_by_side
 from neuralfuse.quant import Scheme, quantized_call, snap_
@@ -23,21 +23,29 @@ from neuralfuse.seeds import generator
 from neuralfuse.train.gradient import eopm_backward, passes
 from neuralfuse.train.listeners import Listener
 from neuralfuse.train.loop import State, Task, fit
+from neuralfuse.train.ranks import ALONE, Ranks
 
 
 class _Eopm(Task):
     def __init__(
-        self, fuse: NeuralFuse, bases: Sequence[Deployed], data: DataSet, config: EopmConfig, faults: FaultModel
+        self,
+        fuse: NeuralFuse,
+        bases: Sequence[Deployed],
+        data: DataSet,
+        config: EopmConfig,
+        faults: FaultModel,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.module: NeuralFuse = fuse
-        self.bases, self.config = bases, config
+        self.bases, self.config, self.ranks = bases, config, ranks
         self.faults = faults
         self.augment = augmentation(config.augment, data.name)
         self.scheme = Scheme(bits=config.generator_bits) if config.generator_bits and fuse.name != "uip" else None
         chosen = torch.randperm(len(data.validation), generator=generator(data.name, "validation images"))
         rows = chosen[: config.validation_images].sort().values
         validation = data.validation[rows.to(data.validation.images.device)]
-        self.inputs, self.labels = plain_inputs(validation, fuse.input_range), validation.labels
+        inputs = plain_inputs(validation, fuse.input_range)
+        self.inputs, self.labels = inputs.to(fuse.scale.dtype), validation.labels
         self.description = {
             "generator": fuse.name,
             "fit": fuse.fit,
@@ -50,30 +58,31 @@ class _Eopm(Task):
     def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
         fuse, config = self.module, self.config
         draw = generator(config.seed, "augment", step, device=images.device)
-        x = fuse.input_range.from_pixels(self.augment(images, draw))
+        x = fuse.input_range.from_pixels(self.augment(images, draw)).to(fuse.scale.dtype)
         fuse.train()
         output = quantized_call(fuse, x, self.scheme)
         leaf = output.detach().requires_grad_()
         perturbed = passes(config, self.faults, len(labels), step)
-        share = 1 / len(self.bases)
-        losses = [eopm_backward(base, leaf, labels, perturbed, lam=config.lam, share=share) for base in self.bases]
+        clean, faulty = eopm_backward(self.bases, leaf, labels, perturbed, lam=config.lam, ranks=self.ranks)
         output.backward(leaf.grad)  # type: ignore[no-untyped-call]
-        clean, faulty = (share * sum(column) for column in zip(*losses, strict=True))
         return {"clean": clean, "perturbed": faulty}
 
     def validate(self) -> dict[str, float]:
         fuse = quantized_copy(self.module, self.scheme)
         transformed, labels = transform(fuse, self.inputs), self.labels
         chips = [None, *validation_chips(self.faults, self.config.validation_chips)]
-        ca = pa = 0.0
-        for base in self.bases:
+        found = transformed.new_zeros(len(self.bases), len(chips), dtype=torch.float64)
+        own = range(self.ranks.rank, len(chips), self.ranks.size)
+        for row, base in zip(found, self.bases, strict=True):
 
-            def score(chip: Chip | None, base: Deployed = base) -> float:
+            def score(place: int, base: Deployed = base) -> float:
+                chip = chips[place]
                 return accuracy(base if chip is None else base.perturbed(chip), transformed, labels)
 
-            clean, *faulty = side_by_side(score, chips, base.at_once(transformed[:1]))
-            ca += clean / len(self.bases)
-            pa += sum(faulty) / (len(self.bases) * len(faulty))
+            for place, value in zip(own, side_by_side(score, own, base.at_once(transformed[:1])), strict=True):
+                row[place] = value
+        self.ranks.total(found)
+        ca, pa = float(found[:, 0].mean()), float(found[:, 1:].mean())
         lam = self.config.lam
         return {"score": (ca + lam * pa) / (1 + lam), "ca_nf": ca, "pa_nf": pa}
 
@@ -99,6 +108,7 @@ def train_fuse(
     out: Path | str | None = None,
     resume: bool = False,
     listeners: Sequence[Listener] = (),
+    ranks: Ranks = ALONE,
 ) -> State:
     """Train NeuralFuse by EOPM, in place, against frozen base models on its own device.
 
@@ -112,6 +122,8 @@ def train_fuse(
         out: Folder for checkpoints.
         resume: Go on from the checkpoint there.
         listeners: Who to tell of steps and validations.
+        ranks: The processes that train together, each with the same arguments: every one runs the generator on the
+            whole mini-batch, and they share the base models' passes. The first one writes, and tells its listeners.
     Returns:
         The run's state. ``best_score`` weighs the validation accuracies as the loss weighs its terms:
         (CA(NF) + lam * PA(NF)) / (1 + lam).
@@ -129,7 +141,7 @@ def train_fuse(
         faults.ber == config.ber,
         f"config and fault model must agree on the rate: got ber={config.ber} and ber={faults.ber}.",
     )
-    task = _Eopm(fuse, bases, data, config, faults)
+    task = _Eopm(fuse, bases, data, config, faults, ranks)
     folder = None if out is None else Path(out)
     state = fit(task, data.train, config, out=folder, resume=resume, listeners=listeners)
     if task.scheme is not None:

@@ -13,6 +13,7 @@ from neuralfuse.config import EopmConfig
 from neuralfuse.faults import Chip, FaultModel, training_chip
 from neuralfuse.memory import Deployed, Perturbed, side_by_side
 from neuralfuse.seeds import generator
+from neuralfuse.train.ranks import ALONE, Ranks
 
 _FP16_SCALE = 1024.0  # an image's gradient, where its loss counts 1, is mostly below what fp16 holds
 
@@ -37,9 +38,15 @@ def passes(config: EopmConfig, faults: FaultModel, count: int, step: int) -> lis
 
 
 def eopm_backward(
-    base: Deployed, transformed: Tensor, labels: Tensor, perturbed: Sequence[Pass], *, lam: float, share: float = 1.0
+    bases: Deployed | Sequence[Deployed],
+    transformed: Tensor,
+    labels: Tensor,
+    perturbed: Sequence[Pass],
+    *,
+    lam: float,
+    ranks: Ranks = ALONE,
 ) -> tuple[float, float]:
-    """Add the EOPM gradient of one base model to ``transformed.grad``: CE(M0) + lam * mean CE(Mp).
+    """Add the EOPM gradient to ``transformed.grad``: CE(M0) + lam * mean CE(Mp).
 
     Each pass is differentiated by itself, a micro-batch at a time, so memory does not grow with their number. On a CPU
     as many as the base model allows run side by side; their gradients are added in the order of the passes. Every pass
@@ -47,47 +54,70 @@ def eopm_backward(
     images. In fp16 a gradient that overflows is taken again in full precision.
 
     Args:
-        base: The base model.
+        bases: The base model, or several, over which the loss is averaged.
         transformed: F(x), a leaf that requires grad, (N, C, H, W).
-        labels: int64 (N,).
+        labels: int64 (N,), or probabilities (N, classes).
         perturbed: The perturbed passes.
         lam: Weight of the perturbed loss.
-        share: Factor of the whole, for an ensemble of base models.
+        ranks: The processes that share the passes; each gets the whole gradient.
     Returns:
-        The two mean losses, clean and perturbed, without ``lam`` and ``share``.
+        The two mean losses, clean and perturbed, without ``lam``.
     Source:
         NeuralFuse (arXiv 2306.16869), Eq. 3 and Algorithm 1.
     """
+    bases = [bases] if isinstance(bases, Deployed) else list(bases)
     x = transformed.detach()
-    clean, faulty, gradient = _summed(base, x, labels, perturbed, lam)
-    if base.running.autocast == "fp16" and not bool(gradient.isfinite().all()):
-        clean, faulty, gradient = _summed(base.in_full_precision, x, labels, perturbed, lam)
-    gradient *= share
+    plan = own_share([Pass(None, torch.arange(len(labels))), *perturbed], ranks)
+    weights = 1 / len(labels), 1 / max(1, sum(len(one.rows) for one in perturbed))
+    total = x.new_zeros(x.numel() + 2)  # the gradient, and the two losses: one message
+    for base in bases:
+        part = _summed(base, x, labels, plan, weights, lam)
+        if base.running.autocast == "fp16" and not bool(part.isfinite().all()):
+            part = _summed(base.in_full_precision, x, labels, plan, weights, lam)
+        total += part / len(bases)
+    ranks.total(total)
+    gradient = total[:-2].view_as(x)
     transformed.grad = gradient if transformed.grad is None else transformed.grad.add_(gradient)
-    means = torch.stack([clean, faulty]).tolist()  # the one time that a GPU is waited for
-    return means[0], means[1]
+    clean, faulty = total[-2:].tolist()  # the one time that a GPU is waited for
+    return clean, faulty
+
+
+def own_share(plan: Sequence[Pass], ranks: Ranks) -> list[Pass]:
+    """Return one process's passes of a plan: the images' passes in a row, cut into equal parts, wherever it falls."""
+    count = sum(len(one.rows) for one in plan)
+    first, last = (count * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
+    own, start = [], 0
+    for one in plan:
+        rows = one.rows[max(0, first - start) : max(0, last - start)]
+        start += len(one.rows)
+        if len(rows):
+            own.append(Pass(one.chip, rows))
+    return own
 
 
 def _summed(
-    base: Deployed, x: Tensor, labels: Tensor, perturbed: Sequence[Pass], lam: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the two mean losses, and the gradient of the whole."""
+    base: Deployed, x: Tensor, labels: Tensor, plan: Sequence[Pass], weights: tuple[float, float], lam: float
+) -> Tensor:
+    """Return the gradient of some passes, flat, and behind it the two losses; an image's loss counts its weight."""
     at_once = base.at_once(x)
-    rows = torch.arange(len(labels)).tensor_split(min(at_once, len(labels)))
-    plan = [*(Pass(None, part) for part in rows), *perturbed]
-    images = sum(len(one.rows) for one in perturbed)
-    losses = [torch.zeros((), dtype=x.dtype, device=x.device) for _ in range(2)]
-    gradient = torch.zeros_like(x)
+    plan = [piece for one in plan for piece in ([one] if one.chip is not None else _pieces(one, at_once))]
+    total = x.new_zeros(x.numel() + 2)
+    gradient = total[:-2].view_as(x)
 
     def run(one: Pass) -> tuple[Tensor, Tensor]:
         return _differentiated(base, one.chip, x[one.rows], labels[one.rows])
 
     for one, (loss, own) in zip(plan, side_by_side(run, plan, at_once), strict=True):
         faulty = one.chip is not None
-        share = 1 / images if faulty else 1 / len(labels)
-        losses[faulty] += share * loss
-        gradient.index_add_(0, one.rows.to(x.device), own, alpha=lam * share if faulty else share)
-    return losses[0], losses[1], gradient
+        weight = weights[faulty]
+        total[-1 if faulty else -2] += weight * loss
+        gradient.index_add_(0, one.rows.to(x.device), own, alpha=lam * weight if faulty else weight)
+    return total
+
+
+def _pieces(one: Pass, count: int) -> list[Pass]:
+    """Return a pass in pieces for several threads."""
+    return [Pass(one.chip, rows) for rows in one.rows.tensor_split(min(count, len(one.rows)))]
 
 
 def _differentiated(base: Deployed, chip: Chip | None, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

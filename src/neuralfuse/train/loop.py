@@ -25,14 +25,21 @@ from neuralfuse.errors import DivergenceError, FileFormatError
 from neuralfuse.files import check_writable, read_tensors, write_tensors
 from neuralfuse.seeds import derive, generator
 from neuralfuse.train.listeners import Listener
+from neuralfuse.train.ranks import ALONE, Ranks
 
 CHECKPOINT = "checkpoint.safetensors"
 
 
 class Task(ABC):
-    """What differs between trainings: the module that learns, its gradient, and how good it is."""
+    """What differs between trainings: the module that learns, its gradient, and how good it is.
+
+    Attributes:
+        module: The module.
+        ranks: The processes that do the same steps; the first one writes and is watched.
+    """
 
     module: nn.Module
+    ranks: Ranks = ALONE
 
     @abstractmethod
     def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
@@ -114,6 +121,8 @@ def fit(
             check_writable(out)
             if resume and (out / CHECKPOINT).exists():
                 state = _load(out / CHECKPOINT, task, optimizer)
+        ranks = task.ranks
+        ranks.check_equal(state.step, split.images.device, "checkpoint: --out must be a folder that all of them see")
         saved = time.monotonic()
         while state.step < total and not state.done:
             for group in optimizer.param_groups:
@@ -126,9 +135,10 @@ def fit(
                 listener.stepped(state.step, total, losses)
             validate = state.step % every == 0 or state.step == total
             if validate:
+                ranks.align(_everything(task, optimizer))
                 _validate(task, state, config, listeners)
             late = time.monotonic() - saved >= checkpoint_seconds
-            if out is not None and (validate or late):
+            if out is not None and ranks.first and (validate or late):
                 _save(out / CHECKPOINT, task, optimizer, state)
                 saved = time.monotonic()
     finally:
@@ -145,6 +155,13 @@ def _optimizer(module: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
     return torch.optim.SGD(
         parameters, lr=config.lr, momentum=0.9, nesterov=config.nesterov, weight_decay=config.weight_decay
     )
+
+
+def _everything(task: Task, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the tensors that make up where a run stands."""
+    slots = (slot for slots in optimizer.state.values() for slot in slots.values())
+    tensors = [*task.module.state_dict().values(), *slots]
+    return [tensor for tensor in tensors if isinstance(tensor, Tensor) and tensor.dim() > 0]
 
 
 def _backward(task: Task, batches: Batches, step: int, seed: int) -> dict[str, float]:

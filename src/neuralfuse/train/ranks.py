@@ -1,0 +1,90 @@
+"""The processes that train one NeuralFuse together, by PyTorch's own distributed engine."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from neuralfuse.errors import ConfigError, LostProcessError
+
+
+class Ranks:
+    """One process of several that do the same steps, or the only one.
+
+    Attributes:
+        rank: Which one, from 0.
+        size: How many there are.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+
+    @staticmethod
+    def from_torchrun(device: torch.device) -> Ranks:
+        """Join the job that torchrun started this process for; alone where it did not."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return ALONE
+        if not distributed.is_initialized():
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            store, rank, size = next(distributed.rendezvous("env://"))  # type: ignore[attr-defined]
+            # Started again, processes must not find the addresses of those before them in the same store.
+            store = distributed.PrefixStore(f"start {_restarts()}", store)  # type: ignore[attr-defined]
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+            atexit.register(distributed.destroy_process_group)
+        return Ranks(distributed.get_rank(), distributed.get_world_size())
+
+    @staticmethod
+    def restarted() -> bool:
+        """Say whether torchrun started this process again, after one of the job was lost."""
+        return _restarts() > 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and talks."""
+        return self.rank == 0
+
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum of all processes' values, in place."""
+        if self.size > 1:
+            self._together(distributed.all_reduce, values)
+        return values
+
+    def align(self, tensors: Iterable[Tensor]) -> None:
+        """Give tensors the first process's values, in place: accelerators that add in another order drift apart."""
+        if self.size > 1:
+            for tensor in tensors:
+                self._together(distributed.broadcast, tensor, src=0)
+
+    def check_equal(self, number: int, device: torch.device, what: str) -> None:
+        """Raise a `ConfigError` unless all processes have the same number."""
+        if self.size == 1:
+            return
+        own = torch.zeros(self.size, dtype=torch.int64, device=device)
+        own[self.rank] = number
+        numbers = self.total(own).tolist()
+        if len(set(numbers)) > 1:
+            raise ConfigError(f"all processes of a job must have the same {what}: got {numbers}.")
+
+    def _together(self, operation: Callable[..., Any], tensor: Tensor, **options: Any) -> None:
+        try:
+            operation(tensor, **options)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise LostProcessError(
+                f"all {self.size} processes of the job must go on: one was lost ({reason}). Start the job again with "
+                "--resume; it goes on from its checkpoint."
+            ) from error
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+ALONE = Ranks()
