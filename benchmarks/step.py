@@ -1,7 +1,7 @@
 """How long training and evaluation take, beside the reference's way and the arithmetic's floor.
 
     python benchmarks/step.py                      # all of it
-    python benchmarks/step.py step evaluation      # some of it: step, evaluation, scaling, latency
+    python benchmarks/step.py step evaluation      # some of it: step, evaluation, scaling, processes, latency
     python benchmarks/step.py --device cuda
 
 Ways are timed in turn within one run; the floor is the operations of convolutions and matrix products over the rate of
@@ -11,6 +11,9 @@ this machine's float32 matrix products, measured in the same run. Prints the tab
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 from itertools import count
 from types import SimpleNamespace
 
@@ -28,7 +31,7 @@ from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import Deployed, deploy, side_by_side
 from neuralfuse.nets import GENERATORS, base_model
 from neuralfuse.quant import Scheme, quantized_call
-from neuralfuse.train import eopm_backward, passes
+from neuralfuse.train import ALONE, Ranks, eopm_backward, passes
 
 Row = list[str]
 
@@ -36,8 +39,10 @@ Row = list[str]
 class OurStep:
     """One training step, as `train_fuse` takes it: the generator, the base model's passes, the optimizer."""
 
-    def __init__(self, base: Deployed, faults: FaultModel, config: EopmConfig, device: torch.device) -> None:
-        self.base, self.faults, self.config = base, faults, config
+    def __init__(
+        self, base: Deployed, faults: FaultModel, config: EopmConfig, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
+        self.base, self.faults, self.config, self.ranks = base, faults, config, ranks
         self.fuse = NeuralFuse("convl", seed=0).to(device).train()
         self.optimizer = torch.optim.Adam(self.fuse.parameters(), lr=1e-3, betas=(0.5, 0.999))
         self.steps = count()
@@ -48,7 +53,7 @@ class OurStep:
         output = quantized_call(self.fuse, x, Scheme())
         leaf = output.detach().requires_grad_()
         plan = passes(self.config, self.faults, len(x), next(self.steps))
-        eopm_backward(self.base, leaf, labels, plan, lam=5.0)
+        eopm_backward(self.base, leaf, labels, plan, lam=5.0, ranks=self.ranks)
         output.backward(leaf.grad)
         self.optimizer.step()
 
@@ -186,11 +191,10 @@ def time_many_chips(options: SimpleNamespace, model: nn.Module, base: Deployed, 
     n, device = 10, options.device
     models = [base.perturbed(Chip(faults, seed)) for seed in range(n)]
     base(batch(2, device)[0])
-    stacked: dict[str, Tensor] = {}
-    for values in (deploy(model, running=Running(channels_last=False, fold=False)),):
-        values(batch(2, device)[0])
-        each = [values.weights_through(values.perturbed(one.chip)) for one in models]
-        stacked = {name: torch.stack([weights[name] for weights in each]) for name in each[0]}
+    plain = deploy(model, running=Running(channels_last=False, fold=False))
+    plain(batch(2, device)[0])
+    each = [plain.weights_through(plain.perturbed(one.chip)) for one in models]
+    stacked = {name: torch.stack([weights[name] for weights in each]) for name in each[0]}
     rest = {name: one.detach() for name, one in model.named_parameters() if name not in stacked}
 
     def call(weights: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -221,6 +225,41 @@ def time_many_chips(options: SimpleNamespace, model: nn.Module, base: Deployed, 
     print(table(["way", "images a chip", "median"], rows) + "\n")
 
 
+def time_processes(options: SimpleNamespace, model: nn.Module, base: Deployed, faults: FaultModel) -> None:
+    """Print what a step takes when several processes share it, each with its part of the cores (or a GPU each)."""
+    most = torch.cuda.device_count() if options.device.type == "cuda" else options.threads
+    rows = []
+    for size in (one for one in (1, 2, 4, 8) if one <= most):
+        threads = str(max(1, options.threads // size))
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+        command = [
+            sys.executable,
+            *launch,
+            __file__,
+            "one-process",
+            "--threads",
+            threads,
+            "--device",
+            str(options.device),
+        ]
+        command += ["--rounds", str(max(1, options.rounds // 2)), "--base", options.base, "--faults", options.faults]
+        environment = {**os.environ, "OMP_NUM_THREADS": threads}
+        printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        rows.append([str(size), threads, printed.strip().splitlines()[-1]])
+    print("A `split` step of 128 images, N = 10, shared by processes\n")
+    print(table(["processes", "threads each", "median"], rows) + "\n")
+
+
+def time_one_process(options: SimpleNamespace, model: nn.Module, base: Deployed, faults: FaultModel) -> None:
+    """Print what a step takes in this process and those that torchrun started beside it."""
+    ranks = Ranks.from_torchrun(options.device)
+    step = OurStep(base, faults, EopmConfig(ber=faults.ber, n_chips=10), options.device, ranks)
+    x, labels = batch(128, options.device)
+    taken = in_turn({"step": lambda: step(x, labels)}, options.device, options.rounds)["step"]
+    if ranks.first:
+        print(shown(median(taken)))
+
+
 def time_latency(options: SimpleNamespace, model: nn.Module, base: Deployed, faults: FaultModel) -> None:
     """Print what NeuralFuse adds to an inference (the paper's Table 9)."""
     device = options.device
@@ -245,13 +284,19 @@ def time_latency(options: SimpleNamespace, model: nn.Module, base: Deployed, fau
     print(table(["module", "batch", "median", "beside the base model"], rows) + "\n")
 
 
-SECTIONS = {"step": time_steps, "evaluation": time_evaluation, "scaling": time_scaling, "latency": time_latency}
+SECTIONS = {
+    "step": time_steps,
+    "evaluation": time_evaluation,
+    "scaling": time_scaling,
+    "processes": time_processes,
+    "latency": time_latency,
+}
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="which tables; all by default")
+    parser.add_argument("sections", nargs="*", help=f"which tables of {', '.join(SECTIONS)}; all by default")
     common_options(parser, rounds=6)
     parser.add_argument("--chips", type=int, default=10)
     parser.add_argument("--batches", type=int, nargs="+", default=[25, 250])
@@ -261,6 +306,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model = base_model(options.base, classes=10, channels=3, image_size=(32, 32), seed=0).to(options.device).eval()
     base, faults = deploy(model), fault_model(options.faults, ber=options.ber)
+    if options.sections == ["one-process"]:
+        time_one_process(options, model, base, faults)
+        return
     print(f"{options.base} and ConvL, {100 * options.ber:g}% {options.faults}; {machine(options.device)}\n")
     for name in options.sections or SECTIONS:
         SECTIONS[name](options, model, base, faults)
