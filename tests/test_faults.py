@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from neuralfuse.errors import ConfigError
 from neuralfuse.faults import (
@@ -165,6 +166,37 @@ def test_flip_inverts_and_stuck_reads_the_same_whatever_was_written():
         assert not reads.keeps.any()
         for stored in (np.random.RandomState(1).rand(len(reads.cell)) < 0.5, False, True):
             assert within_bounds((reads.flips.numpy() != stored).sum(), len(reads.cell), 0.5)
+
+
+def operations(call) -> tuple[Any, int]:
+    """What a call returns, and how many tensor operations it took."""
+
+    class Counting(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += 1
+            return function(*args, **(kwargs or {}))
+
+    with Counting() as counting:
+        return call(), counting.count
+
+
+@pytest.mark.parametrize("ber", [0.0, 0.001, 0.2, 1.0])
+@pytest.mark.parametrize("kind", [Flip, Stuck, Asymmetric])
+def test_what_an_accelerator_draws_at_once_is_what_a_cpu_draws_by_tensor(kind, ber):
+    ber = min(ber, 0.5) if kind is Asymmetric else ber
+    taken = []
+    for tensors in (1, 40):
+        layout = Layout.of([(f"layer{k}", 50 + 300 * (k % 3)) for k in range(tensors)], 8)
+        model = kind(ber=ber)
+        wanted = model.cells(layout, 7, CPU)
+        got, count = operations(functools.partial(model.all_at_once, layout, 7, CPU))
+        assert (ber == 0) == (len(got.cell) == 0)
+        for name in ("cell", "keeps", "flips"):
+            assert torch.equal(getattr(got, name), getattr(wanted, name)), name
+        taken.append(count)
+    assert model.cell_rate == 1 or max(taken) < 100  # however many tensors there are
 
 
 @pytest.mark.parametrize(("along", "length"), [("row", (2,)), ("column", (1,)), ("bank", (1, 2))])

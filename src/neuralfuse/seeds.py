@@ -82,13 +82,17 @@ def uniform_integers(key: int, count: int, size: int, device: torch.device | str
     """
     narrow = size <= 2**31
     if torch.device(device).type != "cpu":
-        bits = _mixed(torch.arange(1, count + 1, device=device), key)
-        return _fraction(bits).double().mul_(size * 2.0**-52).to(torch.int32 if narrow else torch.int64)
+        return scaled(hash64(key, torch.arange(count, device=device)), size).to(torch.int32 if narrow else torch.int64)
     out = np.empty(count, np.int32 if narrow else np.int64)
     for first, last in _chunks(count):
         z = _STEPS[: last - first] + np.uint64((key + first * _GOLDEN) & _MASK)
         out[first:last] = (_scrambled(z) >> np.uint64(12)).view(np.int64) * (size * 2.0**-52)
     return torch.from_numpy(out)
+
+
+def scaled(bits: Tensor, size: int | Tensor) -> Tensor:
+    """Return uniform integers in [0, size) of some random bits (int64; used up), as int64; a size each, or one."""
+    return _fraction(bits).double().mul_(size * 2.0**-52).long()
 
 
 def happens(key: int, counter: Tensor, probability: float) -> Tensor:

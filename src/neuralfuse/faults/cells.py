@@ -6,6 +6,7 @@ import abc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar, Self
 
 import torch
@@ -15,7 +16,17 @@ from neuralfuse.errors import check_ber, require
 from neuralfuse.faults.base import FAULT_MODELS, FaultModel, FaultyCells, distinct, room
 from neuralfuse.faults.layout import Layout
 from neuralfuse.faults.voltage import VoltageCurve
-from neuralfuse.seeds import derive, happens, poisson_count, poisson_time, uniform_integers
+from neuralfuse.seeds import (
+    below,
+    derive,
+    happens,
+    hash64,
+    poisson_count,
+    poisson_time,
+    scaled,
+    signed64,
+    uniform_integers,
+)
 
 Chance = Callable[[str, float], Tensor]
 
@@ -39,6 +50,8 @@ class IndependentCells(FaultModel):
 
     def cells(self, layout: Layout, seed: int, device: torch.device, *, read: int = 0) -> FaultyCells:
         """Return the faulty cells; see `FaultModel.cells`."""
+        if device.type != "cpu":
+            return self.all_at_once(layout, seed, device)
         sizes = [region.words * layout.bits for region in layout.regions]
         keys = [derive(seed, "chip", "cells", region.name) for region in layout.regions]
         drawn = [_draws(size, self.cell_rate, key, device) for size, key in zip(sizes, keys, strict=True)]
@@ -54,6 +67,40 @@ class IndependentCells(FaultModel):
             own.flips.copy_(torch.as_tensor(flips))
             first += len(cell)
         return every
+
+    def all_at_once(self, layout: Layout, seed: int, device: torch.device) -> FaultyCells:
+        """Return the same cells, drawn for all tensors together: on an accelerator, many small operations are slow."""
+        names = [region.name for region in layout.regions]
+        sizes = [region.words * layout.bits for region in layout.regions]
+        starts = torch.tensor([region.start * layout.bits for region in layout.regions], device=device)
+
+        def keys(purpose: str) -> Tensor:
+            return torch.tensor([signed64(derive(seed, "chip", purpose, name)) for name in names], device=device)
+
+        if self.cell_rate == 1:
+            cell = torch.cat(
+                [torch.arange(size, device=device) + start for size, start in zip(sizes, starts, strict=True)]
+            )
+        else:
+            time = poisson_time(self.cell_rate)
+            counts = [
+                poisson_count(size, time, derive(seed, "chip", "cells", name))
+                for size, name in zip(sizes, names, strict=True)
+            ]
+            own = torch.arange(len(names), device=device).repeat_interleave(
+                torch.tensor(counts, device=device), output_size=sum(counts)
+            )
+            first = torch.tensor([0, *accumulate(counts)][:-1], device=device)
+            bits = hash64(keys("cells")[own], torch.arange(sum(counts), device=device) - first[own])
+            spans = torch.tensor(sizes, dtype=torch.float64, device=device)
+            cell = torch.unique(scaled(bits, spans[own]) + starts[own])
+        own = torch.searchsorted(starts, cell, right=True) - 1
+        local = cell - starts[own]
+        keeps, flips = self.behaviour(lambda purpose, chance: below(hash64(keys(purpose)[own], local), chance))
+        like = torch.ones_like(cell, dtype=torch.bool)
+        return FaultyCells(
+            cell, like & torch.as_tensor(keeps, device=device), like & torch.as_tensor(flips, device=device)
+        )
 
 
 def _properties(seed: int, name: str, cell: Tensor) -> Chance:

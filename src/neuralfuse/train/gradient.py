@@ -100,7 +100,7 @@ def _summed(
 ) -> Tensor:
     """Return the gradient of some passes, flat, and behind it the two losses; an image's loss counts its weight."""
     at_once = base.at_once(x)
-    plan = [piece for one in plan for piece in ([one] if one.chip is not None else _pieces(one, at_once))]
+    plan = _in_pieces(plan, at_once)
     total = x.new_zeros(x.numel() + 2)
     gradient = total[:-2].view_as(x)
 
@@ -115,9 +115,12 @@ def _summed(
     return total
 
 
-def _pieces(one: Pass, count: int) -> list[Pass]:
-    """Return a pass in pieces for several threads."""
-    return [Pass(one.chip, rows) for rows in one.rows.tensor_split(min(count, len(one.rows)))]
+def _in_pieces(plan: Sequence[Pass], at_once: int) -> list[Pass]:
+    """Return a plan with long passes cut, so that several threads have equally much to do."""
+    if at_once == 1:
+        return list(plan)
+    most = -(-sum(len(one.rows) for one in plan) // (2 * at_once))
+    return [Pass(one.chip, rows) for one in plan for rows in one.rows.tensor_split(-(-len(one.rows) // most))]
 
 
 def _differentiated(base: Deployed, chip: Chip | None, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
