@@ -182,7 +182,7 @@ def operations(call) -> tuple[Any, int]:
         return call(), counting.count
 
 
-@pytest.mark.parametrize("ber", [0.0, 0.001, 0.2, 1.0])
+@pytest.mark.parametrize("ber", [0.0, 0.02, 0.2, 1.0])
 @pytest.mark.parametrize("kind", [Flip, Stuck, Asymmetric])
 def test_what_an_accelerator_draws_at_once_is_what_a_cpu_draws_by_tensor(kind, ber):
     ber = min(ber, 0.5) if kind is Asymmetric else ber
@@ -196,7 +196,7 @@ def test_what_an_accelerator_draws_at_once_is_what_a_cpu_draws_by_tensor(kind, b
         for name in ("cell", "keeps", "flips"):
             assert torch.equal(getattr(got, name), getattr(wanted, name)), name
         taken.append(count)
-    assert model.cell_rate == 1 or max(taken) < 100  # however many tensors there are
+    assert model.cell_rate == 1 or max(taken) < 110  # however many tensors there are
 
 
 @pytest.mark.parametrize(("along", "length"), [("row", (2,)), ("column", (1,)), ("bank", (1, 2))])
