@@ -185,11 +185,11 @@ def time_scaling(options: SimpleNamespace, model: nn.Module, base: Deployed, fau
         "channel first, not folded": {"channels_last": False, "fold": False},
         "all rows at once": {"micro_batch": 0},
     }
-    others = {name: step(10, 128, base=deploy(model, running=Running(**kind))) for name, kind in kinds.items()}
+    others = {name: step(4, 64, base=deploy(model, running=Running(**kind))) for name, kind in kinds.items()}
     taken = in_turn(others, device, max(1, options.rounds // 2))
     usual = median(taken["as it is"])
     rows = [[name, shown(median(values)), f"{median(values) / usual:.2f}"] for name, values in taken.items()]
-    print("A `split` step of 128 images, N = 10, run in other ways\n")
+    print("A `split` step of 64 images, N = 4, run in other ways\n")
     print(table(["way", "median", "ratio"], rows) + "\n")
     time_many_chips(options, model, base, faults)
 

@@ -67,7 +67,7 @@ def eopm_backward(
     """
     bases = [bases] if isinstance(bases, Deployed) else list(bases)
     x = transformed.detach()
-    plan = own_share([Pass(None, torch.arange(len(labels))), *perturbed], ranks)
+    plan = own_share([*perturbed, Pass(None, torch.arange(len(labels)))], ranks)
     weights = 1 / len(labels), 1 / max(1, sum(len(one.rows) for one in perturbed))
     total = x.new_zeros(x.numel() + 2)  # the gradient, and the two losses: one message
     for base in bases:
@@ -116,11 +116,15 @@ def _summed(
 
 
 def _in_pieces(plan: Sequence[Pass], at_once: int) -> list[Pass]:
-    """Return a plan with long passes cut, so that several threads have equally much to do."""
-    if at_once == 1:
-        return list(plan)
+    """Return a plan cut so that several threads have equally much to do: long passes, and the clean one at the end."""
     most = -(-sum(len(one.rows) for one in plan) // (2 * at_once))
-    return [Pass(one.chip, rows) for one in plan for rows in one.rows.tensor_split(-(-len(one.rows) // most))]
+    pieces = []
+    for one in plan:
+        count = -(-len(one.rows) // most) if at_once > 1 else 1
+        if one.chip is None:
+            count = min(max(count, at_once), len(one.rows))
+        pieces += [Pass(one.chip, rows) for rows in one.rows.tensor_split(count)]
+    return pieces
 
 
 def _differentiated(base: Deployed, chip: Chip | None, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
