@@ -38,7 +38,7 @@ from neuralfuse.seeds import generator
 from neuralfuse.train import Pass, eopm_backward, passes, train_base
 
 SCHEMA = "neuralfuse/estimators/1"
-BATCH, LR, LAM, CHIPS = 128, 4e-3, 5.0, 20
+BATCH, LR, LAM = 128, 4e-3, 5.0
 BER = {"stuck": 0.06, "reference": 0.03}
 
 
@@ -158,7 +158,7 @@ def train(way: Way, setting: Setting, seed: int, budget: int) -> tuple[NeuralFus
     return fuse, taken
 
 
-def settings() -> dict[str, Setting]:
+def settings(chips: int) -> dict[str, Setting]:
     """Return two base models in two kinds of faulty memory."""
     data = load_data("digits")
     models = {
@@ -170,7 +170,7 @@ def settings() -> dict[str, Setting]:
         train_base(model, data, QatConfig(epochs=12, batch=64, lr=0.1 if name == "resnet8" else 0.05))
         for kind, ber in BER.items():
             setting = Setting(deploy(model), fault_model(kind, ber=ber), data)
-            setting.pa = evaluate(setting.base, data.test, evaluation_chips(setting.faults, CHIPS)).pa
+            setting.pa = evaluate(setting.base, data.test, evaluation_chips(setting.faults, chips)).pa
             found[f"{name}, {kind} {100 * ber:g}%"] = setting
     return found
 
@@ -185,11 +185,11 @@ def todo(budgets: list[int], seeds: int) -> Iterator[tuple[str, Way, int, int]]:
             yield name, way, seed, budgets[-1]
 
 
-def measure(out: Path, budgets: list[int], seeds: int) -> None:
+def measure(out: Path, budgets: list[int], seeds: int, chips: int) -> None:
     """Run what is missing, keeping each result as it comes."""
     record: dict[str, Any] = read_json(out, SCHEMA) if out.exists() else {"schema": SCHEMA, "runs": []}
     known = {(run["way"], run["setting"], run["seed"], run["budget"]) for run in record["runs"]}
-    all_settings = settings()
+    all_settings = settings(chips)
     record["pa"] = {name: setting.pa for name, setting in all_settings.items()}
     record["machine"] = machine(torch.device("cpu"))
     print(record["pa"], flush=True)
@@ -199,7 +199,7 @@ def measure(out: Path, budgets: list[int], seeds: int) -> None:
             if (name, place, seed, budget) in known or mirrored:
                 continue
             fuse, seconds = train(way, setting, seed, budget)
-            result = evaluate(setting.base, setting.data.test, evaluation_chips(setting.faults, CHIPS), fuse=fuse)
+            result = evaluate(setting.base, setting.data.test, evaluation_chips(setting.faults, chips), fuse=fuse)
             run = {"way": name, **asdict(way), "setting": place, "seed": seed, "budget": budget}
             run |= {"ca_nf": result.ca_nf, "pa_nf": result.pa_nf, "seconds": round(seconds, 2)}
             record["runs"].append(run)
@@ -299,11 +299,12 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--budgets", type=int, nargs="+", default=[25_600, 102_400])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--chips", type=int, default=20, help="unseen chips of each measurement")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if not options.report:
-        measure(options.out, options.budgets, options.seeds)
+        measure(options.out, options.budgets, options.seeds, options.chips)
     report(options.out, options.picture)
 
 

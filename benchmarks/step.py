@@ -109,7 +109,7 @@ def time_steps(options: SimpleNamespace, model: nn.Module, base: Deployed, fault
             reference = ReferenceStep(model, NeuralFuse("convl", seed=0).generator.to(device), ber=faults.ber, chips=n)
             ways["`crossed`"] = lambda: crossed(x, labels)  # noqa: B023
             ways["the reference's"] = lambda: reference(x, labels)  # noqa: B023
-        taken = {name: median(values) for name, values in in_turn(ways, device, options.rounds).items()}
+        taken = {name: median(values) for name, values in in_turn(ways, device, options.rounds, least=4.0).items()}
         floor = {"`split`": (2 * of_base + of_generator) * images / rate}
         floor["`crossed`"] = ((1 + n) * of_base + of_generator) * images / rate
         if "the reference's" in taken:
@@ -283,7 +283,7 @@ def time_latency(options: SimpleNamespace, model: nn.Module, base: Deployed, fau
 
             return call
 
-        taken = in_turn({"base": run(base), **{name: run(one) for name, one in fuses.items()}}, device, 10, each=3)
+        taken = in_turn({"base": run(base), **{name: run(one) for name, one in fuses.items()}}, device, 10, least=0.05)
         alone = median(taken["base"])
         for name, values in taken.items():
             value = median(values)

@@ -27,14 +27,21 @@ def seconds(way: Way, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def in_turn(ways: Mapping[str, Way], device: torch.device, rounds: int, each: int = 1) -> dict[str, list[float]]:
-    """Return the seconds of each way: called once before, then in each round ``each`` times, one after the other."""
+def in_turn(ways: Mapping[str, Way], device: torch.device, rounds: int, least: float = 0.0) -> dict[str, list[float]]:
+    """Return the seconds of each way: called once before, then in each round one after the other.
+
+    A round calls a way again until it has taken ``least`` seconds: the first call also pays for giving back what the
+    way before it left in the allocator.
+    """
     for way in ways.values():
         way()
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            taken[name] += [seconds(way, device) for _ in range(each)]
+            own = [seconds(way, device)]
+            while sum(own) < least:
+                own.append(seconds(way, device))
+            taken[name] += own
     return taken
 
 

@@ -59,7 +59,7 @@ def test_the_readme_s_commands_run(tmp_path):
         line
         for block in blocks("README.md")
         for line in block.replace("\\\n", " ").splitlines()
-        if line.startswith(("neuralfuse ", "python "))
+        if line.startswith(("neuralfuse ", "python ", "torchrun "))
     ]
     assert len(commands) >= 5
     for command in commands:
@@ -105,8 +105,17 @@ def test_the_page_for_a_chip_of_one_s_own_runs(tmp_path):
         assert (tmp_path / name).stat().st_size > 20_000
 
 
-def test_the_benchmark_runs():
-    done = shell(f"python {ROOT / 'benchmarks' / 'memory.py'} --base resnet8 --rounds 2", ROOT)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "memory.py --base resnet8 --rounds 2",
+        "step.py step evaluation latency --base resnet8 --rounds 2 --batches 4 --chips 2 --images 64",
+        "recovery.py --small --epochs 3 --out recovery",
+        f"estimators.py --out {ROOT / 'results' / 'estimators.json'} --report --picture curves.png",
+    ],
+)
+def test_the_benchmarks_run(command, tmp_path):
+    done = shell(f"python {ROOT / 'benchmarks'}/{command}", tmp_path)
     assert done.stdout.count("| ") > 20
 
 
