@@ -148,5 +148,7 @@ def test_only_training_is_shared(capsys, monkeypatch):
     from neuralfuse.cli.main import run
 
     monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(["models"]) == 0  # whoever else sets it
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
     assert run(["evaluate", "--base", "x", "--ber", "0.1"]) == 2
     assert "torchrun must start neuralfuse train: got 'evaluate'" in capsys.readouterr().err

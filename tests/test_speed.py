@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -187,6 +190,63 @@ def test_one_image_that_does_not_fit_is_an_error():
 class Random(SmallNet):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + 1e-6 * torch.randn(len(x), 1, dtype=x.dtype)
+
+
+class Closed(nn.Module):
+    """A model whose copy would still run the original's layers, on the original's parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = SmallNet()
+        self.steps = [lambda x: self.net(x) + 0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool(x.isnan().any()):  # which cannot be traced
+            raise ValueError("NaN")
+        return self.steps[0](x)
+
+
+class Keeping(SmallNet):
+    """A model that keeps an output, and its graph with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, Tensor] = {}
+        self.norm.register_forward_hook(lambda module, inputs, output: self.seen.__setitem__("norm", output))
+
+
+@pytest.mark.parametrize("kind", [Closed, Keeping])
+def test_models_that_refer_to_themselves_give_the_same_on_threads(kind, threads):
+    _, x, labels = case()
+    base = deploy(seeded(kind, 5).eval().double())
+    plan = [Pass(Chip(Stuck(ber=0.05), seed), torch.arange(len(x))) for seed in range(6)]
+    assert base.at_once(x) == (1 if kind is Closed else threads)
+    got = gradient(base, x, labels, plan)[0]
+    with ThreadPoolExecutor(3) as pool:  # a user's own threads
+        outputs = list(pool.map(lambda one: base.perturbed(one.chip)(x).detach(), plan))
+    torch.set_num_threads(1)
+    torch.testing.assert_close(got, gradient(base, x, labels, plan)[0], rtol=1e-9, atol=1e-13)
+    for one, output in zip(plan, outputs, strict=True):
+        torch.testing.assert_close(output, base.perturbed(one.chip)(x).detach())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+def test_a_forked_process_has_threads_of_its_own(threads):
+    assert list(side_by_side(lambda k: k, range(5), 2)) == list(range(5))
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if list(side_by_side(lambda k: k, range(5), 2)) == list(range(5)) else 1)
+    for _ in range(500):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        threading.Event().wait(0.02)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        status = 1
+    assert status == 0
 
 
 class Uncopied(SmallNet):

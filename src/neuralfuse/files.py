@@ -52,7 +52,7 @@ def _umask() -> int:
 def check_writable(folder: Path) -> None:
     """Raise an `OutputError` now rather than after hours of work when a folder cannot take files."""
     write_atomically(folder / ".writable", lambda path: None)
-    (folder / ".writable").unlink()
+    (folder / ".writable").unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -79,7 +79,8 @@ def _fail(message: str, code: int, debug: bool = False) -> int:
 
 
 def _check_processes(tokens: Sequence[str]) -> None:
-    if os.environ.get("WORLD_SIZE", "1") != "1" and tokens[:1] != ["train"]:
+    several = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    if several and tokens[:1] != ["train"]:
         raise ConfigError(f"torchrun must start neuralfuse train: got {' '.join(tokens[:1])!r}. Run that without it.")
 
 

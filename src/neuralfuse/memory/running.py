@@ -40,11 +40,10 @@ class _Way:
     compiled: Callable[[dict[str, Tensor], Tensor], Tensor] | None = None
 
 
-class _Copies(threading.local):
-    """Each thread's own copies of modules' structure, by the original's id."""
+class _Copy(threading.local):
+    """Each thread's own copy of the module's structure."""
 
-    def __init__(self) -> None:
-        self.of: dict[int, nn.Module] = {}
+    module: nn.Module | None = None
 
 
 class Runner:
@@ -78,7 +77,9 @@ class Runner:
         self._alone = running.compile  # torch.compile knows one thread
         self._fits: int | None = None
         self._choosing = threading.Lock()
-        self._thread, self._copies = threading.get_ident(), _Copies()
+        self._thread, self._copy = threading.get_ident(), _Copy()
+        self._pristine: nn.Module | None = None  # what threads copy; None as long as they cannot
+        self._only_one = threading.Lock()
 
     def weights(self, x: Tensor | None = None) -> FloatWeights:
         """Return the weights that it runs on, chosen when the first inputs come.
@@ -128,7 +129,25 @@ class Runner:
     def _run(
         self, way: _Way, x: Tensor, stored: dict[str, Tensor], activations: ActivationMemory | None, read: int
     ) -> Tensor:
-        module, parameters = self._module(way.module).eval(), {**way.frozen, **stored}
+        if self._way is None or threading.get_ident() == self._thread:
+            return self._run_on(way.module, way, x, stored, activations, read)
+        if self._pristine is None:  # the module that all share is one thread's at a time
+            with self._only_one:
+                return self._run_on(way.module, way, x, stored, activations, read)
+        if self._copy.module is None:
+            self._copy.module = _structure(self._pristine)
+        return self._run_on(self._copy.module, way, x, stored, activations, read)
+
+    def _run_on(
+        self,
+        module: nn.Module,
+        way: _Way,
+        x: Tensor,
+        stored: dict[str, Tensor],
+        activations: ActivationMemory | None,
+        read: int,
+    ) -> Tensor:
+        module, parameters = module.eval(), {**way.frozen, **stored}
 
         def part(rows: slice) -> Tensor:
             inputs = self._inputs(x[rows])
@@ -174,7 +193,8 @@ class Runner:
                 chosen = next((way for way in self._ways(x) if self._agrees(way, sample, wanted)), plain)
                 if self._running.compile:
                     chosen = replace(chosen, compiled=_compiled(chosen.module))
-                self._alone |= not _has_copies(chosen.module)
+                self._pristine = self._reliable_copy(chosen, sample)
+                self._alone |= self._pristine is None
                 self._way, self._folded = chosen, None
             return self._way
 
@@ -199,31 +219,24 @@ class Runner:
         most = float(wanted.abs().nan_to_num(0.0, 0.0, 0.0).max()) if wanted.numel() else 0.0
         return got.shape == wanted.shape and torch.allclose(got, wanted, rtol=error, atol=error * most, equal_nan=True)
 
-    def _module(self, module: nn.Module) -> nn.Module:
-        """Return the calling thread's own copy of a module's structure; the tensors are shared.
-
-        `functional_call` puts parameters into the module for as long as a call lasts.
-        """
-        if threading.get_ident() == self._thread:
-            return module
-        copies = self._copies.of
-        if id(module) not in copies:
-            copies[id(module)] = _structure(module)
-        return copies[id(module)]
+    def _reliable_copy(self, way: _Way, sample: Tensor) -> nn.Module | None:
+        """Return a copy of a way's module for threads, which `functional_call` gives its parameters as long as a call
+        lasts; None where it does not run on those: what a module holds may refer to the original."""
+        other = {name: -0.5 * tensor for name, tensor in way.weights.clean.items()}
+        try:
+            twin = _structure(way.module)
+            wanted, got = (
+                self._run_on(module, way, sample, other, self._activations, 0) for module in (way.module, twin)
+            )
+            return _structure(way.module) if torch.allclose(got, wanted, equal_nan=True) else None
+        except Exception:  # a user's attributes may be anything
+            return None
 
 
 def _structure(module: nn.Module) -> nn.Module:
     """Return a copy of a module that shares its parameters and buffers."""
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, shared)
-
-
-def _has_copies(module: nn.Module) -> bool:
-    try:
-        _structure(module)
-    except Exception:  # a user's attributes may be anything
-        return False
-    return True
 
 
 def _compiled(module: nn.Module) -> Callable[[dict[str, Tensor], Tensor], Tensor]:

@@ -5,6 +5,7 @@ A pass over few images does not keep two cores as busy as two passes do, and dra
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -35,9 +36,11 @@ def side_by_side(function: Callable[[In], Out], items: Iterable[In], at_once: in
         for item in items:
             waiting.append(pool.submit(_on_share, cores // at_once, function, item))
             if len(waiting) > at_once:
-                yield waiting.popleft().result()
+                yield waiting[0].result()
+                waiting.popleft()
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting[0].result()
+            waiting.popleft()
     finally:
         for one in waiting:
             one.cancel()
@@ -54,3 +57,7 @@ def _on_share(cores: int, function: Callable[[In], Out], item: In) -> Out:
 @lru_cache
 def _pool(size: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(size, thread_name_prefix="neuralfuse")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a forked process

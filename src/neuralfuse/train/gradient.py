@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +52,7 @@ def eopm_backward(
     Each pass is differentiated by itself, a micro-batch at a time, so memory does not grow with their number. On a CPU
     as many as the base model allows run side by side; their gradients are added in the order of the passes. Every pass
     counts by its images: with all passes over all rows that is the mean over chips, with dealt rows the mean over
-    images. In fp16 a gradient that overflows is taken again in full precision.
+    images. In fp16 a base model's gradient that overflows is taken again in full precision, by the process that has it.
 
     Args:
         bases: The base model, or several, over which the loss is averaged.
@@ -78,7 +79,7 @@ def eopm_backward(
     ranks.total(total)
     gradient = total[:-2].view_as(x)
     transformed.grad = gradient if transformed.grad is None else transformed.grad.add_(gradient)
-    clean, faulty = total[-2:].tolist()  # the one time that a GPU is waited for
+    clean, faulty = total[-2:].tolist()
     return clean, faulty
 
 
@@ -107,11 +108,12 @@ def _summed(
     def run(one: Pass) -> tuple[Tensor, Tensor]:
         return _differentiated(base, one.chip, x[one.rows], labels[one.rows])
 
-    for one, (loss, own) in zip(plan, side_by_side(run, plan, at_once), strict=True):
-        faulty = one.chip is not None
-        weight = weights[faulty]
-        total[-1 if faulty else -2] += weight * loss
-        gradient.index_add_(0, one.rows.to(x.device), own, alpha=lam * weight if faulty else weight)
+    with closing(side_by_side(run, plan, at_once)) as results:
+        for one, (loss, own) in zip(plan, results, strict=True):
+            faulty = one.chip is not None
+            weight = weights[faulty]
+            total[-1 if faulty else -2] += weight * loss
+            gradient.index_add_(0, one.rows.to(x.device), own, alpha=lam * weight if faulty else weight)
     return total
 
 

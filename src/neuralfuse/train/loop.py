@@ -117,11 +117,12 @@ def fit(
     optimizer = _optimizer(task.module, config)
     state = State()
     try:
+        ranks = task.ranks
         if out is not None:
-            check_writable(out)
+            if ranks.first:
+                check_writable(out)
             if resume and (out / CHECKPOINT).exists():
                 state = _load(out / CHECKPOINT, task, optimizer)
-        ranks = task.ranks
         ranks.check_equal(state.step, split.images.device, "checkpoint: --out must be a folder that all of them see")
         saved = time.monotonic()
         while state.step < total and not state.done:

@@ -31,7 +31,7 @@ class Ranks:
             return ALONE
         if not distributed.is_initialized():
             if device.type == "cuda":
-                torch.cuda.set_device(device)
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if device.index is None else device.index)
             store, rank, size = next(distributed.rendezvous("env://"))  # type: ignore[attr-defined]
             # Started again, processes must not find the addresses of those before them in the same store.
             store = distributed.PrefixStore(f"start {_restarts()}", store)  # type: ignore[attr-defined]
@@ -78,8 +78,8 @@ class Ranks:
         except RuntimeError as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise LostProcessError(
-                f"all {self.size} processes of the job must go on: one was lost ({reason}). Start the job again with "
-                "--resume; it goes on from its checkpoint."
+                f"all {self.size} processes of the job must be there: they could not exchange values ({reason}). If "
+                "one was lost, start the job again with --resume; it goes on from its checkpoint."
             ) from error
 
 
