@@ -71,6 +71,10 @@ class FloatWeights:
         with torch.inference_mode(False), torch.no_grad():  # so that they can be used with and without gradients
             return self._parameters(self._images.copy_of(self._clean).index_copy_(0, patch.place, patch.values))
 
+    def times(self, factor: float) -> dict[str, Tensor]:
+        """Return the parameters with every value multiplied: weights that are not the model's own."""
+        return self._parameters(factor * self._clean)
+
     def _parameters(self, image: Tensor) -> dict[str, Tensor]:
         return {
             part.stored.parameter: self.memory.parameter(part, self._view(part, image)) for part in self.memory.parts

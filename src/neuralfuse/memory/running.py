@@ -222,8 +222,8 @@ class Runner:
     def _reliable_copy(self, way: _Way, sample: Tensor) -> nn.Module | None:
         """Return a copy of a way's module for threads, which `functional_call` gives its parameters as long as a call
         lasts; None where it does not run on those: what a module holds may refer to the original."""
-        other = {name: -0.5 * tensor for name, tensor in way.weights.clean.items()}
         try:
+            other = way.weights.times(-0.5)
             twin = _structure(way.module)
             wanted, got = (
                 self._run_on(module, way, sample, other, self._activations, 0) for module in (way.module, twin)
