@@ -1,4 +1,4 @@
-"""Which way of spending base-model passes trains NeuralFuse best, on the digits: the figures of ADR 6.
+"""Which way of spending base-model passes trains NeuralFuse best, on the digits: the figures of ADR 7.
 
     python benchmarks/estimators.py --out results/estimators.json            # goes on where it was stopped
     python benchmarks/estimators.py --out results/estimators.json --report   # tables and picture of what is there
@@ -175,9 +175,9 @@ def settings(chips: int) -> dict[str, Setting]:
     return found
 
 
-def todo(budgets: list[int], seeds: int) -> Iterator[tuple[str, Way, int, int]]:
-    """Yield (name, way, seed, budget): whole rounds of seeds, so that a stop leaves comparable ones."""
-    for seed in range(seeds):
+def todo(budgets: list[int], seeds: list[int]) -> Iterator[tuple[str, Way, int, int]]:
+    """Yield (name, way, seed, budget), one seed after the other, so that a stop leaves comparable runs."""
+    for seed in seeds:
         for budget in budgets:
             for name, way in ESTIMATORS.items():
                 yield name, way, seed, budget
@@ -185,7 +185,7 @@ def todo(budgets: list[int], seeds: int) -> Iterator[tuple[str, Way, int, int]]:
             yield name, way, seed, budgets[-1]
 
 
-def measure(out: Path, budgets: list[int], seeds: int, chips: int) -> None:
+def measure(out: Path, budgets: list[int], seeds: list[int], chips: int) -> None:
     """Run what is missing, keeping each result as it comes."""
     record: dict[str, Any] = read_json(out, SCHEMA) if out.exists() else {"schema": SCHEMA, "runs": []}
     known = {(run["way"], run["setting"], run["seed"], run["budget"]) for run in record["runs"]}
@@ -298,7 +298,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--budgets", type=int, nargs="+", default=[25_600, 102_400])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--chips", type=int, default=20, help="unseen chips of each measurement")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()

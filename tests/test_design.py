@@ -12,10 +12,11 @@ SOURCE = Path(neuralfuse.__file__).parent
 # From the ground up; docs/design.md says what each is for.
 ROOMS = [
     {"errors"},
-    {"seeds", "files", "ranges", "config"},
+    {"seeds", "files", "ranges", "config", "published"},
     {"quant", "faults"},
     {"memory"},
     {"data", "nets"},
+    {"energy"},
     {"fuse"},
     {"scoring"},
     {"train"},

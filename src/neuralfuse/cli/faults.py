@@ -21,15 +21,16 @@ class FaultDetails:
     Attributes:
         stuck_at_1: Share of the stuck cells that read 1 (0.5 by default).
         voltage: Supply voltage, in the place of --ber; a fault map has its own.
-        curve: CSV file with the rate at each voltage (voltage,ber[,energy], and a line "# source: ..."); by default a
-            model through the paper's two points, in units of Vmin, from 0.8 on.
+        curve: CSV file with the rate at each voltage (voltage,ber[,energy], and a line "# source: ..."), or the name of
+            a curve that comes along: paper, a model through the paper's two points in units of Vmin, from 0.8 on (used
+            where you say nothing), or xilinx-vc707, measured on an FPGA's block RAMs.
         mapping: How words are laid onto an array: linear, per-layer, row-interleaved, bit-interleaved, reference.
         offset: Number of the array's word at which the first one lies.
     """
 
     stuck_at_1: float | None = None
     voltage: float | None = None
-    curve: Path | None = None
+    curve: str | None = None
     mapping: str | None = None
     offset: int = 0
 
@@ -125,9 +126,7 @@ class FaultOptions(FaultDetails):
         return model if self.ber is None else model.at(self.ber)
 
     def _curve(self) -> VoltageCurve:
-        from neuralfuse.faults import VoltageCurve, default_curve  # noqa: PLC0415
-
-        return default_curve() if self.curve is None else VoltageCurve.from_csv(self.curve)
+        return open_curve(self.curve)
 
     def _mapping(self) -> Mapping:
         from neuralfuse.faults import Mapping  # noqa: PLC0415
@@ -140,6 +139,15 @@ class FaultOptions(FaultDetails):
                 raise ConfigError(
                     f"--{name.replace('_', '-')} must be left out for {what}, {self.faults}: it is fixed."
                 )
+
+
+def open_curve(name: str | None, energy_law: str | None = None) -> VoltageCurve:
+    """Return a curve by its name or file, the default one for None; perhaps with another law for energies."""
+    from neuralfuse.faults import VoltageCurve  # noqa: PLC0415
+
+    is_file = name is not None and Path(name).suffix.lower() == ".csv"
+    curve = VoltageCurve.from_csv(name) if name is not None and is_file else VoltageCurve.named(name or "paper")
+    return curve if energy_law is None else replace(curve, energy_law=energy_law)  # type: ignore[arg-type]  # checked
 
 
 def _read_table(path: Path) -> dict[str, Any]:

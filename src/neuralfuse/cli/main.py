@@ -16,6 +16,7 @@ from cyclopts.config import Dict, Toml
 
 from neuralfuse.cli import commands
 from neuralfuse.cli.chip import chip_app
+from neuralfuse.cli.energy import energy
 from neuralfuse.config import base_recipe
 from neuralfuse.errors import ConfigError, NeuralFuseError, unknown_name
 
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None] | App] = {
     "train-base": commands.train_base,
     "train": commands.train,
     "evaluate": commands.evaluate,
+    "energy": energy,
     "chip": chip_app,
 }
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import csv
 import math
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from neuralfuse.errors import ConfigError, FileFormatError, check_ber, require
+from neuralfuse.errors import ConfigError, FileFormatError, check_ber, require, unknown_name
+
+EnergyLaw = Literal["power", "quadratic", "exponential"]
+CURVES = ("paper", "xilinx-vc707")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,22 +45,28 @@ class VoltageCurve:
     """Rate of faulty cells and relative energy of an access against supply voltage.
 
     Between two points the rate is interpolated on a logarithmic scale (the rate grows exponentially as the voltage
-    falls), linearly where one end is 0, and the energy linearly in the logarithms of voltage and energy.
+    falls), linearly where one end is 0, and the energy by a law: a power of the voltage, a parabola in it (dynamic
+    energy, C V^2) or an exponential. ``quadratic`` needs no energies: without them it is V^2 relative to the highest
+    voltage.
 
     Args:
         points: At least two, by rising voltage; rates must not rise with it.
         source: Where they come from.
         unit: Of the voltages: V, or Vmin for voltages relative to the lowest one without errors.
         model: Whether the points come from an assumed formula and not from a measurement.
+        energy_law: How the energy runs between points; every use is labelled as a model.
     """
 
     points: tuple[VoltagePoint, ...]
     source: str
     unit: str = "V"
     model: bool = False
+    energy_law: EnergyLaw = "power"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "points", tuple(self.points))
+        if self.energy_law not in get_args(EnergyLaw):
+            raise unknown_name("energy law", self.energy_law, get_args(EnergyLaw))
         require(len(self.points) >= 2, f"a voltage curve must have at least two points: got {len(self.points)}.")
         require(bool(self.source.strip()), "a voltage curve must name its source: got none.")
         for low, high in zip(self.points, self.points[1:], strict=False):
@@ -83,6 +94,34 @@ class VoltageCurve:
             return low.ber + part * (high.ber - low.ber)
         return math.exp((1 - part) * math.log(low.ber) + part * math.log(high.ber))
 
+    def voltage(self, ber: float) -> float:
+        """Return the highest voltage at which this share of the cells is faulty; for 0, the lowest one without errors.
+
+        Raises:
+            ConfigError: the curve does not reach that rate.
+        """
+        check_ber(ber)
+        best, worst = self.points[-1].ber, self.points[0].ber
+        require(
+            best <= ber <= worst,
+            f"ber must be one that the voltage curve reaches, in [{best:g}, {worst:g}]: got {ber:g}. Nothing is "
+            "extrapolated; pass a curve that reaches further with --curve.",
+        )
+        if ber == 0:
+            return min(point.voltage for point in self.points if point.ber == 0)
+        place = max(place for place, point in enumerate(self.points) if point.ber >= ber)
+        low, high = self.points[place : place + 2] if place + 1 < len(self.points) else self.points[-1:] * 2
+        if low.ber == ber:
+            return low.voltage
+        linear = high.ber <= 0
+        part = (low.ber - ber) / low.ber if linear else math.log(low.ber / ber) / math.log(low.ber / high.ber)
+        return low.voltage + part * (high.voltage - low.voltage)
+
+    @property
+    def vmin(self) -> float | None:
+        """The lowest voltage without errors; None where the curve does not reach it."""
+        return self.voltage(0) if self.points[-1].ber == 0 else None
+
     def energy(self, voltage: float) -> float:
         """Return the energy of an access at a voltage, relative to the highest one.
 
@@ -93,10 +132,23 @@ class VoltageCurve:
         at = (low, high)[int(part)].energy if part in (0, 1) else None
         if at is not None:
             return at
+        if all(point.energy is None for point in self.points) and self.energy_law == "quadratic":
+            return float((voltage / self.range[1]) ** 2)
         if low.energy is None or high.energy is None:
-            raise ConfigError(f"the voltage curve must have energies for this: {self.source} has none at {voltage:g}.")
-        share = math.log(voltage / low.voltage) / math.log(high.voltage / low.voltage)
+            raise ConfigError(
+                f"the voltage curve must have energies for this: {self.source} has none at {voltage:g}. Add them, or "
+                "take V^2 as a model with --energy-law quadratic where it has none at all."
+            )
+        laws: dict[EnergyLaw, Callable[[float], float]] = {"power": math.log, "quadratic": _square, "exponential": abs}
+        scale = laws[self.energy_law]
+        share = (scale(voltage) - scale(low.voltage)) / (scale(high.voltage) - scale(low.voltage))
+        if self.energy_law == "quadratic":
+            return (1 - share) * low.energy + share * high.energy
         return math.exp((1 - share) * math.log(low.energy) + share * math.log(high.energy))
+
+    def is_point(self, voltage: float) -> bool:
+        """Say whether the curve has a point with an energy at a voltage; what lies between points is a model."""
+        return any(point.voltage == voltage and point.energy is not None for point in self.points)
 
     def _between(self, voltage: float) -> tuple[VoltagePoint, VoltagePoint, float]:
         first, last = self.range
@@ -112,14 +164,31 @@ class VoltageCurve:
     def to_config(self) -> dict[str, Any]:
         """Return what a result depends on of the curve, as JSON."""
         points = [[point.voltage, point.ber, point.energy] for point in self.points]
-        return {"source": self.source, "unit": self.unit, "model": self.model, "points": points}
+        config = {"source": self.source, "unit": self.unit, "model": self.model, "points": points}
+        return config if self.energy_law == "power" else {**config, "energy_law": self.energy_law}
+
+    @staticmethod
+    def named(name: str) -> VoltageCurve:
+        """Return a curve that comes with the package.
+
+        ``paper`` is `default_curve`; ``xilinx-vc707`` was measured on 2060 block RAMs of an FPGA (28 nm).
+
+        Raises:
+            UnknownNameError: there is no such curve.
+        """
+        if name not in CURVES:
+            raise unknown_name("voltage curve", name, CURVES)
+        if name == "paper":
+            return default_curve()
+        with resources.as_file(resources.files("neuralfuse").joinpath("faults", "curves", f"{name}.csv")) as path:
+            return VoltageCurve.from_csv(path)
 
     @staticmethod
     def from_csv(path: Path | str) -> VoltageCurve:
         """Read a curve: a header ``voltage,ber`` or ``voltage,ber,energy``, then one point a line.
 
-        Lines that begin with # are comments; ``# source: ...`` is required, ``# unit: Vmin`` and ``# model: yes`` are
-        understood.
+        Lines that begin with # are comments; ``# source: ...`` is required, ``# unit: Vmin``, ``# model: yes`` and
+        ``# energy-law: quadratic`` are understood.
 
         Raises:
             FileFormatError: the file is missing, has no source, or a line is no point.
@@ -152,15 +221,20 @@ class VoltageCurve:
         model = notes.get("model", "no").lower() in {"yes", "true", "1"}
         try:
             return VoltageCurve(
-                points=tuple(points), source=notes["source"], unit=notes.get("unit") or "V", model=model
+                points=tuple(points), source=notes["source"], unit=notes.get("unit") or "V", model=model,
+                energy_law=notes.get("energy-law") or "power",  # type: ignore[arg-type]  # it is checked
             )  # fmt: skip
-        except ConfigError as error:
+        except (ConfigError, LookupError) as error:
             raise FileFormatError(f"{path}: {error}") from error
 
 
 def _note(line: str) -> tuple[str, str]:
     name, _, value = line.lstrip("# ").partition(":")
     return name.strip().lower(), value.strip()
+
+
+def _square(value: float) -> float:
+    return value * value
 
 
 def default_curve() -> VoltageCurve:
@@ -173,12 +247,13 @@ def default_curve() -> VoltageCurve:
         no errors at Vmin; 1% and an energy of 0.694 (from its Tables 2 and 8) at 0.83 Vmin. What lies between is our
         assumption: errors vanish exponentially, to about one cell of the 32 measured arrays as v -> 1.
     """
-    below = [
+    modelled = [
         VoltagePoint(voltage=v, ber=0.01 * 10 ** (23.5 * (0.83 - v)), energy=v**1.96)
         for v in (0.8, math.nextafter(1, 0))
     ]  # two are enough: between points, the curve is interpolated by just these laws
+    published = [VoltagePoint(voltage=0.83, ber=0.01, energy=0.694), VoltagePoint(voltage=1, ber=0, energy=1)]
     return VoltageCurve(
-        points=(*below, VoltagePoint(voltage=1, ber=0, energy=1)),
+        points=(modelled[0], published[0], modelled[1], published[1]),
         source="model through two points of NeuralFuse (arXiv 2306.16869), Figure 2",
         unit="Vmin",
         model=True,

@@ -35,12 +35,13 @@ class BasicBlock(nn.Module):
         self.conv2 = _conv(width, width, 3)
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = _shortcut(inputs, width, stride)
+        self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, (N, width, H / stride, W / stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + shortcut)
+        out = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(out)) + shortcut)  # type: ignore[no-any-return]
 
 
 class Bottleneck(nn.Module):
@@ -57,17 +58,21 @@ class Bottleneck(nn.Module):
         self.conv3 = _conv(width, 4 * width, 1)
         self.bn3 = nn.BatchNorm2d(4 * width)
         self.downsample = _shortcut(inputs, 4 * width, stride)
+        self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, (N, 4 * width, H / stride, W / stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = F.relu(self.bn2(self.conv2(out)))
-        return F.relu(self.bn3(self.conv3(out)) + shortcut)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        return self.relu(self.bn3(self.conv3(out)) + shortcut)  # type: ignore[no-any-return]
 
 
 class ResNet(nn.Module):
-    """A residual network; ``stem="cifar"`` starts with a 3x3 convolution at full size, ``"imagenet"`` with 7x7 / 4."""
+    """A residual network; ``stem="cifar"`` starts with a 3x3 convolution at full size, ``"imagenet"`` with 7x7 / 4.
+
+    The blocks' ReLUs are modules and the stem's is a function, as in the reference: the paper's MACs count modules.
+    """
 
     def __init__(
         self,

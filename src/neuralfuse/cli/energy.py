@@ -1,0 +1,309 @@
+"""The `energy` command: what a voltage saves, and the paper's energy tables beside what it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from neuralfuse.cli.common import Common
+from neuralfuse.cli.faults import open_curve
+from neuralfuse.errors import ConfigError, require, unknown_name
+
+if TYPE_CHECKING:
+    from neuralfuse.energy import SystolicArray, Technology
+    from neuralfuse.fuse import NeuralFuse
+    from neuralfuse.nets import BaseModel
+
+_FLAT = Parameter(name="*")
+_COMMON = Common()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareOptions:
+    """What the accesses are counted for, and what they cost.
+
+    Attributes:
+        curve: CSV file (voltage,ber,energy, and a line "# source: ..."), or paper or xilinx-vc707.
+        energy_law: How energies run between the curve's points: power, quadratic (V^2; needs no energies) or
+            exponential. By default as the curve says.
+        array: Rows and columns of the systolic array.
+        dataflow: output-stationary, weight-stationary or input-stationary.
+        technology: 45nm, 7nm, or a TOML file of your own with energies and their sources.
+        bank_kib: Capacity of a bank of memory, in KiB; one that the technology has.
+    """
+
+    curve: str | None = None
+    energy_law: str | None = None
+    array: str = "32x32"
+    dataflow: str = "output-stationary"
+    technology: str = "45nm"
+    bank_kib: float = 8
+
+    def open_array(self) -> SystolicArray:
+        """Return the array."""
+        from neuralfuse.energy import SystolicArray  # noqa: PLC0415
+
+        rows, _, columns = self.array.partition("x")
+        if not (rows.isdecimal() and columns.isdecimal()):
+            raise ConfigError(f"--array must be rows x columns, as in 32x32: got {self.array!r}.")
+        return SystolicArray(rows=int(rows), columns=int(columns), dataflow=self.dataflow)  # type: ignore[arg-type]
+
+    def open_technology(self) -> Technology:
+        """Return the table of energies."""
+        from neuralfuse.energy import Technology  # noqa: PLC0415
+
+        is_file = Path(self.technology).suffix.lower() == ".toml"
+        return Technology.from_toml(self.technology) if is_file else Technology.named(self.technology)
+
+
+_HARDWARE = HardwareOptions()
+
+
+def energy(
+    base: str | None = None,
+    *,
+    generator: str | None = None,
+    ber: float | None = None,
+    voltage: float | None = None,
+    hardware: Annotated[HardwareOptions, _FLAT] = _HARDWARE,
+    image_size: tuple[int, int] | None = None,
+    channels: int = 3,
+    classes: int = 10,
+    bits: int | None = None,
+    inference_seconds: float = 0.0,
+    record: Path | None = None,
+    layers: bool = False,
+    latency: bool = False,
+    paper_tables: bool = False,
+    common: Annotated[Common, _FLAT] = _COMMON,
+) -> None:
+    """Say what a lower voltage saves: memory accesses, the paper's figures, joules and where each number comes from.
+
+    Example: neuralfuse energy resnet18 --generator unetl --ber 0.01
+    Example: neuralfuse energy --paper-tables
+
+    Parameters
+    ----------
+    base
+        A name (`neuralfuse models` lists them), a folder written by train-base, or package.module:factory (runs your
+        code).
+    generator
+        A name, or the folder of a trained NeuralFuse; without one, the voltage is lowered unprotected.
+    ber
+        Rate of faulty cells; the voltage is the highest one at which the curve has it.
+    voltage
+        Supply voltage, in the place of --ber. Without both, only what a model takes is counted.
+    image_size
+        Height and width; by default the base model's.
+    channels
+        Channels of the images; a folder knows its own.
+    classes
+        Classes of a model given by name.
+    bits
+        Width of a word; by default the base model's.
+    inference_seconds
+        How long an inference takes; needed where the technology has leakage.
+    record
+        An evaluation record; its recovery gives the efficiency ratio.
+    layers
+        List every layer.
+    latency
+        Measure the latency on this device, for one image.
+    paper_tables
+        Work out the paper's Tables 2, 3, 6, 7 and 8 beside the printed values, and nothing else.
+    """
+    device = common.set_up()
+    if paper_tables:
+        from neuralfuse.energy.tables import paper_tables as all_tables  # noqa: PLC0415
+
+        require(base is None, f"--paper-tables must stand alone: got the base model {base}.")
+        found = all_tables()
+        common.show(found, _tables_text(found))
+        return
+    from neuralfuse.energy import GENERATOR_LAYERS, OperatingPoint, count, energy_record  # noqa: PLC0415
+    from neuralfuse.energy import latency as measure  # noqa: PLC0415
+
+    require(base is not None, "a base model must say what runs: got none. Pass its name, folder or factory.")
+    require(ber is None or voltage is None, "one of --ber and --voltage must say how low it goes: got both.")
+    model = open_base(str(base), classes=classes, channels=channels, image_size=image_size, real=latency)
+    size = image_size or model.image_size
+    fuse = None if generator is None else open_generator(generator, model.channels, size, real=latency)
+    the_array, technology = hardware.open_array(), hardware.open_technology()
+    curve = open_curve(hardware.curve, hardware.energy_law)
+    point = None if ber is None and voltage is None else OperatingPoint.at(curve, voltage=voltage, ber=ber)
+    shape: dict[str, Any] = {"channels": model.channels, "image_size": size, "array": the_array}
+    taken = None
+    if latency:
+        import torch  # noqa: PLC0415
+
+        image = torch.zeros(1, model.channels, *size, device=device)
+        taken = measure(model.module.to(device).eval(), None if fuse is None else fuse.to(device).eval(), image)
+    base_counts = count(model.module, **shape)
+    fuse_counts = None if fuse is None else count(fuse, **shape, layers=GENERATOR_LAYERS)
+    found = energy_record(
+        (model.name, base_counts),
+        None if fuse is None or fuse_counts is None else (fuse.name, fuse_counts),
+        point=point,
+        array=the_array,
+        technology=technology,
+        kib=hardware.bank_kib,
+        bits=bits or model.scheme.bits,
+        seconds=inference_seconds,
+        rp=None if record is None else _recovery(record),
+        latency=taken,
+    )
+    if layers:
+        found["layers"] = {"base": base_counts.layers(the_array)}
+        found["layers"] |= {} if fuse_counts is None else {"generator": fuse_counts.layers(the_array)}
+    common.show(found, _text(found, size))
+
+
+def open_base(
+    reference: str, *, classes: int, channels: int, image_size: tuple[int, int] | None, real: bool
+) -> BaseModel:
+    """Return a base model to be counted; one given by name has no weights unless it is to be ``real``."""
+    import torch  # noqa: PLC0415
+
+    from neuralfuse.nets import BASE_MODELS, BaseModel, base_model, load_base  # noqa: PLC0415
+    from neuralfuse.nets.store import load_factory  # noqa: PLC0415
+
+    if Path(reference).is_dir():
+        return load_base(reference)
+    if ":" in reference:
+        return load_factory(reference, classes=classes, channels=channels, image_size=image_size or (32, 32))
+    if reference not in BASE_MODELS:
+        raise unknown_name("base model", reference, BASE_MODELS)
+    size = image_size or (BASE_MODELS[reference].image_size,) * 2
+    with torch.device("cpu" if real else "meta"):
+        module = base_model(reference, classes=classes, channels=channels, image_size=size, seed=0)
+    return BaseModel(name=reference, module=module, classes=classes, channels=channels, image_size=size)
+
+
+def open_generator(reference: str, channels: int, size: tuple[int, int], *, real: bool) -> NeuralFuse:
+    """Return a NeuralFuse to be counted, padded where the image asks for it."""
+    import torch  # noqa: PLC0415
+
+    from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
+
+    if Path(reference).is_dir():
+        return NeuralFuse.from_pretrained(reference)
+    with torch.device("cpu" if real else "meta"):
+        return NeuralFuse(reference, channels=channels, image_size=size, fit="pad", seed=0)
+
+
+def _recovery(path: Path) -> float:
+    from neuralfuse.evaluation.record import EVALUATION_SCHEMA  # noqa: PLC0415
+    from neuralfuse.files import read_json  # noqa: PLC0415
+
+    recovery = read_json(path, EVALUATION_SCHEMA)["rp"]
+    require(recovery is not None, f"--record must be of an evaluation with NeuralFuse: {path} is none.")
+    return float(recovery)
+
+
+def _text(record: Mapping[str, Any], size: tuple[int, int]) -> str:
+    base, generator = record["base"], record["generator"]
+    both = [base] if generator is None else [base, generator]
+    array, technology = record["array"], record["technology"]
+
+    def row(what: str, values: list[str], note: str = "") -> str:
+        return f"{what:32}" + "".join(f"{value:>18}" for value in values) + (f"   {note}" if note else "")
+
+    moved = [one["accesses"] for one in both]
+    lines = [
+        row(f"one image of {size[0]}x{size[1]}", [one["name"] for one in both]),
+        row("parameters", [f"{one['parameters']:,}" for one in both]),
+        row("MACs", [f"{one['macs'] / 1e6:,.2f} M" for one in both], "convolutions and matrix products"),
+        row(
+            "MACs, the paper's count",
+            [f"{one['paper_macs'] / 1e6:,.2f} M" for one in both],
+            "biases, BatchNorm ... too",
+        ),
+        row(
+            "weight accesses, the paper's",
+            [f"{one['paper_accesses']:,.0f}" for one in both],
+            "T.W.M.A., words of 64 bits",
+        ),
+        row(
+            "weights read",
+            [f"{one['weight_reads']:,}" for one in moved],
+            f"{array['rows']}x{array['columns']}, {array['dataflow']}",
+        ),
+        row("inputs read", [f"{one['input_reads']:,}" for one in moved]),
+        row("outputs written, read back", [f"{one['output_writes']:,}, {one['output_reads']:,}" for one in moved]),
+    ]
+    for one in both:
+        lines += [f"not counted: {lost['layer']} of {one['name']}, {lost['reason']}" for lost in one["unknown"]]
+    for name, operations in record.get("layers", {}).items():
+        lines.append(
+            f"\n{name:32}{'kind':>24}{'rows':>10}{'inner':>8}{'columns':>9}{'groups':>8}"
+            f"{'weights read':>15}{'MACs':>15}"
+        )
+        lines += [
+            f"{one['layer']:32}{one['kind']:>24}{one['rows']:>10,}{one['inner']:>8,}{one['columns']:>9,}"
+            f"{one['groups']:>8,}{one['weight_reads']:>15,}{one['macs']:>15,}"
+            for one in operations
+        ]
+    point = record["operating_point"]
+    if point is not None:
+        lines += ["", *_point_lines(point, record["saving"], generator)]
+    joules = record["joules"]
+    lines.append(f"\n{'microjoules an inference':32}" + "".join(f"{name:>18}" for name in joules))
+    for part in ("weights", "inputs", "outputs", "macs", "leakage", "dram", "total"):
+        values = [one[part] if one is not None else 0.0 for one in joules.values()]
+        if any(values):
+            lines.append(row(part if part != "macs" else "MACs", [f"{1e6 * value:.3f}" for value in values]))
+    bank = next(one for one in technology["sram"] if one["kib"] == record["bank_kib"])
+    lines.append(f"by {technology['node']}, banks of {record['bank_kib']:g} KiB: {bank['source']}")
+    if record["efficiency_ratio"] is not None:
+        lines.append(f"efficiency ratio {record['efficiency_ratio']:.1f} points a million parameters")
+    if record["latency_seconds"] is not None:
+        taken = ", ".join(
+            f"{name.replace('_', ' ')} {1000 * value:.2f} ms" for name, value in record["latency_seconds"].items()
+        )
+        lines.append(f"latency here, one image: {taken}")
+    return "\n".join(lines)
+
+
+def _point_lines(point: Mapping[str, Any], saving: Mapping[str, Any], generator: Mapping[str, Any] | None) -> list[str]:
+    curve = point["curve"]
+    how = (
+        "a point of"
+        if point["measured"]
+        else f"by a {curve.get('energy_law', 'power')} law, a model, between points of"
+    )
+    without = "without NeuralFuse" if generator is None else f"with {generator['name']} at the nominal voltage"
+    least = "at least " if saving["at_least"] else ""
+
+    def percent(name: str) -> str:
+        return "not known" if saving[name] is None else f"{least}{saving[name]:.1f}%"
+
+    lines = [
+        f"at {point['voltage']:.4g} {curve['unit']}: {100 * point['ber']:.4g}% of the cells faulty, an access takes "
+        f"{point['weight_energy']:.4g} of its energy",
+        f"   {how}: {curve['source']}",
+        f"saved {without}",
+        f"   {percent('paper'):>10}  of the weight memory's energy, the paper's count (Eq. 6)",
+        f"   {percent('paper_macs'):>10}  by MACs (Eq. 7)",
+        f"   {percent('weight_memory'):>10}  of the weight memory's energy on this array",
+        f"   {percent('inference'):>10}  of all that an inference takes below",
+    ]
+    if point["ber"] == 0:
+        lines.append("no cell fails at this voltage: NeuralFuse is not needed.")
+    return lines
+
+
+def _tables_text(record: Mapping[str, Any]) -> str:
+    lines = [record["source"]]
+    for name, table in record["tables"].items():
+        lines += ["", f"{name.replace('table', 'Table ')}: {table['title']}"]
+        for row in table["rows"]:
+            keys = [row[key] for key in ("dataset", "base", "model", "ber", "generator") if key in row]
+            ours = row["ours"] if isinstance(row["ours"], str) else f"{row['ours']:,.2f}".removesuffix(".00")
+            printed = row["published"] if isinstance(row["published"], str) else f"{row['published']:,}"
+            note = "" if row["misprint"] is None else f"   misprint: {row['misprint']}"
+            lines.append(f"  {' '.join(map(str, keys)):36}{ours:>14}{printed:>14}{note}")
+    return "\n".join(lines)

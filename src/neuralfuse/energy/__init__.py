@@ -1,0 +1,28 @@
+"""What a voltage saves: accesses and MACs of a model, the energy of each, and the paper's figures."""
+
+from neuralfuse.energy.arrays import Accesses, SystolicArray
+from neuralfuse.energy.counts import GENERATOR_LAYERS, Counts, count
+from neuralfuse.energy.figures import efficiency_ratio, energy_saving, mac_saving
+from neuralfuse.energy.report import OperatingPoint, energy_record, latency
+from neuralfuse.energy.technology import TECHNOLOGIES, Joules, Technology
+from neuralfuse.energy.trace import Operation, Trace, trace
+
+__all__ = [
+    "GENERATOR_LAYERS",
+    "TECHNOLOGIES",
+    "Accesses",
+    "Counts",
+    "Joules",
+    "OperatingPoint",
+    "Operation",
+    "SystolicArray",
+    "Technology",
+    "Trace",
+    "count",
+    "efficiency_ratio",
+    "energy_record",
+    "energy_saving",
+    "latency",
+    "mac_saving",
+    "trace",
+]

@@ -1,0 +1,83 @@
+"""How often a systolic array reads and writes its memories: closed forms for three dataflows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from neuralfuse.energy.trace import Operation
+from neuralfuse.errors import require, unknown_name
+
+Dataflow = Literal["output-stationary", "weight-stationary", "input-stationary"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accesses:
+    """Words that move between an array and its three memories, for one image.
+
+    Attributes:
+        weight_reads: Words read from the memory of the weights.
+        input_reads: Words read from the memory of the inputs; both matrices of a product of activations lie there.
+        output_writes: Words written to the memory of the outputs.
+        output_reads: Partial sums read back from it, to be added to.
+    """
+
+    weight_reads: int = 0
+    input_reads: int = 0
+    output_writes: int = 0
+    output_reads: int = 0
+
+    def __add__(self, other: Accesses) -> Accesses:
+        """Return the sum of two layers."""
+        return Accesses(**{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystolicArray:
+    """A grid of multipliers without memory between it and the three memories beside it.
+
+    What is *stationary* stays in the grid while the rest streams through: outputs lie rows x columns as output pixels x
+    filters, weights as window x filters, inputs as window x output pixels. A matrix larger than the grid is taken in
+    folds, and what streams is read again for each of them.
+
+    Args:
+        rows: Its height.
+        columns: Its width.
+        dataflow: What stays in it.
+    Source:
+        SCALE-Sim (Samajdar et al., ISPASS 2020), whose counts of these reads and writes it equals; it does not count
+        partial sums read back.
+    """
+
+    rows: int = 32
+    columns: int = 32
+    dataflow: Dataflow = "output-stationary"
+
+    def __post_init__(self) -> None:
+        size = f"{self.rows}x{self.columns}"
+        require(min(self.rows, self.columns) >= 1, f"an array must have at least one row and one column: got {size}.")
+        if self.dataflow not in get_args(Dataflow):
+            raise unknown_name("dataflow", self.dataflow, get_args(Dataflow))
+
+    def accesses(self, operation: Operation) -> Accesses:
+        """Return what one operation moves."""
+        m, k, n, times = operation.rows, operation.inner, operation.columns, operation.groups
+        if operation.kind == "lookup":
+            return Accesses(weight_reads=m * n, output_writes=m * n)
+        weights, inputs, sums = {
+            "output-stationary": (folds(m, self.rows), folds(n, self.columns), 1),
+            "weight-stationary": (1, folds(n, self.columns), folds(k, self.rows)),
+            "input-stationary": (folds(m, self.columns), 1, folds(k, self.rows)),
+        }[self.dataflow]
+        right, left = times * weights * k * n, times * inputs * m * k
+        return Accesses(
+            weight_reads=right if operation.weight is not None else 0,
+            input_reads=left if operation.weight is not None else left + right,
+            output_writes=times * sums * m * n,
+            output_reads=times * (sums - 1) * m * n,
+        )
+
+
+def folds(length: int, size: int) -> int:
+    """Return how many pieces of at most ``size`` something of this length is cut into."""
+    return -(-length // size)

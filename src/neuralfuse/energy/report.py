@@ -1,0 +1,154 @@
+"""One record of what a voltage saves: counts of base model and generator, the paper's figures, joules, latency."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuralfuse.energy.arrays import SystolicArray
+from neuralfuse.energy.counts import Counts
+from neuralfuse.energy.figures import efficiency_ratio, energy_saving, mac_saving
+from neuralfuse.energy.technology import Technology
+from neuralfuse.faults import VoltageCurve
+
+SCHEMA = "neuralfuse/energy/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatingPoint:
+    """A supply voltage of the weights' memory, and what it means.
+
+    Attributes:
+        voltage: In the curve's unit.
+        ber: Rate of faulty cells there.
+        weight_energy: Energy of an access relative to the highest voltage.
+        measured: Whether the energy is a point of the curve, not of a law between points.
+        curve: Where all that comes from.
+    """
+
+    voltage: float
+    ber: float
+    weight_energy: float
+    measured: bool
+    curve: VoltageCurve
+
+    @staticmethod
+    def at(curve: VoltageCurve, *, voltage: float | None = None, ber: float | None = None) -> OperatingPoint:
+        """Return the point at a voltage, or at the highest voltage with a rate of faulty cells."""
+        if voltage is None:
+            voltage = curve.voltage(ber or 0.0)
+        return OperatingPoint(
+            voltage=voltage, ber=curve.ber(voltage), weight_energy=curve.energy(voltage),
+            measured=curve.is_point(voltage), curve=curve,
+        )  # fmt: skip
+
+    def to_config(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {**asdict(self), "curve": self.curve.to_config()}
+
+
+def energy_record(
+    base: tuple[str, Counts],
+    generator: tuple[str, Counts] | None = None,
+    *,
+    point: OperatingPoint | None = None,
+    array: SystolicArray,
+    technology: Technology,
+    kib: float,
+    bits: int = 8,
+    seconds: float = 0.0,
+    rp: float | None = None,
+    latency: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Return the record.
+
+    Args:
+        base: Name and counts of the base model.
+        generator: Name and counts of the generator, whose memory stays at the nominal voltage; None without one.
+        point: The voltage of the base model's weights; None for counts alone.
+        array: What the accesses are counted for.
+        technology: What they cost.
+        kib: Capacity of a bank of memory.
+        bits: Width of a word.
+        seconds: How long an inference takes, for leakage.
+        rp: Recovery in percentage points, for the efficiency ratio.
+        latency: Measured seconds, by what was run.
+    """
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "base": {"name": base[0], **base[1].to_config()},
+        "generator": None if generator is None else {"name": generator[0], **generator[1].to_config()},
+        "array": asdict(array),
+        "technology": technology.to_config(),
+        "bits": bits,
+        "bank_kib": kib,
+        "inference_seconds": seconds,
+        "operating_point": None if point is None else point.to_config(),
+        "latency_seconds": None if latency is None else dict(latency),
+        "efficiency_ratio": None,
+    }
+    cost = technology.inference(base[1], bits=bits, kib=kib, seconds=seconds)
+    record["joules"] = {"nominal": cost.to_config()}
+    if generator is not None and rp is not None:
+        record["efficiency_ratio"] = efficiency_ratio(rp, generator[1].parameters)
+    if point is None:
+        return record
+    extra = None if generator is None else generator[1]
+    relative = point.voltage / point.curve.range[1]
+    low = technology.inference(
+        base[1], bits=bits, kib=kib, seconds=seconds, weight_energy=point.weight_energy, relative_voltage=relative
+    )
+    added = None if extra is None else technology.inference(extra, bits=bits, kib=kib, seconds=seconds)
+    spent = low.total + (0.0 if added is None else added.total)
+    memory = low.weights + (0.0 if added is None else added.weights)
+    known = extra is None or not extra.unknown
+    complete = known and not base[1].unknown
+    record["joules"] |= {"low": low.to_config(), "generator": None if added is None else added.to_config()}
+    record["saving"] = {
+        "at_least": bool(base[1].unknown),
+        "paper": energy_saving(point.weight_energy, extra.paper_accesses if extra else 0, base[1].paper_accesses)
+        if known
+        else None,
+        "paper_macs": mac_saving(point.weight_energy, extra.paper_macs if extra else 0, base[1].paper_macs)
+        if known and base[1].paper_macs
+        else None,
+        "weight_memory": 100 * (1 - memory / cost.weights) if known else None,
+        "inference": 100 * (1 - spent / cost.total) if complete else None,
+    }
+    return record
+
+
+def latency(base: nn.Module, fuse: nn.Module | None, image: Tensor, repeats: int = 30) -> dict[str, float]:
+    """Return the median seconds of one inference on this device, without and with NeuralFuse, run in turn.
+
+    Args:
+        base: The base model.
+        fuse: What runs before it; None for nothing.
+        image: A batch (N, C, H, W) of images, on the models' device.
+        repeats: How often.
+    """
+    ways: dict[str, list[nn.Module]] = {"base": [base]} | ({} if fuse is None else {"with_neuralfuse": [fuse, base]})
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    with torch.inference_mode():
+        for turn in range(repeats + 3):
+            for name, modules in ways.items():
+                _wait(image.device)
+                start = time.perf_counter()
+                x = image
+                for module in modules:
+                    x = module(x)
+                _wait(image.device)
+                if turn >= 3:  # the first ones choose kernels
+                    taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

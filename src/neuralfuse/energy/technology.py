@@ -1,0 +1,195 @@
+"""What one access and one MAC cost in a technology: tables in joules, each entry with its source."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from neuralfuse.energy.counts import Counts
+from neuralfuse.errors import ConfigError, FileFormatError, require, unknown_name
+
+TECHNOLOGIES = ("45nm", "7nm")
+_PJ = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mac:
+    """One multiplication and addition of words this wide, in picojoules."""
+
+    bits: int
+    pj: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sram:
+    """One access to a bank of this capacity, in picojoules."""
+
+    kib: float
+    pj: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leakage:
+    """What a stored bit draws at the nominal voltage whether it is read or not, in picowatts."""
+
+    pw_per_bit: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dram:
+    """One access to memory off the chip, in picojoules."""
+
+    pj: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joules:
+    """Energy of one inference, in joules, by where it goes."""
+
+    weights: float
+    inputs: float
+    outputs: float
+    macs: float
+    leakage: float = 0.0
+    dram: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Return the sum."""
+        return math.fsum(asdict(self).values())
+
+    def to_config(self) -> dict[str, float]:
+        """Return the parts and their sum as JSON."""
+        return {**asdict(self), "total": self.total}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Technology:
+    """A table of energies at the nominal voltage.
+
+    Args:
+        name: Its name.
+        node: Technology node and voltage at which it holds.
+        access_bits: Width of one access to SRAM and DRAM.
+        mac: Arithmetic, by width.
+        sram: Accesses, by capacity of a bank; between them nothing is interpolated.
+        leakage: Optional; without it, memories that wait cost nothing.
+        dram: Optional; without it, weights are on the chip when an inference begins.
+        note: What is not in it.
+    """
+
+    name: str
+    node: str
+    access_bits: int
+    mac: tuple[Mac, ...]
+    sram: tuple[Sram, ...]
+    leakage: Leakage | None = None
+    dram: Dram | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        require(self.access_bits >= 1, f"access_bits must be at least 1: got {self.access_bits}.")
+        require(len(self.mac) > 0 and len(self.sram) > 0, "a technology must have [[mac]] and [[sram]]: got none.")
+        for entry in (*self.mac, *self.sram, self.leakage, self.dram):
+            if entry is None:
+                continue
+            require(bool(entry.source.strip()), f"every entry must name its source: got {entry}.")
+            numbers = [value for value in asdict(entry).values() if not isinstance(value, str)]
+            legal = all(math.isfinite(value) and value > 0 for value in numbers)
+            require(legal, f"every entry must be positive: got {entry}.")
+
+    def mac_joules(self, bits: int) -> float:
+        """Return the energy of a MAC of words this wide: the narrowest arithmetic that holds them."""
+        fits = [one for one in self.mac if one.bits >= bits]
+        if not fits:
+            widths = ", ".join(str(one.bits) for one in self.mac)
+            raise ConfigError(f"{self.name} must have arithmetic for {bits} bits: it has {widths}.")
+        return min(fits, key=lambda one: one.bits).pj * _PJ
+
+    def word_joules(self, bits: int, kib: float) -> float:
+        """Return the energy of a word's share of an access to a bank of this capacity."""
+        for one in self.sram:
+            if one.kib == kib:
+                return one.pj * _PJ * bits / self.access_bits
+        sizes = ", ".join(f"{one.kib:g}" for one in self.sram)
+        raise ConfigError(f"a bank of {self.name} must hold {sizes} KiB: got {kib:g}.")
+
+    def inference(
+        self, counts: Counts, *, bits: int = 8, kib: float, weight_energy: float = 1.0, seconds: float = 0.0,
+        relative_voltage: float = 1.0,
+    ) -> Joules:  # fmt: skip
+        """Return the energy of one inference.
+
+        Inputs, outputs and arithmetic stay at the nominal voltage, as in the paper; all words are ``bits`` wide.
+
+        Args:
+            counts: What it takes.
+            bits: Width of a word.
+            kib: Capacity of a bank of memory.
+            weight_energy: Energy of an access to the weights, relative to the nominal voltage.
+            seconds: How long the weights' memory leaks for it.
+            relative_voltage: Supply voltage of the weights' memory over the nominal one; leakage goes with it, which
+                keeps its current and so overstates it.
+        """
+        word, moved = self.word_joules(bits, kib), counts.accesses
+        leak, dram = self.leakage, self.dram
+        drawn = 0.0 if leak is None else leak.pw_per_bit * _PJ * counts.words * bits * seconds * relative_voltage
+        return Joules(
+            weights=moved.weight_reads * word * weight_energy,
+            inputs=moved.input_reads * word,
+            outputs=(moved.output_writes + moved.output_reads) * word,
+            macs=counts.macs * self.mac_joules(bits),
+            leakage=drawn,
+            dram=0.0 if dram is None else counts.words * bits / self.access_bits * dram.pj * _PJ,
+        )
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the table as JSON."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @staticmethod
+    def named(name: str) -> Technology:
+        """Return a table that comes with the package.
+
+        Raises:
+            UnknownNameError: there is none of that name.
+        """
+        if name not in TECHNOLOGIES:
+            raise unknown_name("technology", name, TECHNOLOGIES)
+        text = resources.files("neuralfuse").joinpath("energy", "data", f"{name}.toml").read_text(encoding="utf-8")
+        return Technology.from_config(tomllib.loads(text), name)
+
+    @staticmethod
+    def from_toml(path: Path | str) -> Technology:
+        """Read a table of your own: the form of those that come with the package (``energy/data/45nm.toml``).
+
+        Raises:
+            FileFormatError: the file is missing or says something else.
+        """
+        try:
+            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FileFormatError(f"cannot read the technology {path}: {error}.") from error
+        return Technology.from_config(table, str(path))
+
+    @staticmethod
+    def from_config(table: Mapping[str, Any], where: str) -> Technology:
+        """Return the table that a TOML file or a record holds."""
+        parts: dict[str, Any] = dict(table)
+        try:
+            for name, kind in (("mac", Mac), ("sram", Sram)):
+                parts[name] = tuple(kind(**entry) for entry in parts.get(name, ()))
+            for name, one in (("leakage", Leakage), ("dram", Dram)):
+                parts[name] = one(**parts[name]) if name in parts else None
+            return Technology(**parts)
+        except (TypeError, ValueError) as error:
+            raise FileFormatError(f"{where} must be a table of energies: {error}") from error
