@@ -17,6 +17,7 @@ from cyclopts.config import Dict, Toml
 from neuralfuse.cli import commands
 from neuralfuse.cli.chip import chip_app
 from neuralfuse.cli.energy import energy
+from neuralfuse.cli.plan import plan
 from neuralfuse.config import base_recipe
 from neuralfuse.errors import ConfigError, NeuralFuseError, unknown_name
 
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None] | App] = {
     "train": commands.train,
     "evaluate": commands.evaluate,
     "energy": energy,
+    "plan": plan,
     "chip": chip_app,
 }
 
@@ -61,7 +63,9 @@ def run(arguments: Sequence[str]) -> int:
     except (NeuralFuseError, CycloptsError) as error:
         return _fail(" ".join(str(error).split()), USERS_MISTAKE, "--debug" in tokens)
     except KeyboardInterrupt:
-        resumable = bool(tokens) and tokens[0] in {"train-base", "train", "evaluate"} and "--out" in " ".join(tokens)
+        resumable = (
+            bool(tokens) and tokens[0] in {"train-base", "train", "evaluate", "plan"} and "--out" in " ".join(tokens)
+        )
         hint = " The same command with --resume goes on from what it kept." if resumable else ""
         return _fail(f"interrupted.{hint}", INTERRUPTED)
     except BrokenPipeError:

@@ -154,7 +154,8 @@ class Technology:
 
     def to_config(self) -> dict[str, Any]:
         """Return the table as JSON."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        found = {name: value for name, value in asdict(self).items() if value is not None}
+        return found | {name: list(found[name]) for name in ("mac", "sram")}
 
     @staticmethod
     def named(name: str) -> Technology:

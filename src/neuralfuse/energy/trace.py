@@ -129,7 +129,7 @@ def trace(model: nn.Module, image: Tensor, layers: Layers = DEFAULT_LAYERS) -> T
     finally:
         for module, was in training.items():
             module.training = was
-    counted = {operation.weight for operation in made.operations} | {one.layer for one in made.unknown}
+    counted = watch.read | {one.layer for one in made.unknown}
     never = "no operation was seen to read it"
     made.unknown += [Unknown(layer=one.name, reason=never) for one in stored if one.name not in counted]
     if not any(operation.weight for operation in made.operations):
@@ -176,9 +176,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.made, self.layer = made, [type(model).__name__]
         self._kept: list[Tensor] = []  # so that no storage's address is used again while the model runs
-        self._names: dict[int, str | None] = {}
+        self._names: dict[int, set[str]] = {}
+        self.read: set[str] = set()
         for tensor in [*model.parameters(), *model.buffers()]:
-            self._remember(tensor, stored.get(tensor))
+            self._remember(tensor, {stored[tensor]} if tensor in stored else set())
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -186,30 +187,28 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run the operation and note what it is."""
         output = function(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
-        constant = [self._key(tensor) in self._names for tensor in tensors]
-        names = [self._names.get(self._key(tensor)) for tensor in tensors]
-        weights = sorted({name for name in names if name is not None})
-        if tensors and all(constant):
+        names = set[str]().union(*(self._names.get(self._key(tensor), ()) for tensor in tensors))
+        if tensors and all(self._key(tensor) in self._names for tensor in tensors):
             for made in tree_leaves(output):
                 if isinstance(made, Tensor):
-                    self._remember(made, weights[0] if weights else None)
+                    self._remember(made, names)
             return output
         known = _KNOWN.get(function)
         if known is not None:
             self.made.operations += known(self, args, output)
-        elif weights:
+            self.read |= names
+        else:
             reason = f"read by {function.name().removesuffix('.default')}, which is not counted"
-            self.made.unknown += [Unknown(layer=name, reason=reason) for name in weights]
+            self.made.unknown += [Unknown(layer=name, reason=reason) for name in sorted(names)]
         return output
 
     def name(self, tensor: Tensor) -> str | None:
-        """Return which weight a tensor is, or is made of; None for activations."""
-        return self._names.get(self._key(tensor))
+        """Return which weight a tensor is, the first one of those that it is made of; None for activations."""
+        return min(self._names.get(self._key(tensor), ()), default=None)
 
-    def _remember(self, tensor: Tensor, name: str | None) -> None:
+    def _remember(self, tensor: Tensor, names: set[str]) -> None:
         self._kept.append(tensor)
-        if self._names.get(self._key(tensor)) is None:
-            self._names[self._key(tensor)] = name
+        self._names.setdefault(self._key(tensor), set()).update(names)
 
     @staticmethod
     def _key(tensor: Tensor) -> int:

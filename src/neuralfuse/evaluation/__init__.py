@@ -2,17 +2,28 @@
 
 from neuralfuse.evaluation.measure import ChipResult, Evaluation, evaluate
 from neuralfuse.evaluation.record import EVALUATION_SCHEMA, Run, evaluation_record
-from neuralfuse.evaluation.stats import mean, sample_sd, t_interval, t_quantile
+from neuralfuse.evaluation.stats import (
+    chips_for_share,
+    mean,
+    mean_at_least,
+    sample_sd,
+    share_at_least,
+    t_interval,
+    t_quantile,
+)
 
 __all__ = [
     "EVALUATION_SCHEMA",
     "ChipResult",
     "Evaluation",
     "Run",
+    "chips_for_share",
     "evaluate",
     "evaluation_record",
     "mean",
+    "mean_at_least",
     "sample_sd",
+    "share_at_least",
     "t_interval",
     "t_quantile",
 ]

@@ -31,6 +31,49 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float
     return center - half, center + half
 
 
+def mean_at_least(values: Sequence[float], confidence: float = 0.95) -> float | None:
+    """Return the one-sided Student-t bound below the mean; None for a single value."""
+    sd = sample_sd(values)
+    if sd is None:
+        return None
+    return mean(values) - t_quantile(confidence, len(values) - 1) * sd / math.sqrt(len(values))
+
+
+def share_at_least(passed: int, count: int, confidence: float = 0.95) -> float:
+    """Return the share of all chips that pass, at least, when this many of ``count`` drawn at random did.
+
+    Source:
+        Clopper and Pearson, The Use of Confidence or Fiducial Limits (Biometrika 26, 1934), one-sided: the share at
+        which so many would pass in 1 - confidence of all draws.
+    """
+    require(count >= 1 and 0 <= passed <= count, f"passed must be in 0..count: got {passed} of {count}.")
+    require(0 < confidence < 1, f"confidence must be in (0, 1): got {confidence}.")
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _upper_tail(passed, count, middle) < 1 - confidence else (low, middle)
+    return low
+
+
+def chips_for_share(share: float, confidence: float = 0.95) -> int:
+    """Return the fewest chips that can show this share: as many as must all pass."""
+    require(0 < share < 1, f"the share of chips must be in (0, 1): got {share}.")
+    require(0 < confidence < 1, f"confidence must be in (0, 1): got {confidence}.")
+    return math.ceil(math.log(1 - confidence) / math.log(share) - 1e-9)
+
+
+def _upper_tail(passed: int, count: int, share: float) -> float:
+    """Return P(X >= passed) of a binomial count."""
+    if passed == 0:
+        return 1.0
+    terms = (
+        math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
+        + k * math.log(share) + (count - k) * math.log1p(-share)
+        for k in range(passed, count + 1)
+    )  # fmt: skip
+    return math.fsum(map(math.exp, terms))
+
+
 def t_quantile(probability: float, freedom: int) -> float:
     """Return the quantile (probability in [0.5, 1)) of Student's t with this many degrees of freedom."""
     require(0.5 <= probability < 1, f"probability must be in [0.5, 1): got {probability}.")

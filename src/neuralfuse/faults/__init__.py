@@ -7,7 +7,14 @@ where faults have a place in rows and columns), says in one method what fails, a
 from neuralfuse.faults.arrays import MAPPINGS, Array, ArrayFaults, Mapping
 from neuralfuse.faults.base import FAULT_MODELS, FaultModel, FaultyCells, fault_model, from_config
 from neuralfuse.faults.cells import Asymmetric, Flip, IndependentCells, Stuck
-from neuralfuse.faults.chip import Chip, evaluation_chips, published_chips, training_chip, validation_chips
+from neuralfuse.faults.chip import (
+    Chip,
+    evaluation_chips,
+    planning_chips,
+    published_chips,
+    training_chip,
+    validation_chips,
+)
 from neuralfuse.faults.compose import BitRates, Combined, Transient
 from neuralfuse.faults.correlated import Clusters, Lines
 from neuralfuse.faults.layout import Layout, Region
@@ -51,6 +58,7 @@ __all__ = [
     "from_config",
     "import_map",
     "load_chip",
+    "planning_chips",
     "published_chips",
     "save_chip",
     "synthetic_map",

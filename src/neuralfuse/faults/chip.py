@@ -11,6 +11,7 @@ from neuralfuse.seeds import derive
 
 _TRAINING = 30_001  # seeds 0..30000; source: NeuralFuse's public code
 _VALIDATION_FROM = 40_000
+_PLANNING_FROM = 45_000
 _PUBLISHED_FROM = 50_000  # seeds 50000..50009; source: NeuralFuse's public code
 _EVALUATION_FROM = 50_010
 
@@ -41,7 +42,13 @@ def validation_chips(faults: FaultModel, count: int) -> list[Chip]:
     """Return chips for early stopping: unseen in training, never used for results; one where all seeds are one chip."""
     if faults.one_chip:
         return [Chip(faults, _VALIDATION_FROM)]
-    return _every_second(faults, count, _VALIDATION_FROM, _PUBLISHED_FROM)
+    return _every_second(faults, count, _VALIDATION_FROM, _PLANNING_FROM)
+
+
+def planning_chips(faults: FaultModel, count: int) -> list[Chip]:
+    """Return chips by which a voltage is chosen: unseen in training, never used for results."""
+    chips = _every_second(faults, count, _PLANNING_FROM, _PUBLISHED_FROM)
+    return chips[:1] if faults.one_chip else chips
 
 
 def evaluation_chips(faults: FaultModel, count: int) -> list[Chip]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Callable
@@ -24,7 +25,7 @@ class VoltagePoint:
     Args:
         voltage: Supply voltage, in the curve's unit.
         ber: Rate of faulty cells there.
-        energy: Energy of one access relative to the highest voltage; None where it is not known.
+        energy: Energy of one access, in any unit; None where it is not known.
     """
 
     voltage: float
@@ -74,6 +75,13 @@ class VoltageCurve:
                 low.voltage < high.voltage and low.ber >= high.ber,
                 f"voltages must rise and rates must not rise with them: got ber={low.ber:g} at {low.voltage:g} and "
                 f"ber={high.ber:g} at {high.voltage:g} {self.unit}.",
+            )
+        known = [point for point in self.points if point.energy is not None]
+        for low, high in itertools.pairwise(known):
+            require(
+                (low.energy or 0) <= (high.energy or 0),
+                f"energies must not fall as the voltage rises: got {low.energy:g} at {low.voltage:g} and "
+                f"{high.energy:g} at {high.voltage:g} {self.unit}.",
             )
 
     @property
@@ -129,12 +137,12 @@ class VoltageCurve:
             ConfigError: the voltage lies outside the range, or the curve has no energies there.
         """
         low, high, part = self._between(voltage)
-        at = (low, high)[int(part)].energy if part in (0, 1) else None
-        if at is not None:
-            return at
         if all(point.energy is None for point in self.points) and self.energy_law == "quadratic":
             return float((voltage / self.range[1]) ** 2)
-        if low.energy is None or high.energy is None:
+        at, top = (low, high)[int(part)].energy if part in (0, 1) else None, self.points[-1].energy
+        if at is not None and top is not None:
+            return at / top
+        if low.energy is None or high.energy is None or top is None:
             raise ConfigError(
                 f"the voltage curve must have energies for this: {self.source} has none at {voltage:g}. Add them, or "
                 "take V^2 as a model with --energy-law quadratic where it has none at all."
@@ -143,8 +151,8 @@ class VoltageCurve:
         scale = laws[self.energy_law]
         share = (scale(voltage) - scale(low.voltage)) / (scale(high.voltage) - scale(low.voltage))
         if self.energy_law == "quadratic":
-            return (1 - share) * low.energy + share * high.energy
-        return math.exp((1 - share) * math.log(low.energy) + share * math.log(high.energy))
+            return ((1 - share) * low.energy + share * high.energy) / top
+        return math.exp((1 - share) * math.log(low.energy) + share * math.log(high.energy)) / top
 
     def is_point(self, voltage: float) -> bool:
         """Say whether the curve has a point with an energy at a voltage; what lies between points is a model."""

@@ -1,0 +1,106 @@
+"""The `plan` command: which voltage and which generator."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from neuralfuse.cli.common import Common, DataOptions, StorageOptions, open_bases, say
+from neuralfuse.cli.energy import HardwareOptions
+from neuralfuse.cli.faults import FaultOptions, open_curve
+from neuralfuse.config import Running
+from neuralfuse.errors import ConfigError, require
+
+_FLAT = Parameter(name="*")
+_COMMON, _DATA, _STORAGE, _HARDWARE, _RUNNING = Common(), DataOptions(), StorageOptions(), HardwareOptions(), Running()
+
+
+def plan(
+    *,
+    base: str,
+    out: Path,
+    target: float,
+    fuse: list[Path] | None = None,
+    yield_: Annotated[float | None, Parameter(name="--yield")] = None,
+    confidence: float = 0.95,
+    faults: str = "stuck",
+    voltages: tuple[float, ...] = (),
+    hardware: Annotated[HardwareOptions, _FLAT] = _HARDWARE,
+    energy: Literal["weights", "inference"] = "weights",
+    protect: tuple[int, ...] = (2, 4),
+    smaller: list[str] | None = None,
+    chips: int | None = None,
+    images: int = 2000,
+    data: Annotated[DataOptions, _FLAT] = _DATA,
+    storage: Annotated[StorageOptions, _FLAT] = _STORAGE,
+    running: Annotated[Running, _FLAT] = _RUNNING,
+    resume: bool = False,
+    common: Annotated[Common, _FLAT] = _COMMON,
+) -> None:
+    """Find the lowest-energy voltage and protection that reach an accuracy, by measuring all of them.
+
+    Measures the model without protection, behind each NeuralFuse, and with protected bits, at several voltages; says
+    what the best way without NeuralFuse costs; and checks its choice on other chips and images. Writes plan.json and
+    plan.png.
+
+    Example: neuralfuse plan --base runs/base --fuse runs/fuse --target 85 --out runs/plan
+    Example: neuralfuse plan --base runs/base --fuse runs/fuse --target 80 --yield 0.9 --out runs/plan
+
+    Parameters
+    ----------
+    base
+        A folder written by train-base, or package.module:factory (runs your code).
+    out
+        Folder for the results.
+    target
+        Accuracy to reach, in percent.
+    fuse
+        Folder of a trained NeuralFuse. Repeat it to compare several.
+    yield_
+        Share of all chips that must reach it, e.g. 0.99; by default the mean over chips must.
+    confidence
+        Of what is said about chips that were not measured.
+    faults
+        A name (flip, stuck, ...) or a TOML or JSON file that describes a fault model.
+    voltages
+        Voltages to measure at; by default the lowest without errors and six below it.
+    energy
+        What is to be low: the energy of the weights' memory, or of the whole inference.
+    protect
+        Numbers of most significant bits to keep at the highest voltage, without NeuralFuse.
+    smaller
+        Folder of a smaller base model, to be run without errors. Repeat it to compare several.
+    chips
+        How many chips at most; by default as many as the target needs.
+    images
+        How many test images to choose by, at most half of them; the other half checks the choice.
+    resume
+        Go on from an interrupted plan with the same --out.
+    """
+    from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
+    from neuralfuse.plan import Hardware, Target, make_plan, summary  # noqa: PLC0415
+
+    device = common.set_up()
+    curve = open_curve(hardware.curve, hardware.energy_law)
+    made = Hardware(
+        curve=curve, array=hardware.open_array(), technology=hardware.open_technology(), kib=hardware.bank_kib
+    )
+    goal = Target(accuracy=target, share=yield_, confidence=confidence)
+    require(not faults.endswith(".npz"), f"a plan must be made for a fault model: {faults} is one chip.")
+    options = FaultOptions(faults=faults, curve=hardware.curve)
+    modules = {path.name: NeuralFuse.from_pretrained(path).to(device) for path in fuse or []}
+    require(len(modules) == len(fuse or []), "folders of --fuse must have different names: got two of one.")
+    bases, images_of = open_bases([base, *(smaller or [])], data, storage, device, running)
+    others = {Path(name).name: one for name, one in zip(smaller or [], bases[1:], strict=True)}
+    if len(others) < len(bases) - 1:
+        raise ConfigError("folders of --smaller must have different names: got two of one.")
+    record = make_plan(
+        bases[0], modules, images_of,
+        faults_at=lambda voltage: replace(options, voltage=voltage).model(), hardware=made, target=goal,
+        voltages=voltages, by=energy, chips=chips, images=images, protect=protect, smaller=others,
+        out=out, resume=resume, say=say,
+    )  # fmt: skip
+    common.show(record, summary(record) + f"\n\nWrote plan.json and plan.png to {out}.")

@@ -1,0 +1,7 @@
+"""Which voltage, which generator: the cheapest way to run that is accurate enough, found by measuring."""
+
+from neuralfuse.plan.planner import Hardware, Option, Planner, cheapest, pareto
+from neuralfuse.plan.record import make_plan, summary, usual_voltages
+from neuralfuse.plan.target import Target
+
+__all__ = ["Hardware", "Option", "Planner", "Target", "cheapest", "make_plan", "pareto", "summary", "usual_voltages"]

@@ -1,0 +1,223 @@
+"""A plan from end to end: measure, choose, check the choice on other chips and images, keep it all as one record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from neuralfuse.data import DataSet
+from neuralfuse.data.dataset import holdout
+from neuralfuse.errors import FileFormatError, require
+from neuralfuse.evaluation import Run, mean, share_at_least, t_interval
+from neuralfuse.faults import BitRates, FaultModel
+from neuralfuse.files import check_writable, fingerprint, read_json, write_json
+from neuralfuse.fuse import NeuralFuse
+from neuralfuse.memory import Deployed
+from neuralfuse.nets import BaseModel
+from neuralfuse.pipeline import base_config, measure
+from neuralfuse.plan.draw import draw_plan
+from neuralfuse.plan.planner import By, Hardware, Kind, Known, Option, Planner, cheapest, pareto
+from neuralfuse.plan.target import Target
+from neuralfuse.seeds import generator
+
+SCHEMA = "neuralfuse/plan/1"
+PARTIAL_SCHEMA = "neuralfuse/partial-plan/1"
+WITHOUT: Container[Kind] = [kind for kind in get_args(Kind) if kind != "neuralfuse"]
+
+
+def make_plan(
+    base: tuple[BaseModel, Deployed],
+    fuses: Mapping[str, NeuralFuse],
+    data: DataSet,
+    *,
+    faults_at: Callable[[float], FaultModel],
+    hardware: Hardware,
+    target: Target,
+    voltages: Sequence[float] = (),
+    by: By = "weights",
+    chips: int | None = None,
+    images: int = 2000,
+    protect: Sequence[int] = (),
+    smaller: Mapping[str, tuple[BaseModel, Deployed]] | None = None,
+    out: Path,
+    resume: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Find the cheapest way to run that reaches a target, by measuring; write ``plan.json`` and ``plan.png``.
+
+    One half of the test images chooses, the other half checks the choice, on chips that had no part in it.
+
+    Args:
+        base: The base model, and its deployed form.
+        fuses: Trained NeuralFuse modules by name.
+        data: Images.
+        faults_at: The fault model at a voltage.
+        hardware: What it is planned for.
+        target: What is asked.
+        voltages: To measure at; by default the lowest one without errors and six below it, see `usual_voltages`.
+        by: Whose energy is to be low: the memory of the ``weights``, or the whole ``inference``.
+        chips: How many at most; by default as many as the target needs.
+        images: How many images to choose by, at most.
+        protect: Numbers of protected most significant bits to measure without NeuralFuse.
+        smaller: Smaller base models by name, to be run without errors.
+        out: Folder for the results.
+        resume: Go on from what an interrupted run left in ``out``.
+        say: Told of each voltage.
+    Raises:
+        ConfigError: an option is not legal, or a layer cannot be counted.
+        FileFormatError: what an interrupted run left belongs to another plan.
+    """
+    run = Run()
+    check_writable(out)
+    checking, choosing = holdout(data.test, 0.5, data.name, "planning images")
+    rows = torch.randperm(len(choosing), generator=generator(data.name, "planning rows"))[:images].sort().values
+    choosing = choosing[rows.to(choosing.images.device)]
+    grid = sorted(set(voltages) or set(usual_voltages(hardware)), reverse=True)
+    config = {
+        "base": base_config(*base),
+        "fuses": {name: {"fingerprint": _print(fuse), **fuse.trained} for name, fuse in fuses.items()},
+        "smaller": {name: base_config(*one) for name, one in (smaller or {}).items()},
+        "data": data.to_config(),
+        "images": len(choosing),
+        "faults": faults_at(grid[-1]).to_config(),
+        "hardware": hardware.to_config(),
+        "voltages": grid,
+        "protected_bits": list(protect),
+        "chips": chips or target.chips,
+        "target": {**asdict(target), "text": str(target)},
+        "by": by,
+    }
+    partial = out / ".plan.partial"
+
+    def keep(known: Known) -> None:
+        write_json(partial, {"schema": PARTIAL_SCHEMA, "config": config, "known": known})
+
+    planner = Planner(
+        base[1], choosing, faults_at=faults_at, hardware=hardware, target=target, chips=chips,
+        known=_known(partial, config) if resume and partial.exists() else None, keep=keep,
+    )  # fmt: skip
+    options: list[Option] = []
+    for voltage in grid:
+        found = planner.at(voltage, fuses, protect)
+        options += found
+        say(_line(found, hardware, by))
+    for name, (_, deployed) in (smaller or {}).items():
+        options += planner.smaller(name, deployed)
+    choice, alternative = cheapest(options, target, by), cheapest(options, target, by, kinds=WITHOUT)
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "config": config,
+        "options": [one.to_config(target) for one in options],
+        "pareto": [options.index(one) for one in pareto(options, by)],
+        "choice": None if choice is None else options.index(choice),
+        "alternative": None if alternative is None else options.index(alternative),
+        "check": None,
+    }
+    if choice is not None:
+        say(f"checking {choice.name} at {choice.voltage:.4g} {hardware.curve.unit} on other chips and images")
+        model = (smaller or {})[choice.name] if choice.kind == "smaller model" else base
+        fuse = fuses[choice.name] if choice.kind == "neuralfuse" else None
+        faults = faults_at(choice.voltage)
+        if choice.protected:
+            faults = BitRates.protecting(faults, msbs=choice.protected, bits=base[1].memory.layout.bits)
+        count = 1 if choice.exact else chips or target.chips
+        evaluation = measure(fuse, model, replace(data, test=checking), faults, chips=count)
+        record["check"] = _judged(evaluation, target, exact=choice.exact)
+    record["run"] = run.facts()
+    draw_plan(record, out / "plan.png")
+    write_json(out / "plan.json", record)
+    partial.unlink(missing_ok=True)
+    return record
+
+
+def usual_voltages(hardware: Hardware) -> list[float]:
+    """Return the lowest voltage without errors, and six below it at rates that are even on a logarithmic scale."""
+    curve = hardware.curve
+    positive = [point.ber for point in curve.points if point.ber > 0]
+    require(len(positive) > 0, "a voltage curve must reach errors to plan with: it has none.")
+    high = max(positive)
+    low = min(high, max(min(positive), high / 300))
+    rates = [low * (high / low) ** (k / 5) for k in range(5)] + [high]
+    return [curve.range[1] if curve.vmin is None else curve.vmin, *(curve.voltage(rate) for rate in rates)]
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """Return a plan as text."""
+    curve, by = record["config"]["hardware"]["curve"], record["config"]["by"]
+    what = "the weights' memory" if by == "weights" else "the whole inference"
+    lines = [
+        f"target: {record['config']['target']['text']}; energy of {what}, relative to {_top(curve)}",
+        f"{curve['source']}\n",
+        f"{'':3}{'way':26}{'voltage':>12}{'faulty':>10}{'energy':>9}{'mean':>9}{'worst':>9}{'chips':>7}  target",
+    ]
+    for place, one in enumerate(record["options"]):
+        mark = "=> " if place == record["choice"] else " * " if place in record["pareto"] else "   "
+        lines.append(
+            f"{mark}{one['name']:26}{one['voltage']:>8.4g} {curve['unit']}{one['ber']:>10.3%}{one[by]:>9.3f}"
+            f"{one['mean']:>9.2f}{one['worst']:>9.2f}{len(one['accuracies']):>7}  "
+            f"{'reached' if one['meets_target'] else '-'}"
+        )
+    lines.append("\n=> the cheapest that reaches the target; * no other is both cheaper and more accurate")
+    if record["choice"] is None:
+        lines.append("Nothing measured reaches the target. Ask for less, or plan for higher voltages or other modules.")
+        return "\n".join(lines)
+    best = record["options"][record["choice"]]
+    lines.append(f"choose {best['name']} at {best['voltage']:.4g} {curve['unit']}: {1 - best[by]:.1%} saved")
+    if record["alternative"] is not None:
+        other = record["options"][record["alternative"]]
+        lines.append(
+            f"without NeuralFuse, the best is {other['name']} at {other['voltage']:.4g} {curve['unit']}: "
+            f"{1 - other[by]:.1%} saved"
+        )
+    check = record["check"]
+    lines.append(
+        f"checked on {check['chips']} other chips and {check['images']} other images: mean {check['mean']:.2f}%, worst "
+        f"{check['worst']:.2f}%, {check['passed']} reach {record['config']['target']['accuracy']:g}%: the choice "
+        f"{'holds' if check['holds'] else 'DOES NOT HOLD'}"
+    )
+    return "\n".join(lines)
+
+
+def _top(curve: Mapping[str, Any]) -> str:
+    return f"{curve['points'][-1][0]:g} {curve['unit']}"
+
+
+def _judged(found: Mapping[str, Any], target: Target, *, exact: bool) -> dict[str, Any]:
+    """Return an evaluation's record with what it says of the target."""
+    values = [chip["pa"] if chip["pa_nf"] is None else chip["pa_nf"] for chip in found["per_chip"]]
+    interval, passed = t_interval(values), target.passed(values)
+    return {
+        "chips": len(values),
+        "images": found["config"]["data"]["test_images"],
+        "mean": math.fsum(values) / len(values),
+        "mean_ci95": None if interval is None else list(interval),
+        "worst": min(values),
+        "passed": passed,
+        "share_at_least": float(passed) if exact else share_at_least(passed, len(values), target.confidence),
+        "holds": target.is_met(values, exact=exact),
+        "evaluation": found,
+    }
+
+
+def _line(options: Sequence[Option], hardware: Hardware, by: By) -> str:
+    ways = ", ".join(f"{one.name} {mean(one.accuracies):.1f}% at {one.energy(by):.3f}" for one in options)
+    return f"{options[0].voltage:.4g} {hardware.curve.unit}, {options[0].ber:.3%} faulty: {ways}"
+
+
+def _print(fuse: NeuralFuse) -> str:
+    return fingerprint(*fuse.state_dict().values())
+
+
+def _known(path: Path, config: Mapping[str, Any]) -> Known:
+    kept = read_json(path, PARTIAL_SCHEMA)
+    if kept["config"] != config:
+        raise FileFormatError(
+            f"{path} must belong to this very plan to be resumed: its models, data, voltages or target differ. "
+            "Pass the same options, or leave --resume out."
+        )
+    return kept["known"]  # type: ignore[no-any-return]

@@ -1,0 +1,68 @@
+"""What is asked of an operating point: an accuracy, of the mean chip or of nearly all chips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from neuralfuse.errors import require
+from neuralfuse.evaluation import chips_for_share, mean, mean_at_least, share_at_least
+
+FEWEST = 10  # chips before anything is decided
+_MEAN_CHIPS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """An accuracy to reach.
+
+    Without ``share``, the mean over all chips must reach it, with ``confidence`` (a one-sided Student-t bound). With
+    it, this share of all chips must, with ``confidence`` (Clopper and Pearson's bound, which assumes no distribution).
+
+    Args:
+        accuracy: In percent.
+        share: Of the chips, in (0, 1), for instance 0.99; None for the mean.
+        confidence: Of the statement about chips that were not measured.
+    """
+
+    accuracy: float
+    share: float | None = None
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        require(0 < self.accuracy <= 100, f"target must be an accuracy in (0, 100] percent: got {self.accuracy}.")
+        require(0.5 < self.confidence < 1, f"confidence must be in (0.5, 1): got {self.confidence}.")
+        require(self.share is None or 0 < self.share < 1, f"yield must be in (0, 1): got {self.share}.")
+
+    @property
+    def chips(self) -> int:
+        """How many chips can show it, all of them passing; 30 for a mean."""
+        return _MEAN_CHIPS if self.share is None else max(FEWEST, chips_for_share(self.share, self.confidence))
+
+    def passed(self, accuracies: Sequence[float]) -> int:
+        """Return how many chips reach the accuracy."""
+        return sum(value >= self.accuracy for value in accuracies)
+
+    def is_met(self, accuracies: Sequence[float], *, exact: bool = False) -> bool:
+        """Say whether measured chips show it; ``exact`` where there is nothing to draw, as without errors."""
+        if exact or (self.share is None and len(accuracies) == 1):
+            return min(accuracies) >= self.accuracy
+        if self.share is None:
+            bound = mean_at_least(accuracies, self.confidence)
+            return bound is not None and bound >= self.accuracy
+        return share_at_least(self.passed(accuracies), len(accuracies), self.confidence) >= self.share
+
+    def is_lost(self, accuracies: Sequence[float], chips: int) -> bool:
+        """Say whether no luck of the chips still to come could show it, so that measuring on is useless."""
+        if len(accuracies) < FEWEST:
+            return False
+        left = chips - len(accuracies)
+        if self.share is None:
+            return mean([*accuracies, *[100.0] * left]) < self.accuracy
+        return share_at_least(self.passed(accuracies) + left, chips, self.confidence) < self.share
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        if self.share is None:
+            return f"a mean of {self.accuracy:g}%, {self.confidence:.0%} sure"
+        return f"{self.accuracy:g}% on {100 * self.share:.4g}% of all chips, {self.confidence:.0%} sure"
