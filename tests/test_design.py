@@ -22,6 +22,7 @@ ROOMS = [
     {"train"},
     {"evaluation"},
     {"pipeline"},
+    {"plan"},
     {"demo"},
     {"cli"},
 ]

@@ -12,7 +12,7 @@ import torch
 from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.data import DataSet
 from neuralfuse.errors import FileFormatError, require
-from neuralfuse.evaluation import ChipResult, Run, evaluate, evaluation_record
+from neuralfuse.evaluation import ChipResult, Run, Target, evaluate, evaluation_record
 from neuralfuse.faults import FaultModel, evaluation_chips, published_chips
 from neuralfuse.files import check_writable, fingerprint, read_json, write_json
 from neuralfuse.fuse import Fit, NeuralFuse
@@ -140,6 +140,7 @@ def measure(
     chips: int | None,
     faulty_generator: bool = False,
     until: float | None = None,
+    target: Target | None = None,
     operating_point: Mapping[str, Any] | None = None,
     out: Path | None = None,
     resume: bool = False,
@@ -155,6 +156,7 @@ def measure(
         chips: How many unseen chips; None for the ten published ones.
         faulty_generator: Whether the weights of NeuralFuse lie in faulty memory too.
         until: Stop early, once PA(NF) is known this well; see `evaluate`.
+        target: An accuracy to judge the chips by, for the record.
         operating_point: The voltage that the rate came from, and its curve, for the record.
         out: File of the record; None for none.
         resume: Go on from the results that an interrupted run left beside ``out``.
@@ -197,6 +199,9 @@ def measure(
     known = {result.seed: result for result in results}
     result = evaluate(deployed, data.test, the_chips, fuse=module, known=known, report=keep, until=until)
     record = evaluation_record(result, faults=faults, config=config, run=run)
+    if target is not None:
+        values = [one.pa if one.pa_nf is None else one.pa_nf for one in result.per_chip]
+        record["target"] = {**asdict(target), "text": str(target), **target.reached_by(values)}
     if out is not None and partial is not None:
         write_json(out, record)
         partial.unlink(missing_ok=True)
@@ -243,6 +248,13 @@ def summary(record: Mapping[str, Any]) -> str:
             f"PA(NF)  {record['pa_nf']:6.2f}%   {_spread(record['pa_nf_sd'])}",
             f"RP      {record['rp']:+6.2f}    points recovered{known}",
         ]
+    judged = record.get("target")
+    if judged is not None:
+        lines.append(
+            f"{judged['passed']} of {record['chips']} chips reach {judged['accuracy']:g}%, so at least "
+            f"{judged['share_at_least']:.1%} of all chips do ({judged['confidence']:.0%} sure); the worst has "
+            f"{judged['worst']:.2f}%"
+        )
     return "\n".join(lines)
 
 

@@ -166,6 +166,8 @@ def evaluate(
     faults: Annotated[FaultOptions, _FLAT] = _FAULTS,
     chips: int = 30,
     until: float | None = None,
+    target: float | None = None,
+    confidence: float = 0.95,
     published_chips: bool = False,
     faulty_generator: bool = False,
     data: Annotated[DataOptions, _FLAT] = _DATA,
@@ -189,6 +191,10 @@ def evaluate(
         How many unseen chips; on a fault map, in how many random places the weights are laid (1: as --mapping says).
     until
         Stop early, once the 95% interval of PA(NF) (of PA without a NeuralFuse) is at most this many points wide.
+    target
+        An accuracy in percent: say how many of the chips reach it, and how many of all chips do at least.
+    confidence
+        Of that statement.
     published_chips
         Use the ten chips of the paper's tables instead.
     faulty_generator
@@ -198,8 +204,10 @@ def evaluate(
     resume
         Go on from an interrupted evaluation with the same --out.
     """
+    from neuralfuse.evaluation import Target  # noqa: PLC0415
     from neuralfuse.pipeline import measure, summary  # noqa: PLC0415
 
+    goal = None if target is None else Target(accuracy=target, confidence=confidence)
     require(not resume or out is not None, "--resume must come with --out: without it nothing was kept.")
     require(not faulty_generator or fuse is not None, "--faulty-generator must come with a NeuralFuse: got none.")
     model = faults.model(chips)
@@ -208,6 +216,6 @@ def evaluate(
     record = measure(
         fuse, bases[0], images, model,
         chips=None if published_chips else chips, faulty_generator=faulty_generator,
-        until=until, operating_point=faults.operating_point(model), out=out, resume=resume, say=say,
+        until=until, target=goal, operating_point=faults.operating_point(model), out=out, resume=resume, say=say,
     )  # fmt: skip
     common.show(record, summary(record))

@@ -80,8 +80,9 @@ def plan(
     resume
         Go on from an interrupted plan with the same --out.
     """
+    from neuralfuse.evaluation import Target  # noqa: PLC0415
     from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
-    from neuralfuse.plan import Hardware, Target, make_plan, summary  # noqa: PLC0415
+    from neuralfuse.plan import Hardware, make_plan, summary  # noqa: PLC0415
 
     device = common.set_up()
     curve = open_curve(hardware.curve, hardware.energy_law)

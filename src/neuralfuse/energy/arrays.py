@@ -45,8 +45,8 @@ class SystolicArray:
         columns: Its width.
         dataflow: What stays in it.
     Source:
-        SCALE-Sim (Samajdar et al., ISPASS 2020), whose counts of these reads and writes it equals; it does not count
-        partial sums read back.
+        SCALE-Sim (Samajdar et al., ISPASS 2020), whose counts of reads and writes these are; it does not count partial
+        sums read back, and its version 2.0.2 counts some outputs twice (docs/energy.md).
     """
 
     rows: int = 32

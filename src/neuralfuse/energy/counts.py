@@ -100,39 +100,80 @@ def counts_of(made: Trace, array: SystolicArray) -> Counts:
     )
 
 
-def paper_accesses(made: Trace) -> float:
-    """Return the total weight memory accesses (T.W.M.A.) as the paper counts them.
+@dataclass(frozen=True, kw_only=True)
+class SimulatorLayer:
+    """A layer as SCALE-Sim's topology files describe it: an unpadded convolution.
 
-    SCALE-Sim's filter reads on an output-stationary array of 32 rows, in words of 64 bits. An unpadded window that does
-    not fit a whole number of times is counted once more; a transposed convolution is a convolution of stride 1 over its
-    output with a border of 1; a 1x1 convolution that ends a network is padded by 1.
+    Attributes:
+        layer: Its name.
+        size: Of the input, padding included, one number for each spatial axis.
+        kernel: Of the window.
+        channels: Of the input.
+        filters: Channels of the output.
+        stride: Of the window.
+        groups: How many such convolutions there are.
+    """
+
+    layer: str
+    size: tuple[int, ...]
+    kernel: tuple[int, ...]
+    channels: int
+    filters: int
+    stride: tuple[int, ...]
+    groups: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Output pixels; a window that does not fit a whole number of times is counted once more."""
+        sizes = zip(self.size, self.kernel, self.stride, strict=True)
+        return math.prod(folds(size - kernel, stride) + 1 for size, kernel, stride in sizes)
+
+    @property
+    def filter_reads(self) -> int:
+        """Words read from the memory of the weights, by an output-stationary array of the paper's height."""
+        return self.groups * folds(self.rows, PAPER_ROWS) * math.prod(self.kernel) * self.channels * self.filters
+
+
+def paper_layers(made: Trace) -> list[SimulatorLayer]:
+    """Return a pass's layers as the paper gave them to SCALE-Sim.
+
+    A transposed convolution is a convolution of stride 1 over its output with a border of 1, from its output channels
+    to its input channels; a 1x1 convolution that ends a network is padded by 1; all else is as it is.
 
     Source:
         NeuralFuse (arXiv 2306.16869), Table 6. The conventions are not in the paper: they were found by fitting, and
         give all eleven of its totals exactly.
     """
-    operations = [operation for operation in made.operations if operation.weight is not None]
-    if operations and operations[-1].window is not None and set(operations[-1].window.kernel) == {1}:
-        operations[-1] = _padded(operations[-1])
-    return sum(map(_filter_reads, operations)) / WEIGHTS_PER_ACCESS
+    stored = [one for one in made.operations if one.weight is not None]
+    return [_simulated(one, border=1 if one is stored[-1] and _is_pointwise(one) else 0) for one in stored]
 
 
-def _padded(last: Operation) -> Operation:
-    window = last.window
-    assert window is not None  # noqa: S101
-    return replace(last, window=replace(window, padding=tuple(one + 1 for one in window.padding)))
+def paper_accesses(made: Trace) -> float:
+    """Return the total weight memory accesses (T.W.M.A.) in the paper's convention, in words of 64 bits."""
+    return sum(layer.filter_reads for layer in paper_layers(made)) / WEIGHTS_PER_ACCESS
 
 
-def _filter_reads(operation: Operation) -> int:
-    if operation.kind == "lookup":
-        return operation.rows * operation.columns
-    rows, inner, columns = operation.rows, operation.inner, operation.columns
-    window = operation.window
-    if window is not None and operation.kind == "convolution":
-        sizes = zip(window.input, window.kernel, window.stride, window.padding, strict=True)
-        rows = math.prod(folds(size + 2 * pad - kernel, stride) + 1 for size, kernel, stride, pad in sizes)
-    elif window is not None:
-        incoming, outgoing = window.channels
-        rows = math.prod(size + 2 - kernel + 1 for size, kernel in zip(window.output, window.kernel, strict=True))
-        inner, columns = outgoing * math.prod(window.kernel), incoming
-    return operation.groups * folds(rows, PAPER_ROWS) * inner * columns
+def _is_pointwise(operation: Operation) -> bool:
+    return operation.window is not None and set(operation.window.kernel) == {1}
+
+
+def _simulated(operation: Operation, border: int) -> SimulatorLayer:
+    window, groups = operation.window, operation.groups
+    if window is None:  # a 1x1 convolution over as many pixels as there are rows; a lookup reads each row once
+        rows, filters = operation.rows, operation.columns
+        rows, filters = (1, rows * filters) if operation.kind == "lookup" else (rows, filters)
+        return SimulatorLayer(
+            layer=operation.layer, size=(rows, 1), kernel=(1, 1), channels=operation.inner, filters=filters,
+            stride=(1, 1), groups=groups,
+        )  # fmt: skip
+    incoming, outgoing = window.channels
+    if operation.kind == "transposed convolution":
+        return SimulatorLayer(
+            layer=operation.layer, size=tuple(size + 2 for size in window.output), kernel=window.kernel,
+            channels=outgoing, filters=incoming, stride=(1,) * len(window.kernel), groups=groups,
+        )  # fmt: skip
+    return SimulatorLayer(
+        layer=operation.layer,
+        size=tuple(size + 2 * (pad + border) for size, pad in zip(window.input, window.padding, strict=True)),
+        kernel=window.kernel, channels=incoming, filters=outgoing, stride=window.stride, groups=groups,
+    )  # fmt: skip

@@ -11,12 +11,14 @@ from neuralfuse.evaluation.stats import (
     t_interval,
     t_quantile,
 )
+from neuralfuse.evaluation.target import Target
 
 __all__ = [
     "EVALUATION_SCHEMA",
     "ChipResult",
     "Evaluation",
     "Run",
+    "Target",
     "chips_for_share",
     "evaluate",
     "evaluation_record",

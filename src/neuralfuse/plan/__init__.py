@@ -2,6 +2,5 @@
 
 from neuralfuse.plan.planner import Hardware, Option, Planner, cheapest, pareto
 from neuralfuse.plan.record import make_plan, summary, usual_voltages
-from neuralfuse.plan.target import Target
 
-__all__ = ["Hardware", "Option", "Planner", "Target", "cheapest", "make_plan", "pareto", "summary", "usual_voltages"]
+__all__ = ["Hardware", "Option", "Planner", "cheapest", "make_plan", "pareto", "summary", "usual_voltages"]

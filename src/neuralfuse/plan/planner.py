@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from neuralfuse.data import Split
 from neuralfuse.energy import GENERATOR_LAYERS, Counts, SystolicArray, Technology, count
 from neuralfuse.errors import require
-from neuralfuse.evaluation import mean, share_at_least, t_interval
+from neuralfuse.evaluation import Target, mean
 from neuralfuse.faults import BitRates, Chip, FaultModel, VoltageCurve, planning_chips
 from neuralfuse.fuse import NeuralFuse, check_same_range
 from neuralfuse.memory import Deployed, side_by_side
-from neuralfuse.plan.target import Target
 from neuralfuse.scoring import accuracy, plain_inputs, transform
 
 Kind = Literal["neuralfuse", "unprotected", "protected bits", "smaller model"]
@@ -87,18 +86,8 @@ class Option:
 
     def to_config(self, target: Target) -> dict[str, Any]:
         """Return it as JSON, with what its chips say about all chips."""
-        interval, passed = t_interval(self.accuracies), target.passed(self.accuracies)
-        bound = float(passed) if self.exact else share_at_least(passed, len(self.accuracies), target.confidence)
-        return {
-            **asdict(self),
-            "mean": mean(self.accuracies),
-            "mean_ci95": None if interval is None else list(interval),
-            "worst": min(self.accuracies),
-            "passed": passed,
-            "share_at_least": bound,
-            "meets_target": target.is_met(self.accuracies, exact=self.exact),
-            "accuracies": list(self.accuracies),
-        }
+        found = {**asdict(self), **target.reached_by(self.accuracies, exact=self.exact)}
+        return found | {"accuracies": list(self.accuracies)}
 
 
 class Planner:
@@ -129,6 +118,9 @@ class Planner:
         known: Known | None = None,
         keep: Callable[[Known], None] = lambda known: None,
     ) -> None:
+        if chips is not None and (target.share is not None or chips < 2):
+            least = 2 if target.share is None else target.chips
+            require(chips >= least, f"chips must be at least {least} to show {target}: got {chips}.")
         self.base, self.split, self.faults_at = base, split, faults_at
         self.hardware, self.target, self.chips = hardware, target, chips or target.chips
         self.known, self.keep = dict(known or {}), keep

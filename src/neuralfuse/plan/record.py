@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from neuralfuse.data import DataSet
 from neuralfuse.data.dataset import holdout
 from neuralfuse.errors import FileFormatError, require
-from neuralfuse.evaluation import Run, mean, share_at_least, t_interval
+from neuralfuse.evaluation import Run, Target, mean
 from neuralfuse.faults import BitRates, FaultModel
 from neuralfuse.files import check_writable, fingerprint, read_json, write_json
 from neuralfuse.fuse import NeuralFuse
@@ -22,7 +21,6 @@ from neuralfuse.nets import BaseModel
 from neuralfuse.pipeline import base_config, measure
 from neuralfuse.plan.draw import draw_plan
 from neuralfuse.plan.planner import By, Hardware, Kind, Known, Option, Planner, cheapest, pareto
-from neuralfuse.plan.target import Target
 from neuralfuse.seeds import generator
 
 SCHEMA = "neuralfuse/plan/1"
@@ -178,7 +176,7 @@ def summary(record: Mapping[str, Any]) -> str:
     lines.append(
         f"checked on {check['chips']} other chips and {check['images']} other images: mean {check['mean']:.2f}%, worst "
         f"{check['worst']:.2f}%, {check['passed']} reach {record['config']['target']['accuracy']:g}%: the choice "
-        f"{'holds' if check['holds'] else 'DOES NOT HOLD'}"
+        f"{'holds' if check['meets_target'] else 'DOES NOT HOLD'}"
     )
     return "\n".join(lines)
 
@@ -190,18 +188,8 @@ def _top(curve: Mapping[str, Any]) -> str:
 def _judged(found: Mapping[str, Any], target: Target, *, exact: bool) -> dict[str, Any]:
     """Return an evaluation's record with what it says of the target."""
     values = [chip["pa"] if chip["pa_nf"] is None else chip["pa_nf"] for chip in found["per_chip"]]
-    interval, passed = t_interval(values), target.passed(values)
-    return {
-        "chips": len(values),
-        "images": found["config"]["data"]["test_images"],
-        "mean": math.fsum(values) / len(values),
-        "mean_ci95": None if interval is None else list(interval),
-        "worst": min(values),
-        "passed": passed,
-        "share_at_least": float(passed) if exact else share_at_least(passed, len(values), target.confidence),
-        "holds": target.is_met(values, exact=exact),
-        "evaluation": found,
-    }
+    images = found["config"]["data"]["test_images"]
+    return {"chips": len(values), "images": images, **target.reached_by(values, exact=exact), "evaluation": found}
 
 
 def _line(options: Sequence[Option], hardware: Hardware, by: By) -> str:

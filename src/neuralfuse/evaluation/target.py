@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from neuralfuse.errors import require
-from neuralfuse.evaluation import chips_for_share, mean, mean_at_least, share_at_least
+from neuralfuse.evaluation.stats import chips_for_share, mean, mean_at_least, share_at_least, t_interval
 
 FEWEST = 10  # chips before anything is decided
 _MEAN_CHIPS = 30
@@ -51,6 +52,19 @@ class Target:
             bound = mean_at_least(accuracies, self.confidence)
             return bound is not None and bound >= self.accuracy
         return share_at_least(self.passed(accuracies), len(accuracies), self.confidence) >= self.share
+
+    def reached_by(self, accuracies: Sequence[float], *, exact: bool = False) -> dict[str, Any]:
+        """Return what measured chips say about all chips, as JSON."""
+        interval, passed = t_interval(accuracies), self.passed(accuracies)
+        share = float(passed) if exact else share_at_least(passed, len(accuracies), self.confidence)
+        return {
+            "mean": mean(accuracies),
+            "mean_ci95": None if interval is None else list(interval),
+            "worst": min(accuracies),
+            "passed": passed,
+            "share_at_least": share,
+            "meets_target": self.is_met(accuracies, exact=exact),
+        }
 
     def is_lost(self, accuracies: Sequence[float], chips: int) -> bool:
         """Say whether no luck of the chips still to come could show it, so that measuring on is useless."""

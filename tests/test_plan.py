@@ -1,0 +1,361 @@
+"""The planner against plain loops: statistics, options, choice, resuming, its record and picture."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import nn
+
+from neuralfuse.cli.main import run
+from neuralfuse.data import DataSet, Split
+from neuralfuse.energy import GENERATOR_LAYERS, SystolicArray, Technology, count
+from neuralfuse.errors import ConfigError, FileFormatError
+from neuralfuse.evaluation import Target, chips_for_share, mean_at_least, share_at_least
+from neuralfuse.faults import BitRates, Chip, Stuck, VoltageCurve, VoltagePoint, planning_chips, validation_chips
+from neuralfuse.fuse import NeuralFuse
+from neuralfuse.memory import deploy
+from neuralfuse.nets import BaseModel
+from neuralfuse.plan import Hardware, Option, Planner, cheapest, make_plan, pareto, summary, usual_voltages
+from neuralfuse.scoring import accuracy, plain_inputs
+
+# Statistics
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, 30, 299])
+@pytest.mark.parametrize("confidence", [0.6, 0.95, 0.99])
+def test_the_share_of_chips_is_bounded_as_clopper_and_pearson_do(count, confidence):
+    for passed in {0, 1, count // 2, count - 1, count}:
+        wanted = stats.beta.ppf(1 - confidence, passed, count - passed + 1) if passed else 0.0
+        assert share_at_least(passed, count, confidence) == pytest.approx(wanted, abs=1e-9)
+    fewest = chips_for_share(0.9, confidence)
+    assert share_at_least(fewest, fewest, confidence) >= 0.9 > share_at_least(fewest - 1, fewest - 1, confidence)
+
+
+def test_the_bound_below_a_mean_is_student_s():
+    values = [80.0, 90.0, 85.0, 84.0, 91.0]
+    wanted = stats.t.ppf(0.05, 4, loc=86.0, scale=stats.sem(values))
+    assert mean_at_least(values) == pytest.approx(wanted)
+    assert mean_at_least([1.0]) is None
+
+
+def test_a_target_needs_as_many_chips_as_can_show_it():
+    assert Target(accuracy=85).chips == 30
+    assert Target(accuracy=85, share=0.99).chips == 299
+    assert Target(accuracy=85, share=0.9).chips == 29
+    assert Target(accuracy=85, share=0.5).chips == 10
+    assert str(Target(accuracy=85, share=0.99)) == "85% on 99% of all chips, 95% sure"
+    assert str(Target(accuracy=85)) == "a mean of 85%, 95% sure"
+
+
+def test_what_reaches_a_target():
+    mean, most = Target(accuracy=80), Target(accuracy=80, share=0.9)
+    assert mean.is_met([81.0] * 5 + [82.0] * 5)
+    assert not mean.is_met([60.0, 101.0] * 5), "a mean above it that is not known well enough"
+    assert most.is_met([81.0] * 29)
+    assert not most.is_met([81.0] * 28)
+    assert not most.is_met([81.0] * 29 + [79.0])
+    assert mean.is_met([80.0], exact=True) and most.is_met([80.0], exact=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    values=st.lists(st.floats(0, 100), min_size=10, max_size=30), more=st.integers(0, 20),
+    share=st.sampled_from([None, 0.5, 0.9]), ask=st.floats(1, 100),
+)  # fmt: skip
+def test_what_is_lost_cannot_be_won_back(values, more, share, ask):
+    target = Target(accuracy=ask, share=share)
+    if target.is_lost(values, len(values) + more):
+        assert not target.is_met([*values, *[100.0] * more])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accuracy": 0}, r"target must be an accuracy in \(0, 100\] percent: got 0"),
+        ({"accuracy": 101}, "got 101"),
+        ({"accuracy": 80, "share": 1.0}, r"yield must be in \(0, 1\): got 1.0"),
+        ({"accuracy": 80, "confidence": 0.4}, r"confidence must be in \(0.5, 1\): got 0.4"),
+    ],
+)
+def test_targets_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Target(**options)
+
+
+def test_planning_chips_are_of_their_own():
+    faults = Stuck(ber=0.1)
+    seeds = [chip.seed for chip in planning_chips(faults, 2500)]
+    assert min(seeds) > max(chip.seed for chip in validation_chips(faults, 2500))
+    assert max(seeds) < 50_000, "the published ones begin there"
+
+
+# Planning
+
+
+class Halves(nn.Sequential):
+    """Tells which half of an image is bright: stored weights of +1 and -1, which errors spoil."""
+
+    def __init__(self, stride: int = 2) -> None:
+        super().__init__(nn.AvgPool2d(stride), nn.Flatten(), nn.utils.skip_init(nn.Linear, 64 // stride**2, 2))
+        side = torch.ones(8 // stride, 8 // stride)
+        side[: 4 // stride] = -1
+        with torch.no_grad():
+            self[2].weight.copy_(torch.stack([side.flatten(), -side.flatten()]))
+            self[2].bias.zero_()
+
+
+def faint_data() -> DataSet:
+    """Images whose brighter half shows only in the mean of many pixels."""
+    draw = torch.Generator().manual_seed(3)
+    labels = torch.arange(240) % 2
+    images = torch.randint(0, 120, (240, 1, 8, 8), generator=draw, dtype=torch.uint8)
+    images[labels == 1, :, :4] += 40
+    images[labels == 0, :, 4:] += 40
+    parts = [Split(images[k : k + 60], labels[k : k + 60]) for k in (0, 60)]
+    return DataSet("faint", ("lower", "upper"), *parts, Split(images[120:], labels[120:]))
+
+
+CURVE = VoltageCurve(
+    points=[
+        VoltagePoint(voltage=v, ber=ber, energy=energy)
+        for v, ber, energy in [(0.5, 0.8, 2.0), (0.6, 0.4, 3.0), (0.7, 0.0, 4.0), (1.0, 0.0, 8.0)]
+    ],
+    source="made up for a test",
+)
+HARDWARE = Hardware(curve=CURVE, array=SystolicArray(), technology=Technology.named("45nm"), kib=8)
+TARGET = Target(accuracy=90)
+
+
+def faults_at(voltage: float) -> Stuck:
+    return Stuck(ber=CURVE.ber(voltage))
+
+
+def base(stride: int = 2):
+    module = Halves(stride).eval()
+    return BaseModel(name="halves", module=module, classes=2, channels=1, image_size=(8, 8)), deploy(module)
+
+
+@pytest.fixture
+def fuse() -> NeuralFuse:
+    return NeuralFuse("uip", channels=1, image_size=(8, 8), seed=0).eval()
+
+
+def planner(**options) -> Planner:
+    return Planner(
+        base()[1], faint_data().test, **{"faults_at": faults_at, "hardware": HARDWARE, "target": TARGET} | options
+    )
+
+
+def test_every_way_is_measured_as_a_plain_loop_would(fuse):
+    made = planner(chips=6)
+    found = made.at(0.6, {"u": fuse}, [3])
+    assert [(one.name, one.kind, one.protected) for one in found] == [
+        ("no protection", "unprotected", 0), ("u", "neuralfuse", 0), ("3 bits protected", "protected bits", 3),
+    ]  # fmt: skip
+    deployed, split = base()[1], faint_data().test
+    plain = plain_inputs(split, deployed.input_range)
+    hardened = BitRates.protecting(Stuck(ber=0.4), msbs=3)
+    with torch.no_grad():
+        fused = fuse(plain)
+    for one, faults, inputs in zip(
+        found, (Stuck(ber=0.4), Stuck(ber=0.4), hardened), (plain, fused, plain), strict=True
+    ):
+        wanted = [
+            accuracy(deployed.perturbed(Chip(faults, chip.seed)), inputs, split.labels)
+            for chip in planning_chips(faults, 6)
+        ]
+        assert list(one.accuracies) == wanted
+    assert len(set(found[0].accuracies)) > 1, "chips differ"
+
+
+def test_what_a_way_costs(fuse):
+    made = planner(chips=3)
+    plain, fused, hardened = made.at(0.5, {"u": fuse}, [2])
+    shape = {"channels": 1, "image_size": (8, 8)}
+    reads = count(Halves(), **shape).accesses.weight_reads
+    added = count(fuse, **shape, layers=GENERATOR_LAYERS).accesses.weight_reads
+    assert (reads, added) == (32, 64)
+    assert plain.weights == pytest.approx(0.25)
+    assert fused.weights == pytest.approx(0.25 + 64 / 32)
+    assert hardened.weights == pytest.approx((2 + 6 * 0.25) / 8)
+    assert plain.weights < plain.inference < 1, "what does not scale keeps its cost"
+    half = made.smaller("small", base(stride=4)[1])
+    assert [(one.voltage, one.weights) for one in half] == [(1.0, 0.25), (0.7, 0.125)]
+    assert half[0].accuracies == half[1].accuracies and len(half[0].accuracies) == 1
+
+
+def test_no_chip_is_drawn_where_no_cell_fails(fuse):
+    found = planner().at(0.7, {"u": fuse}, [2])
+    assert [one.name for one in found] == ["no protection", "u"], "there is nothing to protect bits from"
+    assert all(len(one.accuracies) == 1 and one.exact for one in found)
+    assert found[0].accuracies == (100.0,)
+
+
+def test_measuring_ends_when_all_is_lost():
+    hopeless = planner(target=Target(accuracy=100, share=0.9), chips=29).at(0.5, {})
+    assert len(hopeless[0].accuracies) == 10
+    assert len(planner(target=Target(accuracy=1, share=0.5), chips=12).at(0.5, {})[0].accuracies) == 12
+
+
+def option(name: str, energy: float, *accuracies: float, ber: float = 0.1, kind: str = "unprotected") -> Option:
+    return Option(
+        name=name, kind=kind, voltage=0.5, ber=ber, weights=energy, inference=2 - energy, accuracies=accuracies
+    )
+
+
+def test_the_choice_is_the_cheapest_that_reaches_the_target():
+    options = [
+        option("a", 0.9, 99.0, ber=0),
+        option("b", 0.5, *[91.0, 92.0] * 5),
+        option("c", 0.4, *[89.0, 90.5] * 5),
+        option("d", 0.45, *[93.0, 94.0] * 5, kind="neuralfuse"),
+    ]
+    assert cheapest(options, TARGET, "weights").name == "d"
+    assert cheapest(options, TARGET, "weights", kinds=["unprotected"]).name == "b"
+    assert cheapest(options, TARGET, "inference").name == "a"
+    assert cheapest(options, Target(accuracy=99.5), "weights") is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(points=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12))
+def test_the_pareto_set_is_what_no_other_beats(points):
+    options = [option(str(k), energy / 10, float(value), ber=0) for k, (energy, value) in enumerate(points)]
+    front = {(one.weights, one.accuracies[0]) for one in pareto(options, "weights")}
+    for one in options:
+        mine = (one.weights, one.accuracies[0])
+        beaten = any(
+            other.weights <= mine[0] and other.accuracies[0] >= mine[1] and (other.weights, other.accuracies[0]) != mine
+            for other in options
+        )
+        assert (mine in front) != beaten
+
+
+def test_the_usual_voltages_span_the_curve():
+    grid = usual_voltages(HARDWARE)
+    assert (grid[0], grid[-1], len(grid)) == (0.7, 0.5, 7)
+    rates = [CURVE.ber(voltage) for voltage in grid[1:]]
+    ratios = [high / low for low, high in itertools.pairwise(rates)]
+    assert ratios == pytest.approx([ratios[0]] * 5)
+    assert rates[-1] == pytest.approx(0.8)
+
+
+def plan_with(out, fuse, **options):
+    given = {"faults_at": faults_at, "hardware": HARDWARE, "target": TARGET, "chips": 12, "voltages": (0.5, 0.6, 0.7)}
+    given |= {"protect": [4], "smaller": {"half": base(4)}, "out": out} | options
+    return make_plan(base(), {"u": fuse}, faint_data(), **given)
+
+
+def test_a_plan_is_kept_drawn_and_checked_on_other_chips_and_images(tmp_path, fuse):
+    record = plan_with(tmp_path, fuse)
+    assert record == json.loads((tmp_path / "plan.json").read_text())
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "plan.png"}
+    assert (tmp_path / "plan.png").stat().st_size > 20_000
+    names = [(one["name"], one["voltage"]) for one in record["options"]]
+    assert names == [
+        ("no protection", 0.7), ("u", 0.7), ("no protection", 0.6), ("u", 0.6), ("4 bits protected", 0.6),
+        ("no protection", 0.5), ("u", 0.5), ("4 bits protected", 0.5), ("half", 1.0), ("half", 0.7),
+    ]  # fmt: skip
+    best = record["options"][record["choice"]]
+    reaching = [one for one in record["options"] if one["meets_target"]]
+    assert best["weights"] == min(one["weights"] for one in reaching)
+    assert best["name"] == "half", "a quarter of the reads"
+    check = record["check"]
+    assert check["meets_target"] and check["mean"] == 100 and check["chips"] == 1
+    assert check["images"] + record["config"]["images"] == len(faint_data().test)
+    text = summary(record)
+    assert "=> half" in text and "choose half at 0.7 V: 87.5% saved" in text and "the choice holds" in text
+
+    hardened = plan_with(tmp_path, fuse, smaller=None, voltages=(0.5,))
+    best, check = hardened["options"][hardened["choice"]], hardened["check"]["evaluation"]
+    assert best["name"] == "4 bits protected"
+    assert check["config"]["faults"]["shares"] == [1.0] * 4 + [0.0] * 4
+    assert len(check["per_chip"]) == 12 and all(chip["seed"] >= 50_010 for chip in check["per_chip"])
+
+
+def test_nothing_that_reaches_the_target_is_said_plainly(tmp_path, fuse):
+    record = plan_with(tmp_path, fuse, smaller=None, voltages=(0.5,), protect=[])
+    assert (record["choice"], record["alternative"], record["check"]) == (None, None, None)
+    assert "Nothing measured reaches the target." in summary(record)
+
+
+def test_an_interrupted_plan_goes_on_to_the_same_end(tmp_path, fuse, monkeypatch):
+    whole = plan_with(tmp_path / "whole", fuse)
+    seen = []
+
+    def stop(text: str) -> None:
+        seen.append(text)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        plan_with(tmp_path / "cut", fuse, say=stop)
+    assert {path.name for path in (tmp_path / "cut").iterdir()} == {".plan.partial"}
+    with pytest.raises(FileFormatError, match="must belong to this very plan to be resumed"):
+        plan_with(tmp_path / "cut", fuse, resume=True, chips=11)
+    measured = []
+    original = Planner._accuracies
+    monkeypatch.setattr(Planner, "_accuracies", lambda *args: measured.append(1) or original(*args))
+    resumed = plan_with(tmp_path / "cut", fuse, resume=True)
+    assert len(measured) == 3, "both ways at 0.5, and the smaller model; what was known is not measured again"
+    for record in (whole, resumed):
+        del record["run"]
+        if record["check"]:
+            del record["check"]["evaluation"]["run"]
+    assert resumed == whole
+
+
+def test_too_few_chips_for_a_target_are_refused():
+    with pytest.raises(
+        ConfigError, match="chips must be at least 29 to show 80% on 90% of all chips, 95% sure: got 28"
+    ):
+        planner(target=Target(accuracy=80, share=0.9), chips=28)
+
+
+def test_modules_that_do_not_fit_are_refused(fuse):
+    with pytest.raises(ConfigError, match=r"NeuralFuse u must be in eval mode: call eval\(\) first"):
+        planner().at(0.7, {"u": fuse.train()})
+    with pytest.raises(ConfigError, match="a voltage curve must reach errors to plan with"):
+        usual_voltages(replace(HARDWARE, curve=VoltageCurve(points=CURVE.points[2:], source="x")))
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.line, self.mix = nn.utils.skip_init(nn.Linear, 64, 3), nn.utils.skip_init(nn.Bilinear, 3, 3, 2)
+
+    def forward(self, x):
+        x = self.line(x.flatten(1))
+        return self.mix(x, x)
+
+
+def test_a_layer_that_cannot_be_counted_is_refused():
+    with pytest.raises(ConfigError, match=r"every layer must be counted .* mix.weight \(read by aten::_trilinear"):
+        Planner(deploy(Mixed()), faint_data().test, faults_at=faults_at, hardware=HARDWARE, target=TARGET)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--target 0", "target must be an accuracy in (0, 100] percent: got 0"),
+        ("--target 80 --yield 1", "yield must be in (0, 1): got 1"),
+        ("--target 80 --faults map.npz", "a plan must be made for a fault model: map.npz is one chip"),
+        ("--target 80 --voltages 1.2", "voltage must lie on the curve, in [0.8, 1] Vmin: got 1.2"),
+        ("--target 80 --array 0x1", "an array must have at least one row and one column"),
+    ],
+)
+def test_nonsense_gets_one_line(options, message, capsys, tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n"
+        "def net():\n    return nn.Sequential(nn.Flatten(), nn.utils.skip_init(nn.Linear, 64, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert run(["plan", "--base", "own:net", "--out", "plan", *options.split()]) == 2
+    err = capsys.readouterr().err.removeprefix("loading digits\n")
+    assert message in err and err.count("\n") == 1
