@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from conftest import ROOT, child_environment
+from neuralfuse import published
 from neuralfuse.faults import FaultMap
 from neuralfuse.files import read_tensors
 
@@ -66,6 +67,8 @@ def test_the_readme_s_commands_run(tmp_path):
         shell(command, tmp_path)
     record = json.loads((tmp_path / "runs" / "record.json").read_text())
     assert record["rp"] > 0
+    plan = json.loads((tmp_path / "runs" / "plan" / "plan.json").read_text())
+    assert plan["choice"] is not None and plan["check"]["meets_target"]
 
 
 def test_the_readme_s_python_runs(tmp_path):
@@ -117,6 +120,19 @@ def test_the_page_for_a_chip_of_one_s_own_runs(tmp_path):
 def test_the_benchmarks_run(command, tmp_path):
     done = shell(f"python {ROOT / 'benchmarks'}/{command}", tmp_path)
     assert done.stdout.count("| ") > 20
+
+
+def test_the_simulator_counts_the_same_accesses(tmp_path):
+    """SCALE-Sim itself, on the six generators: the paper's totals (its Table 6), and every read and write."""
+    pytest.importorskip("scalesim")
+    done = shell(f"python {ROOT / 'benchmarks' / 'scale_sim.py'}", tmp_path)
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ") and "stationary" in line]
+    assert {row[0].strip("| "): int(row[6].replace(",", "")) for row in rows} == {
+        row["model"].lower(): row["twma"] for row in published.rows("table6", kind="generator")
+    }
+    assert [row[7] for row in rows] == ["yes"] * 6
+    done = shell(f"python {ROOT / 'benchmarks' / 'scale_sim.py'} --array-only --dataflows ws is", tmp_path)
+    assert done.stdout.count("| yes |") == 12
 
 
 def test_linked_pages_exist():

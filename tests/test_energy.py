@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 import neuralfuse
-from conftest import SHARED
+from conftest import ROOT, SHARED
 from neuralfuse import published
 from neuralfuse.cli.main import run
 from neuralfuse.energy import (
@@ -544,6 +544,11 @@ def test_nonsense_gets_one_line(options, message, capsys):
     assert run(["energy", *options.split()]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_the_page_shows_what_the_command_prints(capsys):
+    assert run(["energy", "resnet18", "--generator", "unets", "--ber", "0.01"]) == 0
+    assert f"```\n{capsys.readouterr().out}```" in (ROOT / "docs" / "energy.md").read_text(encoding="utf-8")
 
 
 def test_latency_is_measured_with_and_without():

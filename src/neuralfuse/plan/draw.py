@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from neuralfuse.files import write_atomically
 
 _COLORS = ("#1f6f8b", "#7a4fa3", "#2f8f5b", "#c77d1a", "#8a5a44", "#4a6fd0")
-_PLAIN, _GREY = "#b3432b", "#777777"
+_GREYS = ("#555555", "#999999", "#bbbbbb")
+_PLAIN, _SMALLER = "#b3432b", "black"
 
 
 def draw_plan(record: Mapping[str, Any], path: Path) -> None:
@@ -28,16 +30,17 @@ def draw_plan(record: Mapping[str, Any], path: Path) -> None:
     options = record["options"]
     figure, axes = plt.subplots(figsize=(8.4, 5.0), dpi=150, layout="constrained")
     names = list(dict.fromkeys((one["kind"], one["name"]) for one in options))
-    fuses = iter(_COLORS * len(names))
+    colors = {"neuralfuse": cycle(_COLORS), "protected bits": cycle(_GREYS)}
+    colors |= {"unprotected": cycle([_PLAIN]), "smaller model": cycle([_SMALLER])}
     for kind, name in names:
         own = sorted(
             (one for one in options if (one["kind"], one["name"]) == (kind, name)), key=lambda one: one["voltage"]
         )
         saved, means = [100 * (1 - one[by]) for one in own], [one["mean"] for one in own]
-        color = {"neuralfuse": next(fuses) if kind == "neuralfuse" else "", "unprotected": _PLAIN}.get(kind, _GREY)
+        color = next(colors[kind])
         low, high = zip(*(one["mean_ci95"] or (one["mean"], one["mean"]) for one in own), strict=True)
         style = {"smaller model": "s", "protected bits": "--^"}.get(kind, "-o")
-        label = f"NeuralFuse: {name}" if kind == "neuralfuse" else name
+        label = {"neuralfuse": f"NeuralFuse: {name}", "smaller model": f"{name}, no errors"}.get(kind, name)
         axes.plot(saved, means, style, color=color, markersize=4, linewidth=1.8, label=label)
         errors = [[m - a for m, a in zip(means, low, strict=True)], [b - m for m, b in zip(means, high, strict=True)]]
         axes.errorbar(saved, means, yerr=errors, fmt="none", ecolor=color, elinewidth=1, capsize=2)
