@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from neuralfuse.faults import (
     Stuck,
     evaluation_chips,
     fault_model,
+    planning_chips,
     published_chips,
     training_chip,
     validation_chips,
@@ -344,12 +346,14 @@ def test_chips_of_training_validation_and_test_never_meet():
     training = {training_chip(faults, 0, step, k).seed for step in range(300) for k in range(10)}
     assert max(training) <= 30_000
     assert len(training) > 2500
-    validation = {chip.seed for chip in validation_chips(faults, 5000)}
+    validation = {chip.seed for chip in validation_chips(faults, 2500)}
+    planning = {chip.seed for chip in planning_chips(faults, 2500)}
     evaluation = {chip.seed for chip in evaluation_chips(faults, 5000)}
     published = [chip.seed for chip in published_chips(faults)]
     assert published == list(range(50_000, 50_010))
-    assert not (training & validation or training & evaluation or validation & evaluation)
-    assert not evaluation & set(published)
+    for one, other in itertools.combinations((training, validation, planning, evaluation), 2):
+        assert not one & other
+    assert not (evaluation | planning) & set(published)
     assert [chip.seed for chip in evaluation_chips(faults, 3)] == [50_010, 50_012, 50_014]
 
 

@@ -351,11 +351,11 @@ def test_a_layer_that_cannot_be_counted_is_refused():
     ],
 )
 def test_nonsense_gets_one_line(options, message, capsys, tmp_path, monkeypatch):
-    (tmp_path / "own.py").write_text(
+    (tmp_path / "to_plan.py").write_text(
         "from torch import nn\n"
         "def net():\n    return nn.Sequential(nn.Flatten(), nn.utils.skip_init(nn.Linear, 64, 10))\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert run(["plan", "--base", "own:net", "--out", "plan", *options.split()]) == 2
+    assert run(["plan", "--base", "to_plan:net", "--out", "plan", *options.split()]) == 2
     err = capsys.readouterr().err.removeprefix("loading digits\n")
     assert message in err and err.count("\n") == 1
