@@ -19,6 +19,7 @@ from neuralfuse.faults import Chip, FaultModel, Stuck, Transient, evaluation_chi
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy, side_by_side
 from neuralfuse.memory.images import Images
+from neuralfuse.memory.workers import threads_at_once
 from neuralfuse.nets.base import seeded
 from neuralfuse.train import Pass, eopm_backward, passes, train_fuse
 
@@ -131,6 +132,22 @@ def test_an_error_on_a_thread_is_the_caller_s_and_the_threads_are_given_back(thr
     assert next(walk) == 0
     walk.close()
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads"), [(1, 1), (2, 2), (8, 8), (9, 8), (11, 5), (13, 6), (15, 5), (16, 8), (64, 8)]
+)
+def test_equal_shares_leave_few_cores_idle(cores, threads):
+    assert threads_at_once(cores) == threads
+
+
+def test_the_caller_s_autocast_holds_on_the_threads_too(threads):
+    def work(_: int) -> torch.dtype:
+        return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert set(side_by_side(work, range(4), threads)) == {torch.bfloat16}
+    assert set(side_by_side(work, range(4), threads)) == {torch.float32}
 
 
 def test_memory_does_not_grow_with_the_number_of_chips(threads, monkeypatch):

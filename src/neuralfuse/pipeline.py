@@ -39,7 +39,7 @@ def make_base(
     device: torch.device,
 ) -> dict[str, Any]:
     """Train a base model of the registry and write its folder; return the record of the training."""
-    run = Run()
+    run = Run(device)
     module = base_model(
         name,
         classes=len(data.classes),
@@ -99,7 +99,7 @@ def make_fuse(
 
     Of several processes that train together, the first one writes.
     """
-    run = Run()
+    run = Run(device)
     fuse = NeuralFuse(
         generator,
         channels=data.channels,
@@ -162,8 +162,8 @@ def measure(
         resume: Go on from the results that an interrupted run left beside ``out``.
         say: Told of each chip.
     """
-    run = Run()
     model, deployed = base
+    run = Run(deployed.memory.device)
     require(out is None or not out.is_dir(), f"--out must be a file for the record: {out} is a folder.")
     if isinstance(fuse, Path):
         fuse = NeuralFuse.from_pretrained(fuse).to(deployed.memory.device)

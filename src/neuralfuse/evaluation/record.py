@@ -56,20 +56,25 @@ def evaluation_record(result: Evaluation, *, faults: FaultModel, config: Mapping
 
 
 class Run:
-    """What varies from run to run: time, versions, hardware. Made at the start, so that it knows the code that ran."""
+    """What varies from run to run: time, versions, hardware. Made at the start, so that it knows the code that ran.
 
-    def __init__(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+    Args:
+        device: Where the run computes.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._gpu = device if device is not None and device.type == "cuda" else None
+        if self._gpu is not None:
+            torch.cuda.reset_peak_memory_stats(self._gpu)
         self._started = time.monotonic()
         self._commit = _commit()
 
     def facts(self) -> dict[str, Any]:
         """Return the ``run`` part of a record that is finished now."""
         hardware, device_memory = _processor(), {}
-        if torch.cuda.is_available():
-            hardware += f", {torch.cuda.get_device_name()}"
-            device_memory = {"peak_device_memory_bytes": torch.cuda.max_memory_allocated()}
+        if self._gpu is not None:
+            hardware += f", {torch.cuda.get_device_name(self._gpu)}"
+            device_memory = {"peak_device_memory_bytes": torch.cuda.max_memory_allocated(self._gpu)}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -20,7 +20,7 @@ from neuralfuse.memory.activations import ActivationMemory
 from neuralfuse.memory.floats import FloatWeights
 from neuralfuse.memory.folding import fold
 from neuralfuse.memory.weights import WeightMemory
-from neuralfuse.memory.workers import MOST
+from neuralfuse.memory.workers import threads_at_once
 from neuralfuse.quant import Scheme
 
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -105,7 +105,7 @@ class Runner:
     def at_once(self, x: Tensor) -> int:
         """Return how many threads may run the model at a time, on inputs like these."""
         self._chosen(x)
-        return 1 if self._alone or x.device.type != "cpu" else min(torch.get_num_threads(), MOST)
+        return 1 if self._alone or x.device.type != "cpu" else threads_at_once(torch.get_num_threads())
 
     def in_parts(self, x: Tensor, function: Callable[[slice], Out]) -> list[Out]:
         """Return what a function gives for one micro-batch of rows after the other.

@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import TypeVar
 
@@ -17,6 +18,12 @@ import torch
 MOST = 8  # threads at a time: each holds an image of the weights and the activations of a pass
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+
+def threads_at_once(cores: int) -> int:
+    """Return how many threads, of nearly as many as may be, keep most cores busy when all have an equal share."""
+    most = min(cores, MOST)
+    return max(range((most + 1) // 2, most + 1), key=lambda count: (count * (cores // count), count))
 
 
 def side_by_side(function: Callable[[In], Out], items: Iterable[In], at_once: int) -> Generator[Out, None, None]:
@@ -31,10 +38,11 @@ def side_by_side(function: Callable[[In], Out], items: Iterable[In], at_once: in
         yield from map(function, items)
         return
     cores, waiting = torch.get_num_threads(), deque[Future[Out]]()
+    cast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
     pool = _pool(at_once)
     try:
         for item in items:
-            waiting.append(pool.submit(_on_share, cores // at_once, function, item))
+            waiting.append(pool.submit(_on_share, cores // at_once, cast, function, item))
             if len(waiting) > at_once:
                 yield waiting[0].result()
                 waiting.popleft()
@@ -48,10 +56,11 @@ def side_by_side(function: Callable[[In], Out], items: Iterable[In], at_once: in
         torch.set_num_threads(cores)  # threads that torch meets later start with what was set last, anywhere
 
 
-def _on_share(cores: int, function: Callable[[In], Out], item: In) -> Out:
+def _on_share(cores: int, cast: torch.dtype | None, function: Callable[[In], Out], item: In) -> Out:
     if torch.get_num_threads() != cores:
         torch.set_num_threads(cores)
-    return function(item)
+    with nullcontext() if cast is None else torch.autocast("cpu", cast):  # the caller's holds on its own thread only
+        return function(item)
 
 
 @lru_cache

@@ -70,7 +70,7 @@ def make_plan(
         ConfigError: an option is not legal, or a layer cannot be counted.
         FileFormatError: what an interrupted run left belongs to another plan.
     """
-    run = Run()
+    run = Run(base[1].memory.device)
     check_writable(out)
     checking, choosing = holdout(data.test, 0.5, data.name, "planning images")
     rows = torch.randperm(len(choosing), generator=generator(data.name, "planning rows"))[:images].sort().values
