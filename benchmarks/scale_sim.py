@@ -17,9 +17,8 @@ from typing import NamedTuple
 import torch
 from timing import table
 
-from neuralfuse.energy import Accesses, SystolicArray
-from neuralfuse.energy.counts import WEIGHTS_PER_ACCESS, SimulatorLayer, paper_layers
-from neuralfuse.energy.trace import Operation, trace
+from neuralfuse.energy import Accesses, Operation, SystolicArray, trace
+from neuralfuse.energy.paper import WEIGHTS_PER_ACCESS, SimulatorLayer, paper_layers
 from neuralfuse.nets import BASE_MODELS, GENERATORS
 
 GENERATOR_NAMES = [name for name in GENERATORS if name != "uip"]

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import tomllib
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,6 +31,7 @@ from neuralfuse.energy import (
     Accesses,
     OperatingPoint,
     Operation,
+    Supply,
     SystolicArray,
     Technology,
     count,
@@ -37,6 +41,7 @@ from neuralfuse.energy import (
     latency,
     trace,
 )
+from neuralfuse.energy.paper import paper_layers
 from neuralfuse.energy.tables import paper_tables
 from neuralfuse.errors import ConfigError, FileFormatError, NeuralFuseError
 from neuralfuse.faults import VoltageCurve, VoltagePoint, default_curve
@@ -224,6 +229,112 @@ def test_what_cannot_be_counted_is_named_and_never_zero(capsys, monkeypatch, tmp
     assert "not counted: mixed.weight of odd:net, read by aten::_trilinear" in text
     assert "at least 30.6%" in text
     assert "not known  of all that an inference takes" in text
+    assert ">= 0.10 M" in text and ">= 3,132" in text and "generator" not in text
+
+
+class Lambda(nn.Module):
+    """A linear layer applied by a function."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.line, self.function = nn.Linear(6, 4, bias=False), function
+        self.query = nn.Parameter(torch.ones(3, 6))
+        self.register_buffer("basis", torch.ones(6, 6))
+        self.mask = torch.ones(4, 6)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+@pytest.mark.parametrize(
+    ("function", "macs", "weights", "inputs"),
+    [
+        (lambda m, x: F.linear(x, m.line.weight * torch.tensor(0.5)), 24, 24, 6),
+        (lambda m, x: F.linear(x, m.line.weight * m.mask), 24, 24, 6),
+        (lambda m, x: F.linear(x, torch.where(m.line.weight > 0, torch.tensor(1.0), m.line.weight)), 24, 24, 6),
+        (lambda m, x: m.line(m.query) + x.sum(), 72, 24, 18),
+        (lambda m, x: F.linear(x @ m.basis, m.line.weight), 60, 60, 12),
+        (lambda m, x: torch.addmm(x, x, x.new_ones(6, 6)) @ m.line.weight.T, 60, 24, 48),
+        (lambda m, x: torch.dot(m.line(x)[0], m.line(x)[0]), 52, 48, 20),
+        (lambda m, x: torch.inference_mode()(m.line)(x), 24, 24, 6),
+        (lambda m, x: m.line(torch.zeros(2, 6).copy_(x.expand(2, 6)) * 2), 48, 24, 12),
+    ],
+)
+def test_weights_keep_their_names_through_what_is_done_to_them(function, macs, weights, inputs):
+    made = trace(Lambda(function), torch.ones(1, 6))
+    moved = [SystolicArray().accesses(one) for one in made.operations]
+    assert made.unknown == []
+    assert made.macs == macs
+    assert sum(one.weight_reads for one in moved) == weights
+    assert sum(one.input_reads for one in moved) == inputs
+
+
+def test_a_pruned_layer_is_read_from_a_reliable_memory():
+    model = sequential(nn.Linear(6, 5, bias=False), nn.Linear(5, 4, bias=False))
+    prune.l1_unstructured(model[0], "weight", amount=0.5)
+    made = count(model, channels=1, image_size=(1, 6))
+    assert (made.accesses.weight_reads, made.reliable_reads, made.words, made.unknown) == (50, 30, 20, ())
+
+
+@pytest.mark.parametrize(
+    ("function", "missed"),
+    [
+        (lambda m, x: torch.cdist(m.line(x), m.line(x)), "runs aten::_cdist_forward"),
+        (lambda m, x: torch.fft.fft(m.line(x)).real, "runs aten::_fft"),
+        (lambda m, x: torch.ops.torchvision.nms(m.line(x), torch.ones(1), 0.5), "runs torchvision::nms"),
+    ],
+)
+def test_operations_that_multiply_in_other_ways_are_named(function, missed):
+    if "torchvision" in missed:
+        pytest.importorskip("torchvision")
+    (one,) = trace(Lambda(function), torch.ones(1, 6)).unknown
+    assert one.layer == "Lambda" and one.reason.startswith(missed)
+
+
+def test_another_quantizer_s_words_are_counted():
+    torchao = pytest.importorskip("torchao.quantization")
+    model = sequential(nn.Linear(64, 32, bias=False))
+    torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
+    made = count(model, channels=1, image_size=(1, 64))
+    assert (made.accesses.weight_reads, made.reliable_reads, made.unknown) == (2048 + 32, 0, ()), "words and scales"
+
+
+def test_the_paper_s_macs_are_not_made_up():
+    assert trace(COUNTED["attention"][0], torch.zeros(1, 3, 8, 8)).paper_macs is None
+    assert trace(sequential(nn.Linear(4, 4), nn.LayerNorm(4)), torch.zeros(1, 4)).paper_macs is None
+    twice = nn.Linear(4, 3)
+    assert trace(Calls(twice), torch.zeros(1, 4)).paper_macs == trace(twice, torch.zeros(1, 4)).paper_macs == 15
+
+
+class Calls(nn.Module):
+    def __init__(self, line: nn.Module) -> None:
+        super().__init__()
+        self.line = line
+
+    def forward(self, x):
+        return self.line(input=x)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_the_paper_s_accesses_know_dilation_and_frames(images):
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 4, 3, dilation=2, padding=2)
+
+        def forward(self, x):
+            return self.conv(x.view(images, 2, 9, 9))
+
+    (layer,) = paper_layers(trace(Frames(), torch.zeros(1, 2 * images, 9, 9)))
+    assert layer.rows == 81 * images
+
+
+def test_whatever_a_model_raises_is_one_line():
+    def fail(module, x):
+        raise AssertionError("Wrong image height!\nmore")
+
+    with pytest.raises(ConfigError, match=r"must run on one image of shape \(1, 6\): Wrong image height!$"):
+        trace(Lambda(fail), torch.ones(1, 6))
 
 
 class TwoInputs(nn.Bilinear):
@@ -412,19 +523,24 @@ def technology(**changes: object) -> Technology:
 def test_joules_are_counts_times_energies():
     made = count(nn.Linear(64, 32), channels=1, image_size=(1, 64), array=SystolicArray(rows=4, columns=8))
     assert made.accesses == Accesses(weight_reads=2048, input_reads=256, output_writes=32)
-    cost = technology().inference(made, kib=8)
+    cost = technology().inference(made, bits=8, kib=8)
     assert cost.to_config() == pytest.approx(
         {"weights": 4096e-12, "inputs": 512e-12, "outputs": 64e-12, "macs": 2048e-12, "leakage": 0, "dram": 0,
          "total": 6720e-12}
     )  # fmt: skip
-    low = technology().inference(made, kib=8, weight_energy=0.5)
-    assert (low.weights, low.inputs) == (cost.weights / 2, cost.inputs)
+    low = technology().inference(made, bits=8, kib=8, supply=Supply(weights=0.5, activations=0.25, overhead=0.1))
+    assert (low.weights, low.inputs, low.macs) == (cost.weights * 0.55, cost.inputs / 4, cost.macs)
     wide = technology().inference(made, bits=12, kib=8)
     assert (wide.macs, wide.weights) == (pytest.approx(3 * cost.macs), pytest.approx(1.5 * cost.weights))
+    reliable = technology().inference(replace(made, reliable_reads=1024), bits=8, kib=8, supply=Supply(weights=0.5))
+    assert reliable.weights == pytest.approx(0.75 * cost.weights), "what is not stored does not see the voltage"
     leaking = technology(leakage={"pw_per_bit": 2.0, "source": "me"}, dram={"pj": 640.0, "source": "me"})
-    more = leaking.inference(made, kib=8, seconds=0.5, relative_voltage=0.8)
+    more = leaking.inference(made, bits=8, kib=8, supply=Supply(seconds=0.5, voltage=0.8))
     assert more.leakage == pytest.approx(2e-12 * 2048 * 8 * 0.5 * 0.8)
     assert more.dram == pytest.approx(2048 * 8 / 64 * 640e-12)
+    for seconds in (0.0, -1.0, math.nan):
+        with pytest.raises(ConfigError, match="inference-seconds must be positive where a technology leaks"):
+            leaking.inference(made, bits=8, kib=8, supply=Supply(seconds=seconds))
     with pytest.raises(ConfigError, match="mine must have arithmetic for 32 bits: it has 8, 16"):
         technology().mac_joules(32)
     with pytest.raises(ConfigError, match="a bank of mine must hold 8 KiB: got 9"):
@@ -436,7 +552,11 @@ def test_joules_are_counts_times_energies():
     [
         ({"mac": []}, "must have \\[\\[mac\\]\\] and \\[\\[sram\\]\\]"),
         ({"access_bits": 0}, "access_bits must be at least 1"),
-        ({"sram": [{"kib": 8, "pj": -1.0, "source": "x"}]}, "every entry must be positive"),
+        ({"sram": [{"kib": 8, "pj": -1.0, "source": "x"}]}, "pj must be a positive number"),
+        ({"sram": [{"kib": 8, "pj": "1.0", "source": "x"}]}, "pj must be a positive number"),
+        ({"mac": [{"bits": True, "pj": 1.0, "source": "x"}]}, "bits must be a positive number"),
+        ({"sram": [{"kib": 8, "pj": 1.0, "source": 3}]}, "every entry must name its source"),
+        ({"mac": 3}, "mine must be a table of energies"),
         ({"sram": [{"kib": 8, "pj": 1.0}]}, "mine must be a table of energies: .*source"),
         ({"leakage": {"watts": 3}}, "mine must be a table of energies"),
         ({"colour": "red"}, "mine must be a table of energies: .*colour"),
@@ -463,8 +583,10 @@ def test_a_record_adds_up():
     base = count(base_model("resnet8", classes=10, seed=0), **shape)
     fuse = count(NeuralFuse("unets", seed=0), **shape, layers=GENERATOR_LAYERS)
     point = OperatingPoint.at(default_curve(), ber=0.01)
-    assert (point.voltage, point.weight_energy, point.measured) == (0.83, 0.694, True)
-    assert not OperatingPoint.at(default_curve(), voltage=0.9).measured
+    assert (point.voltage, point.weight_energy, point.is_point) == (0.83, 0.694, True)
+    assert not OperatingPoint.at(default_curve(), voltage=0.9).is_point
+    assert not OperatingPoint.at(default_curve(), voltage=0.8).is_point, "a model's end"
+    assert OperatingPoint.at(default_curve(), ber=5e-7).ber == 5e-7, "not what the nearest voltage has"
     record = energy_record(
         ("b", base), ("g", fuse), point=point, array=SystolicArray(), technology=technology(), kib=8, rp=10.0
     )
@@ -536,6 +658,8 @@ def test_no_errors_no_need(capsys):
         ("resnet18 --curve mine", "unknown voltage curve 'mine'. Legal: paper, xilinx-vc707"),
         ("resnet18 --energy-law cubic", "unknown energy law 'cubic'. Legal: power, quadratic, exponential"),
         ("resnet18 --image-size 0 4", "images for resnet18 must be at least 1x1: got 0x4"),
+        ("resnet18 --record r.json", "--record must come with --generator"),
+        ("resnet18 --bits 0", "bits must be at least 1: got bits=0"),
         ("", "a base model must say what runs: got none"),
         ("resnet18 --paper-tables", "--paper-tables must stand alone: got the base model resnet18"),
     ],

@@ -18,11 +18,23 @@ from neuralfuse.data import DataSet, Split
 from neuralfuse.energy import GENERATOR_LAYERS, SystolicArray, Technology, count
 from neuralfuse.errors import ConfigError, FileFormatError
 from neuralfuse.evaluation import Target, chips_for_share, mean_at_least, share_at_least
-from neuralfuse.faults import BitRates, Chip, Stuck, VoltageCurve, VoltagePoint, planning_chips, validation_chips
+from neuralfuse.faults import (
+    BitRates,
+    Chip,
+    Measured,
+    Stuck,
+    VoltageCurve,
+    VoltagePoint,
+    planning_chips,
+    synthetic_map,
+    validation_chips,
+)
 from neuralfuse.fuse import NeuralFuse
-from neuralfuse.memory import deploy
+from neuralfuse.memory import Activations, Deployed, deploy
+from neuralfuse.memory.readout import Secded
 from neuralfuse.nets import BaseModel
 from neuralfuse.plan import Hardware, Option, Planner, cheapest, make_plan, pareto, summary, usual_voltages
+from neuralfuse.quant import Layers, Scheme
 from neuralfuse.scoring import accuracy, plain_inputs
 
 # Statistics
@@ -61,6 +73,7 @@ def test_what_reaches_a_target():
     assert most.is_met([81.0] * 29)
     assert not most.is_met([81.0] * 28)
     assert not most.is_met([81.0] * 29 + [79.0])
+    assert not mean.is_met([99.0]), "one chip of many shows nothing"
     assert mean.is_met([80.0], exact=True) and most.is_met([80.0], exact=True)
 
 
@@ -206,8 +219,9 @@ def test_measuring_ends_when_all_is_lost():
 
 def option(name: str, energy: float, *accuracies: float, ber: float = 0.1, kind: str = "unprotected") -> Option:
     return Option(
-        name=name, kind=kind, voltage=0.5, ber=ber, weights=energy, inference=2 - energy, accuracies=accuracies
-    )
+        name=name, kind=kind, voltage=0.5, ber=ber, weights=energy, inference=2 - energy, accuracies=accuracies,
+        exact=ber == 0,
+    )  # fmt: skip
 
 
 def test_the_choice_is_the_cheapest_that_reaches_the_target():
@@ -255,7 +269,7 @@ def plan_with(out, fuse, **options):
 def test_a_plan_is_kept_drawn_and_checked_on_other_chips_and_images(tmp_path, fuse):
     record = plan_with(tmp_path, fuse)
     assert record == json.loads((tmp_path / "plan.json").read_text())
-    assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "plan.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "plan.png", "check.json"}
     assert (tmp_path / "plan.png").stat().st_size > 20_000
     names = [(one["name"], one["voltage"]) for one in record["options"]]
     assert names == [
@@ -268,12 +282,12 @@ def test_a_plan_is_kept_drawn_and_checked_on_other_chips_and_images(tmp_path, fu
     assert best["name"] == "half", "a quarter of the reads"
     check = record["check"]
     assert check["meets_target"] and check["mean"] == 100 and check["chips"] == 1
-    assert check["images"] + record["config"]["images"] == len(faint_data().test)
+    assert (check["images"], record["config"]["images"]) == (60, 60)
     text = summary(record)
     assert "=> half" in text and "choose half at 0.7 V: 87.5% saved" in text and "the choice holds" in text
 
     hardened = plan_with(tmp_path, fuse, smaller=None, voltages=(0.5,))
-    best, check = hardened["options"][hardened["choice"]], hardened["check"]["evaluation"]
+    best, check = hardened["options"][hardened["choice"]], json.loads((tmp_path / "check.json").read_text())
     assert best["name"] == "4 bits protected"
     assert check["config"]["faults"]["shares"] == [1.0] * 4 + [0.0] * 4
     assert len(check["per_chip"]) == 12 and all(chip["seed"] >= 50_010 for chip in check["per_chip"])
@@ -285,30 +299,39 @@ def test_nothing_that_reaches_the_target_is_said_plainly(tmp_path, fuse):
     assert "Nothing measured reaches the target." in summary(record)
 
 
-def test_an_interrupted_plan_goes_on_to_the_same_end(tmp_path, fuse, monkeypatch):
-    whole = plan_with(tmp_path / "whole", fuse)
-    seen = []
+def without_runs(folder) -> list[dict]:
+    records = [json.loads((folder / name).read_text()) for name in ("plan.json", "check.json")]
+    for record in records:
+        del record["run"]
+    return records
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 6, 14, 18])
+def test_an_interrupted_plan_goes_on_to_the_same_end(tmp_path, fuse, monkeypatch, stop_at):
+    """In the middle of a voltage, between two of them, and in the check."""
+    options = {"smaller": None, "target": Target(accuracy=80)}
+    plan_with(tmp_path / "whole", fuse, **options)
+    said = []
 
     def stop(text: str) -> None:
-        seen.append(text)
-        if len(seen) == 2:
+        said.append(text)
+        if len(said) == stop_at:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        plan_with(tmp_path / "cut", fuse, say=stop)
-    assert {path.name for path in (tmp_path / "cut").iterdir()} == {".plan.partial"}
+        plan_with(tmp_path / "cut", fuse, say=stop, **options)
+    assert not (tmp_path / "cut" / "plan.json").exists()
     with pytest.raises(FileFormatError, match="must belong to this very plan to be resumed"):
-        plan_with(tmp_path / "cut", fuse, resume=True, chips=11)
+        plan_with(tmp_path / "cut", fuse, resume=True, **options, chips=11)
+    kept = json.loads((tmp_path / "cut" / ".plan.partial").read_text())["known"]
     measured = []
-    original = Planner._accuracies
-    monkeypatch.setattr(Planner, "_accuracies", lambda *args: measured.append(1) or original(*args))
-    resumed = plan_with(tmp_path / "cut", fuse, resume=True)
-    assert len(measured) == 3, "both ways at 0.5, and the smaller model; what was known is not measured again"
-    for record in (whole, resumed):
-        del record["run"]
-        if record["check"]:
-            del record["check"]["evaluation"]["run"]
-    assert resumed == whole
+    original = Deployed.perturbed
+    monkeypatch.setattr(Deployed, "perturbed", lambda self, chip: measured.append(chip.seed) or original(self, chip))
+    plan_with(tmp_path / "cut", fuse, resume=True, **options)
+    planned = [seed for seed in measured if seed < 50_000]
+    assert len(planned) == 4 * 12 - sum(len(one[0]) for key, one in kept.items() if key != "0.7"), "nothing twice"
+    assert without_runs(tmp_path / "cut") == without_runs(tmp_path / "whole")
+    assert not list((tmp_path / "cut").glob(".*"))
 
 
 def test_too_few_chips_for_a_target_are_refused():
@@ -316,6 +339,67 @@ def test_too_few_chips_for_a_target_are_refused():
         ConfigError, match="chips must be at least 29 to show 80% on 90% of all chips, 95% sure: got 28"
     ):
         planner(target=Target(accuracy=80, share=0.9), chips=28)
+
+
+def test_what_a_memory_stores_is_what_sees_the_voltage():
+    module = nn.Sequential(
+        nn.Flatten(), nn.utils.skip_init(nn.Linear, 64, 8), nn.utils.skip_init(nn.Linear, 8, 2)
+    ).eval()
+    for one in module[1:]:
+        nn.init.constant_(one.weight, 0.5)
+        nn.init.zeros_(one.bias)
+
+    def at_half(**options) -> Option:
+        given = {"faults_at": faults_at, "hardware": HARDWARE, "target": TARGET, "chips": 2}
+        return Planner(deploy(module, **options), faint_data().test, **given).at(0.5, {})[0]
+
+    def cost(**options) -> float:
+        return at_half(**options).weights
+
+    assert cost() == pytest.approx(0.25)
+    assert cost(layers=Layers(exclude=("1.weight",))) == pytest.approx((64 * 8 + 0.25 * 16) / (64 * 8 + 16))
+    overhead = Secded().overhead(deploy(module).memory.layout)
+    assert overhead > 0.1
+    assert cost(readout=Secded()) == pytest.approx(0.25 * (1 + overhead))
+    assert at_half(activations=Activations()).inference < at_half().inference, "inputs and outputs see it too"
+
+
+def test_a_smaller_model_has_words_of_its_own_width():
+    four = deploy(Halves(2).eval(), scheme=Scheme(bits=4))
+    assert planner(chips=2).smaller("four", four)[0].weights == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("faults", ["map", "chip"])
+def test_faults_that_are_one_chip_are_refused(faults, tmp_path):
+    made = synthetic_map([Stuck(ber=0.3)], 1, rows=64, columns=64, banks=1, voltages=(0.5,), unit="V")
+    model = Measured(map=made, voltage=0.5, random_offset=faults == "map")
+    with pytest.raises(ConfigError, match="a plan must be made for faults that are drawn anew for every chip"):
+        planner(faults_at=lambda voltage: model).at(0.5, {})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": 0}, "images must be at least 1: got images=0"),
+        ({"protect": [2, 9]}, r"protected bits \(--protect\) must be in 1..8: got 2, 9"),
+        ({"protect": [0]}, "must be in 1..8: got 0"),
+        ({"target": Target(accuracy=80, share=0.999), "chips": None}, "a plan can draw 2500 chips: .* takes 2995"),
+        ({"chips": 1}, "chips must be at least 2 to show a mean of 90%, 95% sure: got 1"),
+    ],
+)
+def test_options_are_checked_before_anything_is_measured(options, message, tmp_path, fuse):
+    with pytest.raises(ConfigError, match=message):
+        plan_with(tmp_path, fuse, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_smaller_models_take_the_same_images_and_a_voltage_without_errors(tmp_path, fuse):
+    model, deployed = base(4)
+    with pytest.raises(ConfigError, match=r"half must take the base model's images, \(8, 8\): got \(4, 4\)"):
+        plan_with(tmp_path, fuse, smaller={"half": (replace(model, image_size=(4, 4)), deployed)})
+    ends = replace(HARDWARE, curve=VoltageCurve(points=CURVE.points[:2], source="x"))
+    with pytest.raises(ConfigError, match="a voltage curve must reach a voltage without errors for smaller models"):
+        planner(hardware=ends).smaller("half", deployed)
 
 
 def test_modules_that_do_not_fit_are_refused(fuse):

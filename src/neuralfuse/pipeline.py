@@ -201,7 +201,10 @@ def measure(
     record = evaluation_record(result, faults=faults, config=config, run=run)
     if target is not None:
         values = [one.pa if one.pa_nf is None else one.pa_nf for one in result.per_chip]
-        record["target"] = {**asdict(target), "text": str(target), **target.reached_by(values)}
+        exact = faults.one_chip or faults.cell_rate == 0  # there is no other chip to speak of
+        record["target"] = {
+            **asdict(target), "text": str(target), "exact": exact, **target.reached_by(values, exact=exact)
+        }  # fmt: skip
     if out is not None and partial is not None:
         write_json(out, record)
         partial.unlink(missing_ok=True)
@@ -250,10 +253,10 @@ def summary(record: Mapping[str, Any]) -> str:
         ]
     judged = record.get("target")
     if judged is not None:
+        all_of_them = f", so at least {judged['share_at_least']:.1%} of all chips do ({judged['confidence']:.0%} sure)"
         lines.append(
-            f"{judged['passed']} of {record['chips']} chips reach {judged['accuracy']:g}%, so at least "
-            f"{judged['share_at_least']:.1%} of all chips do ({judged['confidence']:.0%} sure); the worst has "
-            f"{judged['worst']:.2f}%"
+            f"{judged['passed']} of {record['chips']} chips reach {judged['accuracy']:g}%"
+            f"{'' if judged['exact'] else all_of_them}; the worst has {judged['worst']:.2f}%"
         )
     return "\n".join(lines)
 

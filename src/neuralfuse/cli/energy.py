@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -128,6 +128,8 @@ def energy(
     from neuralfuse.energy import latency as measure  # noqa: PLC0415
 
     require(base is not None, "a base model must say what runs: got none. Pass its name, folder or factory.")
+    require(record is None or generator is not None, "--record must come with --generator: it is of one.")
+    require(bits is None or bits >= 1, f"bits must be at least 1: got bits={bits}.")
     require(ber is None or voltage is None, "one of --ber and --voltage must say how low it goes: got both.")
     model = open_base(str(base), classes=classes, channels=channels, image_size=image_size, real=latency)
     size = image_size or model.image_size
@@ -136,14 +138,15 @@ def energy(
     curve = open_curve(hardware.curve, hardware.energy_law)
     point = None if ber is None and voltage is None else OperatingPoint.at(curve, voltage=voltage, ber=ber)
     shape: dict[str, Any] = {"channels": model.channels, "image_size": size, "array": the_array}
+    base_counts = count(model.module, **shape)
+    fuse_counts = None if fuse is None else count(fuse, **shape, layers=GENERATOR_LAYERS)
     taken = None
     if latency:
         import torch  # noqa: PLC0415
 
-        image = torch.zeros(1, model.channels, *size, device=device)
+        dtype = next((one.dtype for one in model.module.parameters()), None)
+        image = torch.zeros(1, model.channels, *size, device=device, dtype=dtype)
         taken = measure(model.module.to(device).eval(), None if fuse is None else fuse.to(device).eval(), image)
-    base_counts = count(model.module, **shape)
-    fuse_counts = None if fuse is None else count(fuse, **shape, layers=GENERATOR_LAYERS)
     found = energy_record(
         (model.name, base_counts),
         None if fuse is None or fuse_counts is None else (fuse.name, fuse_counts),
@@ -199,80 +202,76 @@ def _recovery(path: Path) -> float:
     from neuralfuse.evaluation.record import EVALUATION_SCHEMA  # noqa: PLC0415
     from neuralfuse.files import read_json  # noqa: PLC0415
 
-    recovery = read_json(path, EVALUATION_SCHEMA)["rp"]
-    require(recovery is not None, f"--record must be of an evaluation with NeuralFuse: {path} is none.")
-    return float(recovery)
+    recovery = read_json(path, EVALUATION_SCHEMA).get("rp")
+    require(isinstance(recovery, int | float), f"--record must be of an evaluation with NeuralFuse: {path} is none.")
+    return float(recovery)  # type: ignore[arg-type]
 
 
 def _text(record: Mapping[str, Any], size: tuple[int, int]) -> str:
-    base, generator = record["base"], record["generator"]
-    both = [base] if generator is None else [base, generator]
-    array, technology = record["array"], record["technology"]
+    models = [one for one in (record["base"], record["generator"]) if one is not None]
+    array, moved = record["array"], [one["accesses"] for one in models]
+    least = [">= " if one["unknown"] else "" for one in models]
+    words = ("weight_reads", "input_reads", "output_writes", "output_reads")
+    weights, inputs, written, back = ([f"{one[name]:,}" for one in moved] for name in words)
+    macs = ["not known" if one["paper_macs"] is None else f"{one['paper_macs'] / 1e6:,.2f} M" for one in models]
+    accesses = [f"{one['paper_accesses']:,.0f}" for one in models]
+    outputs = [f"{one}, {other}" for one, other in zip(written, back, strict=True)]
 
-    def row(what: str, values: list[str], note: str = "") -> str:
-        return f"{what:32}" + "".join(f"{value:>18}" for value in values) + (f"   {note}" if note else "")
+    def row(what: str, values: Sequence[str], note: str = "", bounds: Sequence[str] = least) -> str:
+        cells = "".join(f"{bound + value:>18}" for bound, value in zip(bounds, values, strict=True))
+        return f"{what:32}{cells}" + (f"   {note}" if note else "")
 
-    moved = [one["accesses"] for one in both]
+    exactly = [""] * len(models)
     lines = [
-        row(f"one image of {size[0]}x{size[1]}", [one["name"] for one in both]),
-        row("parameters", [f"{one['parameters']:,}" for one in both]),
-        row("MACs", [f"{one['macs'] / 1e6:,.2f} M" for one in both], "convolutions and matrix products"),
-        row(
-            "MACs, the paper's count",
-            [f"{one['paper_macs'] / 1e6:,.2f} M" for one in both],
-            "biases, BatchNorm ... too",
-        ),
-        row(
-            "weight accesses, the paper's",
-            [f"{one['paper_accesses']:,.0f}" for one in both],
-            "T.W.M.A., words of 64 bits",
-        ),
-        row(
-            "weights read",
-            [f"{one['weight_reads']:,}" for one in moved],
-            f"{array['rows']}x{array['columns']}, {array['dataflow']}",
-        ),
-        row("inputs read", [f"{one['input_reads']:,}" for one in moved]),
-        row("outputs written, read back", [f"{one['output_writes']:,}, {one['output_reads']:,}" for one in moved]),
+        row(f"one image of {size[0]}x{size[1]}", [one["name"] for one in models], bounds=exactly),
+        row("parameters", [f"{one['parameters']:,}" for one in models], bounds=exactly),
+        row("MACs", [f"{one['macs'] / 1e6:,.2f} M" for one in models], "convolutions and matrix products"),
+        row("MACs, the paper's count", macs, "biases, BatchNorm ... too", exactly),
+        row("weight accesses, the paper's", accesses, "T.W.M.A., words of 64 bits"),
+        row("weights read", weights, f"{array['rows']}x{array['columns']}, {array['dataflow']}"),
+        row("inputs read", inputs),
+        row("outputs written, read back", outputs),
     ]
-    for one in both:
+    for one in models:
         lines += [f"not counted: {lost['layer']} of {one['name']}, {lost['reason']}" for lost in one["unknown"]]
     for name, operations in record.get("layers", {}).items():
-        lines.append(
-            f"\n{name:32}{'kind':>24}{'rows':>10}{'inner':>8}{'columns':>9}{'groups':>8}"
-            f"{'weights read':>15}{'MACs':>15}"
-        )
-        lines += [
-            f"{one['layer']:32}{one['kind']:>24}{one['rows']:>10,}{one['inner']:>8,}{one['columns']:>9,}"
-            f"{one['groups']:>8,}{one['weight_reads']:>15,}{one['macs']:>15,}"
-            for one in operations
-        ]
-    point = record["operating_point"]
-    if point is not None:
-        lines += ["", *_point_lines(point, record["saving"], generator)]
-    joules = record["joules"]
-    lines.append(f"\n{'microjoules an inference':32}" + "".join(f"{name:>18}" for name in joules))
+        lines += ["", *_layer_lines(name, operations)]
+    if record["operating_point"] is not None:
+        lines += ["", *_point_lines(record["operating_point"], record["saving"], record["generator"])]
+    joules, technology = record["joules"], record["technology"]
+    bounds = [least[-1] if name == "generator" else least[0] for name in joules]
+    lines += ["", row("microjoules an inference", list(joules), bounds=[""] * len(joules))]
     for part in ("weights", "inputs", "outputs", "macs", "leakage", "dram", "total"):
-        values = [one[part] if one is not None else 0.0 for one in joules.values()]
+        values = [one[part] for one in joules.values()]
         if any(values):
-            lines.append(row(part if part != "macs" else "MACs", [f"{1e6 * value:.3f}" for value in values]))
+            lines.append(
+                row(part if part != "macs" else "MACs", [f"{1e6 * value:.3f}" for value in values], "", bounds)
+            )
     bank = next(one for one in technology["sram"] if one["kib"] == record["bank_kib"])
     lines.append(f"by {technology['node']}, banks of {record['bank_kib']:g} KiB: {bank['source']}")
     if record["efficiency_ratio"] is not None:
         lines.append(f"efficiency ratio {record['efficiency_ratio']:.1f} points a million parameters")
     if record["latency_seconds"] is not None:
-        taken = ", ".join(
-            f"{name.replace('_', ' ')} {1000 * value:.2f} ms" for name, value in record["latency_seconds"].items()
-        )
-        lines.append(f"latency here, one image: {taken}")
+        taken = record["latency_seconds"].items()
+        each = ", ".join(f"{name.replace('_', ' ')} {1000 * value:.2f} ms" for name, value in taken)
+        lines.append(f"latency here, one image: {each}")
     return "\n".join(lines)
+
+
+def _layer_lines(name: str, operations: Sequence[Mapping[str, Any]]) -> list[str]:
+    head = f"{name:32}{'kind':>24}{'rows':>10}{'inner':>8}{'columns':>9}{'groups':>8}{'weights read':>15}{'MACs':>15}"
+    return [head] + [
+        f"{one['layer']:32}{one['kind']:>24}{one['rows']:>10,}{one['inner']:>8,}{one['columns']:>9,}"
+        f"{one['groups']:>8,}{one['weight_reads']:>15,}{one['macs']:>15,}"
+        for one in operations
+    ]
 
 
 def _point_lines(point: Mapping[str, Any], saving: Mapping[str, Any], generator: Mapping[str, Any] | None) -> list[str]:
     curve = point["curve"]
     how = (
         "a point of"
-        if point["measured"]
+        if point["is_point"]
         else f"by a {curve.get('energy_law', 'power')} law, a model, between points of"
     )
     without = "without NeuralFuse" if generator is None else f"with {generator['name']} at the nominal voltage"

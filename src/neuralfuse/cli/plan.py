@@ -31,6 +31,7 @@ def plan(
     hardware: Annotated[HardwareOptions, _FLAT] = _HARDWARE,
     energy: Literal["weights", "inference"] = "weights",
     protect: tuple[int, ...] = (2, 4),
+    inference_seconds: float = 0.0,
     smaller: list[str] | None = None,
     chips: int | None = None,
     images: int = 2000,
@@ -43,8 +44,8 @@ def plan(
     """Find the lowest-energy voltage and protection that reach an accuracy, by measuring all of them.
 
     Measures the model without protection, behind each NeuralFuse, and with protected bits, at several voltages; says
-    what the best way without NeuralFuse costs; and checks its choice on other chips and images. Writes plan.json and
-    plan.png.
+    what the best way without NeuralFuse costs; and checks its choice on other chips and images. Writes plan.json,
+    plan.png and the check's record, check.json.
 
     Example: neuralfuse plan --base runs/base --fuse runs/fuse --target 85 --out runs/plan
     Example: neuralfuse plan --base runs/base --fuse runs/fuse --target 80 --yield 0.9 --out runs/plan
@@ -71,6 +72,8 @@ def plan(
         What is to be low: the energy of the weights' memory, or of the whole inference.
     protect
         Numbers of most significant bits to keep at the highest voltage, without NeuralFuse.
+    inference_seconds
+        How long an inference takes; needed where the technology leaks.
     smaller
         Folder of a smaller base model, to be run without errors. Repeat it to compare several.
     chips
@@ -80,6 +83,7 @@ def plan(
     resume
         Go on from an interrupted plan with the same --out.
     """
+    from neuralfuse.energy import Counts, Supply  # noqa: PLC0415
     from neuralfuse.evaluation import Target  # noqa: PLC0415
     from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
     from neuralfuse.plan import Hardware, make_plan, summary  # noqa: PLC0415
@@ -87,10 +91,15 @@ def plan(
     device = common.set_up()
     curve = open_curve(hardware.curve, hardware.energy_law)
     made = Hardware(
-        curve=curve, array=hardware.open_array(), technology=hardware.open_technology(), kib=hardware.bank_kib
+        curve=curve,
+        array=hardware.open_array(),
+        technology=hardware.open_technology(),
+        kib=hardware.bank_kib,
+        seconds=inference_seconds,
     )
     goal = Target(accuracy=target, share=yield_, confidence=confidence)
     require(not faults.endswith(".npz"), f"a plan must be made for a fault model: {faults} is one chip.")
+    made.technology.inference(Counts.none(), bits=8, kib=made.kib, supply=Supply(seconds=made.seconds))
     options = FaultOptions(faults=faults, curve=hardware.curve)
     modules = {path.name: NeuralFuse.from_pretrained(path).to(device) for path in fuse or []}
     require(len(modules) == len(fuse or []), "folders of --fuse must have different names: got two of one.")
@@ -104,4 +113,4 @@ def plan(
         voltages=voltages, by=energy, chips=chips, images=images, protect=protect, smaller=others,
         out=out, resume=resume, say=say,
     )  # fmt: skip
-    common.show(record, summary(record) + f"\n\nWrote plan.json and plan.png to {out}.")
+    common.show(record, summary(record) + f"\n\nWrote plan.json, plan.png and check.json to {out}.")

@@ -3,9 +3,10 @@
 from neuralfuse.energy.arrays import Accesses, SystolicArray
 from neuralfuse.energy.counts import GENERATOR_LAYERS, Counts, count
 from neuralfuse.energy.figures import efficiency_ratio, energy_saving, mac_saving
+from neuralfuse.energy.operations import Operation, Trace
 from neuralfuse.energy.report import OperatingPoint, energy_record, latency
-from neuralfuse.energy.technology import TECHNOLOGIES, Joules, Technology
-from neuralfuse.energy.trace import Operation, Trace, trace
+from neuralfuse.energy.technology import TECHNOLOGIES, Joules, Supply, Technology
+from neuralfuse.energy.trace import trace
 
 __all__ = [
     "GENERATOR_LAYERS",
@@ -15,6 +16,7 @@ __all__ = [
     "Joules",
     "OperatingPoint",
     "Operation",
+    "Supply",
     "SystolicArray",
     "Technology",
     "Trace",

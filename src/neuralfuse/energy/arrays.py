@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from neuralfuse.energy.trace import Operation
+from neuralfuse.energy.operations import Operation
 from neuralfuse.errors import require, unknown_name
 
 Dataflow = Literal["output-stationary", "weight-stationary", "input-stationary"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from neuralfuse.energy.arrays import SystolicArray
 from neuralfuse.energy.counts import Counts
 from neuralfuse.energy.figures import efficiency_ratio, energy_saving, mac_saving
-from neuralfuse.energy.technology import Technology
+from neuralfuse.energy.technology import Joules, Supply, Technology
 from neuralfuse.faults import VoltageCurve
 
 SCHEMA = "neuralfuse/energy/1"
@@ -28,14 +28,14 @@ class OperatingPoint:
         voltage: In the curve's unit.
         ber: Rate of faulty cells there.
         weight_energy: Energy of an access relative to the highest voltage.
-        measured: Whether the energy is a point of the curve, not of a law between points.
+        is_point: Whether the energy is that of a measured or published point, and not of a law or a model.
         curve: Where all that comes from.
     """
 
     voltage: float
     ber: float
     weight_energy: float
-    measured: bool
+    is_point: bool
     curve: VoltageCurve
 
     @staticmethod
@@ -44,8 +44,8 @@ class OperatingPoint:
         if voltage is None:
             voltage = curve.voltage(ber or 0.0)
         return OperatingPoint(
-            voltage=voltage, ber=curve.ber(voltage), weight_energy=curve.energy(voltage),
-            measured=curve.is_point(voltage), curve=curve,
+            voltage=voltage, ber=curve.ber(voltage) if ber is None else ber, weight_energy=curve.energy(voltage),
+            is_point=curve.is_point(voltage), curve=curve,
         )  # fmt: skip
 
     def to_config(self) -> dict[str, Any]:
@@ -93,35 +93,37 @@ def energy_record(
         "latency_seconds": None if latency is None else dict(latency),
         "efficiency_ratio": None,
     }
-    cost = technology.inference(base[1], bits=bits, kib=kib, seconds=seconds)
+    cost = technology.inference(base[1], bits=bits, kib=kib, supply=Supply(seconds=seconds))
     record["joules"] = {"nominal": cost.to_config()}
     if generator is not None and rp is not None:
         record["efficiency_ratio"] = efficiency_ratio(rp, generator[1].parameters)
     if point is None:
         return record
-    extra = None if generator is None else generator[1]
-    relative = point.voltage / point.curve.range[1]
-    low = technology.inference(
-        base[1], bits=bits, kib=kib, seconds=seconds, weight_energy=point.weight_energy, relative_voltage=relative
-    )
-    added = None if extra is None else technology.inference(extra, bits=bits, kib=kib, seconds=seconds)
-    spent = low.total + (0.0 if added is None else added.total)
-    memory = low.weights + (0.0 if added is None else added.weights)
-    known = extra is None or not extra.unknown
-    complete = known and not base[1].unknown
-    record["joules"] |= {"low": low.to_config(), "generator": None if added is None else added.to_config()}
-    record["saving"] = {
-        "at_least": bool(base[1].unknown),
-        "paper": energy_saving(point.weight_energy, extra.paper_accesses if extra else 0, base[1].paper_accesses)
-        if known
-        else None,
-        "paper_macs": mac_saving(point.weight_energy, extra.paper_macs if extra else 0, base[1].paper_macs)
-        if known and base[1].paper_macs
-        else None,
-        "weight_memory": 100 * (1 - memory / cost.weights) if known else None,
-        "inference": 100 * (1 - spent / cost.total) if complete else None,
-    }
+    supply = Supply(weights=point.weight_energy, voltage=point.voltage / point.curve.range[1], seconds=seconds)
+    low = technology.inference(base[1], bits=bits, kib=kib, supply=supply)
+    record["joules"]["low"] = low.to_config()
+    added, extra = Joules(), Counts.none()
+    if generator is not None:
+        extra = generator[1]
+        added = technology.inference(extra, bits=bits, kib=kib, supply=Supply(seconds=seconds))
+        record["joules"]["generator"] = added.to_config()
+    record["saving"] = _saving(base[1], extra, point.weight_energy, cost, low, added)
     return record
+
+
+def _saving(
+    base: Counts, extra: Counts, weight_energy: float, nominal: Joules, low: Joules, added: Joules
+) -> dict[str, float | bool | None]:
+    """Return what is saved, in percent; None where something that is not counted could make it smaller."""
+    known, macs = not extra.unknown, (extra.paper_macs, base.paper_macs)
+    by_macs = known and not base.unknown and macs[0] is not None and macs[1]
+    return {
+        "at_least": bool(base.unknown),
+        "paper": energy_saving(weight_energy, extra.paper_accesses, base.paper_accesses) if known else None,
+        "paper_macs": mac_saving(weight_energy, macs[0] or 0, macs[1] or 0) if by_macs else None,
+        "weight_memory": 100 * (1 - (low.weights + added.weights) / nominal.weights) if known else None,
+        "inference": 100 * (1 - (low.total + added.total) / nominal.total) if known and not base.unknown else None,
+    }
 
 
 def latency(base: nn.Module, fuse: nn.Module | None, image: Tensor, repeats: int = 30) -> dict[str, float]:

@@ -55,10 +55,10 @@ class Dram:
 class Joules:
     """Energy of one inference, in joules, by where it goes."""
 
-    weights: float
-    inputs: float
-    outputs: float
-    macs: float
+    weights: float = 0.0
+    inputs: float = 0.0
+    outputs: float = 0.0
+    macs: float = 0.0
     leakage: float = 0.0
     dram: float = 0.0
 
@@ -70,6 +70,26 @@ class Joules:
     def to_config(self) -> dict[str, float]:
         """Return the parts and their sum as JSON."""
         return {**asdict(self), "total": self.total}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supply:
+    """At which voltage the memories are, and what that means for them.
+
+    Attributes:
+        weights: Energy of an access to stored weights, relative to the nominal voltage.
+        activations: The same for the memories of inputs and outputs.
+        overhead: Share of bits that the memory of the weights stores besides, as for error correction.
+        voltage: That of the memory of the weights over the nominal one. Leakage goes with it, which keeps its current
+            and so overstates it.
+        seconds: How long an inference takes, for leakage.
+    """
+
+    weights: float = 1.0
+    activations: float = 1.0
+    overhead: float = 0.0
+    voltage: float = 1.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +120,15 @@ class Technology:
         require(self.access_bits >= 1, f"access_bits must be at least 1: got {self.access_bits}.")
         require(len(self.mac) > 0 and len(self.sram) > 0, "a technology must have [[mac]] and [[sram]]: got none.")
         for entry in (*self.mac, *self.sram, self.leakage, self.dram):
-            if entry is None:
-                continue
-            require(bool(entry.source.strip()), f"every entry must name its source: got {entry}.")
-            numbers = [value for value in asdict(entry).values() if not isinstance(value, str)]
-            legal = all(math.isfinite(value) and value > 0 for value in numbers)
-            require(legal, f"every entry must be positive: got {entry}.")
+            for name, value in {} if entry is None else asdict(entry).items():
+                if name == "source":
+                    legal = isinstance(value, str) and bool(value.strip())
+                    require(legal, f"every entry must name its source: got {entry}.")
+                    continue
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                require(
+                    number and math.isfinite(value) and value > 0, f"{name} must be a positive number: got {entry}."
+                )
 
     def mac_joules(self, bits: int) -> float:
         """Return the energy of a MAC of words this wide: the narrowest arithmetic that holds them."""
@@ -123,33 +146,35 @@ class Technology:
         sizes = ", ".join(f"{one.kib:g}" for one in self.sram)
         raise ConfigError(f"a bank of {self.name} must hold {sizes} KiB: got {kib:g}.")
 
-    def inference(
-        self, counts: Counts, *, bits: int = 8, kib: float, weight_energy: float = 1.0, seconds: float = 0.0,
-        relative_voltage: float = 1.0,
-    ) -> Joules:  # fmt: skip
-        """Return the energy of one inference.
-
-        Inputs, outputs and arithmetic stay at the nominal voltage, as in the paper; all words are ``bits`` wide.
+    def inference(self, counts: Counts, *, bits: int, kib: float, supply: Supply | None = None) -> Joules:
+        """Return the energy of one inference; arithmetic is at the nominal voltage, as in the paper.
 
         Args:
             counts: What it takes.
-            bits: Width of a word.
+            bits: Width of all words.
             kib: Capacity of a bank of memory.
-            weight_energy: Energy of an access to the weights, relative to the nominal voltage.
-            seconds: How long the weights' memory leaks for it.
-            relative_voltage: Supply voltage of the weights' memory over the nominal one; leakage goes with it, which
-                keeps its current and so overstates it.
+            supply: Of the memories; by default all have the nominal voltage.
+        Raises:
+            ConfigError: there is leakage, and how long the inference takes is not said.
         """
+        supply = supply or Supply()
         word, moved = self.word_joules(bits, kib), counts.accesses
-        leak, dram = self.leakage, self.dram
-        drawn = 0.0 if leak is None else leak.pw_per_bit * _PJ * counts.words * bits * seconds * relative_voltage
+        leak, dram, words = self.leakage, self.dram, counts.words * (1 + supply.overhead)
+        legal = math.isfinite(supply.seconds) and (supply.seconds > 0 or (leak is None and supply.seconds == 0))
+        require(
+            legal,
+            f"inference-seconds must be positive where a technology leaks, and else 0 or more: got {supply.seconds:g} "
+            f"for {self.name}.",
+        )
+        leaked = 0.0 if leak is None else leak.pw_per_bit * _PJ * words * bits * supply.seconds * supply.voltage
+        stored = (moved.weight_reads - counts.reliable_reads) * supply.weights * (1 + supply.overhead)
         return Joules(
-            weights=moved.weight_reads * word * weight_energy,
-            inputs=moved.input_reads * word,
-            outputs=(moved.output_writes + moved.output_reads) * word,
+            weights=(stored + counts.reliable_reads) * word,
+            inputs=moved.input_reads * word * supply.activations,
+            outputs=(moved.output_writes + moved.output_reads) * word * supply.activations,
             macs=counts.macs * self.mac_joules(bits),
-            leakage=drawn,
-            dram=0.0 if dram is None else counts.words * bits / self.access_bits * dram.pj * _PJ,
+            leakage=leaked,
+            dram=0.0 if dram is None else words * bits / self.access_bits * dram.pj * _PJ,
         )
 
     def to_config(self) -> dict[str, Any]:
@@ -192,5 +217,5 @@ class Technology:
             for name, one in (("leakage", Leakage), ("dram", Dram)):
                 parts[name] = one(**parts[name]) if name in parts else None
             return Technology(**parts)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"{where} must be a table of energies: {error}") from error

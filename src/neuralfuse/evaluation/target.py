@@ -45,8 +45,8 @@ class Target:
         return sum(value >= self.accuracy for value in accuracies)
 
     def is_met(self, accuracies: Sequence[float], *, exact: bool = False) -> bool:
-        """Say whether measured chips show it; ``exact`` where there is nothing to draw, as without errors."""
-        if exact or (self.share is None and len(accuracies) == 1):
+        """Say whether measured chips show it; ``exact`` where there are no others, as without errors."""
+        if exact:
             return min(accuracies) >= self.accuracy
         if self.share is None:
             bound = mean_at_least(accuracies, self.confidence)
@@ -56,7 +56,7 @@ class Target:
     def reached_by(self, accuracies: Sequence[float], *, exact: bool = False) -> dict[str, Any]:
         """Return what measured chips say about all chips, as JSON."""
         interval, passed = t_interval(accuracies), self.passed(accuracies)
-        share = float(passed) if exact else share_at_least(passed, len(accuracies), self.confidence)
+        share = passed / len(accuracies) if exact else share_at_least(passed, len(accuracies), self.confidence)
         return {
             "mean": mean(accuracies),
             "mean_ci95": None if interval is None else list(interval),

@@ -26,11 +26,13 @@ class VoltagePoint:
         voltage: Supply voltage, in the curve's unit.
         ber: Rate of faulty cells there.
         energy: Energy of one access, in any unit; None where it is not known.
+        model: Whether it comes from an assumed formula and not from a measurement or a publication.
     """
 
     voltage: float
     ber: float
     energy: float | None = None
+    model: bool = False
 
     def __post_init__(self) -> None:
         check_ber(self.ber)
@@ -155,8 +157,8 @@ class VoltageCurve:
         return math.exp((1 - share) * math.log(low.energy) + share * math.log(high.energy)) / top
 
     def is_point(self, voltage: float) -> bool:
-        """Say whether the curve has a point with an energy at a voltage; what lies between points is a model."""
-        return any(point.voltage == voltage and point.energy is not None for point in self.points)
+        """Say whether the energy at a voltage is measured or published; what lies between such points is a model."""
+        return any(point.voltage == voltage and point.energy is not None and not point.model for point in self.points)
 
     def _between(self, voltage: float) -> tuple[VoltagePoint, VoltagePoint, float]:
         first, last = self.range
@@ -216,17 +218,17 @@ class VoltageCurve:
                 f"{path} must have the columns voltage,ber or voltage,ber,energy: got {','.join(columns) or 'none'}."
             )
         table.fieldnames = columns
+        model = notes.get("model", "no").lower() in {"yes", "true", "1"}
         points = []
         for row in table:
             try:
-                point = VoltagePoint(**{name: float(row[name]) for name in columns})
+                point = VoltagePoint(**{name: float(row[name]) for name in columns}, model=model)
                 require(None not in row, "it has more fields")
             except (TypeError, ValueError) as error:
                 got = ",".join(str(value) for value in row.values())
                 raise FileFormatError(f"{path}, line {got!r} must be a point {','.join(columns)}: {error}") from error
             points.append(point)
         points.sort(key=lambda point: point.voltage)
-        model = notes.get("model", "no").lower() in {"yes", "true", "1"}
         try:
             return VoltageCurve(
                 points=tuple(points), source=notes["source"], unit=notes.get("unit") or "V", model=model,
@@ -256,7 +258,7 @@ def default_curve() -> VoltageCurve:
         assumption: errors vanish exponentially, to about one cell of the 32 measured arrays as v -> 1.
     """
     modelled = [
-        VoltagePoint(voltage=v, ber=0.01 * 10 ** (23.5 * (0.83 - v)), energy=v**1.96)
+        VoltagePoint(voltage=v, ber=0.01 * 10 ** (23.5 * (0.83 - v)), energy=v**1.96, model=True)
         for v in (0.8, math.nextafter(1, 0))
     ]  # two are enough: between points, the curve is interpolated by just these laws
     published = [VoltagePoint(voltage=0.83, ber=0.01, energy=0.694), VoltagePoint(voltage=1, ber=0, energy=1)]

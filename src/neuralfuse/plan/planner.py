@@ -11,17 +11,20 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from neuralfuse.data import Split
-from neuralfuse.energy import GENERATOR_LAYERS, Counts, SystolicArray, Technology, count
+from neuralfuse.energy import GENERATOR_LAYERS, Counts, Supply, SystolicArray, Technology, count
 from neuralfuse.errors import require
 from neuralfuse.evaluation import Target, mean
 from neuralfuse.faults import BitRates, Chip, FaultModel, VoltageCurve, planning_chips
 from neuralfuse.fuse import NeuralFuse, check_same_range
 from neuralfuse.memory import Deployed, side_by_side
+from neuralfuse.quant import Layers
 from neuralfuse.scoring import accuracy, plain_inputs, transform
 
 Kind = Literal["neuralfuse", "unprotected", "protected bits", "smaller model"]
 By = Literal["weights", "inference"]
 Known = dict[str, list[list[float]]]  # by what was measured: for each set of inputs, one accuracy a chip
+MOST_CHIPS = 2500  # of `planning_chips`
+_GENERATOR_BITS = 8  # NeuralFuse is trained for 8-bit weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +36,14 @@ class Hardware:
         array: For the accesses.
         technology: What they cost.
         kib: Capacity of a bank of memory.
+        seconds: How long an inference takes; needed where the technology leaks.
     """
 
     curve: VoltageCurve
     array: SystolicArray
     technology: Technology
     kib: float
+    seconds: float = 0.0
 
     def to_config(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -47,6 +52,7 @@ class Hardware:
             "array": asdict(self.array),
             "technology": self.technology.to_config(),
             "bank_kib": self.kib,
+            "inference_seconds": self.seconds,
         }
 
 
@@ -63,6 +69,7 @@ class Option:
             voltage.
         inference: Energy of all (weights, inputs, outputs, arithmetic), over the same.
         accuracies: In percent, one a chip; a single one where no cell fails.
+        exact: Whether no cell fails, so that there is nothing to draw.
         protected: Most significant bits whose cells do not fail, for protected bits.
     """
 
@@ -73,12 +80,8 @@ class Option:
     weights: float
     inference: float
     accuracies: tuple[float, ...]
+    exact: bool = False
     protected: int = 0
-
-    @property
-    def exact(self) -> bool:
-        """Whether no cell fails, so that there is nothing to draw."""
-        return self.ber == 0
 
     def energy(self, by: By) -> float:
         """Return the relative energy of the memory of the weights, or of the whole inference."""
@@ -101,9 +104,10 @@ class Planner:
         target: What is asked; chips are measured no further once no way can reach it.
         chips: How many chips at most; by default as many as the target needs.
         known: What an interrupted run had measured.
-        keep: Told of all that is measured, each time that there is more.
+        keep: Told of all that is measured, after each chip.
+        say: Told of every tenth chip.
     Raises:
-        ConfigError: a layer of the base model cannot be counted.
+        ConfigError: a layer of the base model cannot be counted, or there are too few chips for the target.
     """
 
     def __init__(
@@ -117,14 +121,16 @@ class Planner:
         chips: int | None = None,
         known: Known | None = None,
         keep: Callable[[Known], None] = lambda known: None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        if chips is not None and (target.share is not None or chips < 2):
-            least = 2 if target.share is None else target.chips
-            require(chips >= least, f"chips must be at least {least} to show {target}: got {chips}.")
-        self.base, self.split, self.faults_at = base, split, faults_at
+        least = 2 if target.share is None else target.chips
+        require(chips is None or chips >= least, f"chips must be at least {least} to show {target}: got {chips}.")
+        require(target.chips <= MOST_CHIPS, f"a plan can draw {MOST_CHIPS} chips: {target} takes {target.chips}.")
+        self.base, self.split = base, split
         self.hardware, self.target, self.chips = hardware, target, chips or target.chips
-        self.known, self.keep = dict(known or {}), keep
-        self.counts = self._count(base.model)
+        self.known, self.keep, self.say = dict(known or {}), keep, say
+        self._faults_at = faults_at
+        self.counts = self._count(base.model, base.memory.layers)
         self.plain = plain_inputs(split, base.input_range)
 
     def at(self, voltage: float, fuses: Mapping[str, NeuralFuse], protect: Sequence[int] = ()) -> list[Option]:
@@ -137,46 +143,53 @@ class Planner:
             protect: Numbers of most significant bits whose cells keep it, without NeuralFuse.
         """
         curve, faults, bits = self.hardware.curve, self.faults_at(voltage), self.base.memory.layout.bits
-        ber, energy = curve.ber(voltage), curve.energy(voltage)
+        energy = curve.energy(voltage)
         for name, fuse in fuses.items():
             require(not fuse.training, f"NeuralFuse {name} must be in eval mode: call eval() first.")
             check_same_range(fuse, self.base)
         inputs = [self.plain, *(transform(fuse, self.plain) for fuse in fuses.values())]
         alone, *fused = self._measured(repr(voltage), self.base, inputs, faults)
-        found = [self._option("no protection", "unprotected", voltage, energy, alone)]
+        found = [self._option("no protection", "unprotected", voltage, energy, alone, faults)]
         for (name, fuse), accuracies in zip(fuses.items(), fused, strict=True):
-            found.append(self._option(name, "neuralfuse", voltage, energy, accuracies, fuse=fuse))
-        for msbs in protect if ber > 0 else ():
+            found.append(self._option(name, "neuralfuse", voltage, energy, accuracies, faults, fuse=fuse))
+        for msbs in protect if faults.cell_rate > 0 else ():
             hardened = BitRates.protecting(faults, msbs=msbs, bits=bits)
             (accuracies,) = self._measured(f"{voltage!r}, {msbs} bits", self.base, inputs[:1], hardened)
             mixed = (msbs + (bits - msbs) * energy) / bits
             name = f"{msbs} bit{'s' * (msbs > 1)} protected"
-            made = self._option(name, "protected bits", voltage, mixed, accuracies)
+            made = self._option(name, "protected bits", voltage, mixed, accuracies, hardened)
             found.append(replace(made, protected=msbs))
         return found
 
     def smaller(self, name: str, model: Deployed) -> list[Option]:
         """Return a smaller base model without errors: at the highest voltage, and at the lowest that makes none."""
-        curve, found = self.hardware.curve, list[Option]()
+        curve = self.hardware.curve
+        require(curve.vmin is not None, "a voltage curve must reach a voltage without errors for smaller models.")
         inputs = [plain_inputs(self.split, model.input_range)]
-        highest = curve.range[1]
-        for voltage in sorted({highest, highest if curve.vmin is None else curve.vmin}, reverse=True):
-            (accuracies,) = self._measured(f"{name} without errors", model, inputs, self.faults_at(voltage))
-            energy = curve.energy(voltage)
-            found.append(self._option(name, "smaller model", voltage, energy, accuracies, run=model))
+        found = []
+        for voltage in sorted({curve.range[1], curve.voltage(0)}, reverse=True):
+            faults, energy = self.faults_at(voltage), curve.energy(voltage)
+            (accuracies,) = self._measured(f"{name} without errors", model, inputs, faults)
+            found.append(self._option(name, "smaller model", voltage, energy, accuracies, faults, run=model))
         return found
 
-    def _measured(self, key: str, model: Deployed, inputs: Sequence[Tensor], faults: FaultModel) -> list[list[float]]:
-        if key not in self.known:
-            self.known[key] = self._accuracies(model, inputs, faults)
-            self.keep(self.known)
-        return self.known[key]
+    def faults_at(self, voltage: float) -> FaultModel:
+        """Return the fault model at a voltage; raise unless its chips are drawn from seeds, by the curve's rate."""
+        faults = self._faults_at(voltage)
+        drawn = not (faults.has_map or faults.one_chip)
+        require(
+            drawn, f"a plan must be made for faults that are drawn anew for every chip: {faults.kind!r} is one chip."
+        )
+        return faults
 
-    def _accuracies(self, model: Deployed, inputs: Sequence[Tensor], faults: FaultModel) -> list[list[float]]:
+    def _measured(self, key: str, model: Deployed, inputs: Sequence[Tensor], faults: FaultModel) -> list[list[float]]:
         """Return, for each set of inputs, the accuracy on each chip; one without errors where no cell fails."""
-        labels = self.split.labels
+        found, labels = self.known.setdefault(key, [[] for _ in inputs]), self.split.labels
         if faults.cell_rate == 0:
-            return [[accuracy(model, one, labels)] for one in inputs]
+            if not found[0]:
+                self.known[key] = found = [[accuracy(model, one, labels)] for one in inputs]
+                self.keep(self.known)
+            return found
 
         def measure(chip: Chip) -> list[float]:
             perturbed, values = model.perturbed(chip), []
@@ -185,13 +198,21 @@ class Planner:
                 values.append(accuracy(perturbed, one, labels))
             return values
 
-        found: list[list[float]] = [[] for _ in inputs]
         chips = planning_chips(faults, self.chips)
-        with closing(side_by_side(measure, chips, model.at_once(inputs[0][:1]))) as results:
+
+        def is_over() -> bool:
+            return len(found[0]) == len(chips) or all(self.target.is_lost(own, len(chips)) for own in found)
+
+        if is_over():
+            return found
+        with closing(side_by_side(measure, chips[len(found[0]) :], model.at_once(inputs[0][:1]))) as results:
             for values in results:
                 for own, value in zip(found, values, strict=True):
                     own.append(value)
-                if all(self.target.is_lost(own, len(chips)) for own in found):
+                self.keep(self.known)
+                if len(found[0]) % 10 == 0:
+                    self.say(f"{key} {self.hardware.curve.unit}: {len(found[0])} of {len(chips)} chips")
+                if is_over():
                     break
         return found
 
@@ -202,33 +223,45 @@ class Planner:
         voltage: float,
         energy: float,
         accuracies: Sequence[float],
+        faults: FaultModel,
         *,
         run: Deployed | None = None,
         fuse: NeuralFuse | None = None,
     ) -> Option:
-        technology, kib, bits = self.hardware.technology, self.hardware.kib, self.base.memory.layout.bits
-        nominal = technology.inference(self.counts, bits=bits, kib=kib)
-        taken = self.counts if run is None else self._count(run.model)
-        parts = [technology.inference(taken, bits=bits, kib=kib, weight_energy=energy)]
+        technology, kib, seconds = self.hardware.technology, self.hardware.kib, self.hardware.seconds
+        run, nominal = run or self.base, Supply(seconds=seconds)
+        memory = run.memory
+        low = Supply(
+            weights=energy,
+            activations=1.0 if run.activations is None else self.hardware.curve.energy(voltage),
+            overhead=memory.readout.overhead(memory.layout),
+            voltage=voltage / self.hardware.curve.range[1],
+            seconds=seconds,
+        )
+        counts, bits = self._count(run.model, memory.layers), memory.layout.bits
+        parts = [technology.inference(counts, bits=bits, kib=kib, supply=low)]
         if fuse is not None:
-            parts.append(technology.inference(self._count(fuse), bits=bits, kib=kib))
+            made = self._count(fuse, GENERATOR_LAYERS)
+            parts.append(technology.inference(made, bits=_GENERATOR_BITS, kib=kib, supply=nominal))
+        whole = technology.inference(self.counts, bits=self.base.memory.layout.bits, kib=kib, supply=nominal)
         return Option(
             name=name,
             kind=kind,
             voltage=voltage,
-            ber=self.hardware.curve.ber(voltage),
-            weights=math.fsum(part.weights for part in parts) / nominal.weights,
-            inference=math.fsum(part.total for part in parts) / nominal.total,
+            ber=faults.ber,
+            weights=math.fsum(part.weights for part in parts) / whole.weights,
+            inference=math.fsum(part.total for part in parts) / whole.total,
             accuracies=tuple(accuracies),
+            exact=faults.cell_rate == 0,
         )
 
-    def _count(self, module: nn.Module) -> Counts:
+    def _count(self, module: nn.Module, layers: Layers) -> Counts:
         made = count(
             module,
             channels=self.split.images.shape[1],
             image_size=(self.split.images.shape[2], self.split.images.shape[3]),
             array=self.hardware.array,
-            layers=GENERATOR_LAYERS,
+            layers=layers,
         )
         lost = ", ".join(f"{one.layer} ({one.reason})" for one in made.unknown)
         require(not made.unknown, f"every layer must be counted to plan its energy: {lost} cannot be.")

@@ -10,7 +10,6 @@ from typing import Any, get_args
 import torch
 
 from neuralfuse.data import DataSet
-from neuralfuse.data.dataset import holdout
 from neuralfuse.errors import FileFormatError, require
 from neuralfuse.evaluation import Run, Target, mean
 from neuralfuse.faults import BitRates, FaultModel
@@ -46,7 +45,7 @@ def make_plan(
     resume: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Find the cheapest way to run that reaches a target, by measuring; write ``plan.json`` and ``plan.png``.
+    """Find the cheapest way to run that reaches a target, by measuring; write plan.json, plan.png and check.json.
 
     One half of the test images chooses, the other half checks the choice, on chips that had no part in it.
 
@@ -65,16 +64,25 @@ def make_plan(
         smaller: Smaller base models by name, to be run without errors.
         out: Folder for the results.
         resume: Go on from what an interrupted run left in ``out``.
-        say: Told of each voltage.
+        say: Told of each voltage and every tenth chip.
     Raises:
         ConfigError: an option is not legal, or a layer cannot be counted.
         FileFormatError: what an interrupted run left belongs to another plan.
     """
     run = Run(base[1].memory.device)
+    bits = base[1].memory.layout.bits
+    require(images >= 1, f"images must be at least 1: got images={images}.")
+    require(len(data.test) >= 2, f"there must be at least 2 test images to plan with: got {len(data.test)}.")
+    legal = all(1 <= msbs <= bits for msbs in protect)
+    require(legal, f"protected bits (--protect) must be in 1..{bits}: got {', '.join(map(str, protect))}.")
+    for name, (other, _) in (smaller or {}).items():
+        size = base[0].image_size
+        require(other.image_size == size, f"{name} must take the base model's images, {size}: got {other.image_size}.")
     check_writable(out)
-    checking, choosing = holdout(data.test, 0.5, data.name, "planning images")
-    rows = torch.randperm(len(choosing), generator=generator(data.name, "planning rows"))[:images].sort().values
-    choosing = choosing[rows.to(choosing.images.device)]
+    rows = torch.randperm(len(data.test), generator=generator(data.name, "planning images"))
+    rows = rows.to(data.test.images.device)
+    half = len(rows) // 2
+    choosing, checking = data.test[rows[:half][:images]], data.test[rows[half:]]
     grid = sorted(set(voltages) or set(usual_voltages(hardware)), reverse=True)
     config = {
         "base": base_config(*base),
@@ -97,7 +105,7 @@ def make_plan(
 
     planner = Planner(
         base[1], choosing, faults_at=faults_at, hardware=hardware, target=target, chips=chips,
-        known=_known(partial, config) if resume and partial.exists() else None, keep=keep,
+        known=_known(partial, config) if resume and partial.exists() else None, keep=keep, say=say,
     )  # fmt: skip
     options: list[Option] = []
     for voltage in grid:
@@ -105,7 +113,9 @@ def make_plan(
         options += found
         say(_line(found, hardware, by))
     for name, (_, deployed) in (smaller or {}).items():
-        options += planner.smaller(name, deployed)
+        found = planner.smaller(name, deployed)
+        options += found
+        say(_line(found[:1], hardware, by))
     choice, alternative = cheapest(options, target, by), cheapest(options, target, by, kinds=WITHOUT)
     record: dict[str, Any] = {
         "schema": SCHEMA,
@@ -123,9 +133,15 @@ def make_plan(
         faults = faults_at(choice.voltage)
         if choice.protected:
             faults = BitRates.protecting(faults, msbs=choice.protected, bits=base[1].memory.layout.bits)
-        count = 1 if choice.exact else chips or target.chips
-        evaluation = measure(fuse, model, replace(data, test=checking), faults, chips=count)
-        record["check"] = _judged(evaluation, target, exact=choice.exact)
+        evaluation = measure(
+            fuse, model, replace(data, test=checking), faults, chips=1 if choice.exact else chips or target.chips,
+            out=out / "check.json", resume=resume, say=say,
+        )  # fmt: skip
+        values = [chip["pa"] if chip["pa_nf"] is None else chip["pa_nf"] for chip in evaluation["per_chip"]]
+        record["check"] = {
+            "record": "check.json", "chips": len(values), "images": len(checking),
+            **target.reached_by(values, exact=choice.exact),
+        }  # fmt: skip
     record["run"] = run.facts()
     draw_plan(record, out / "plan.png")
     write_json(out / "plan.json", record)
@@ -173,8 +189,9 @@ def summary(record: Mapping[str, Any]) -> str:
             f"{1 - other[by]:.1%} saved"
         )
     check = record["check"]
+    chips = "without errors" if best["exact"] else f"on {check['chips']} other chips"
     lines.append(
-        f"checked on {check['chips']} other chips and {check['images']} other images: mean {check['mean']:.2f}%, worst "
+        f"checked {chips} and on {check['images']} other images: mean {check['mean']:.2f}%, worst "
         f"{check['worst']:.2f}%, {check['passed']} reach {record['config']['target']['accuracy']:g}%: the choice "
         f"{'holds' if check['meets_target'] else 'DOES NOT HOLD'}"
     )
@@ -183,13 +200,6 @@ def summary(record: Mapping[str, Any]) -> str:
 
 def _top(curve: Mapping[str, Any]) -> str:
     return f"{curve['points'][-1][0]:g} {curve['unit']}"
-
-
-def _judged(found: Mapping[str, Any], target: Target, *, exact: bool) -> dict[str, Any]:
-    """Return an evaluation's record with what it says of the target."""
-    values = [chip["pa"] if chip["pa_nf"] is None else chip["pa_nf"] for chip in found["per_chip"]]
-    images = found["config"]["data"]["test_images"]
-    return {"chips": len(values), "images": images, **target.reached_by(values, exact=exact), "evaluation": found}
 
 
 def _line(options: Sequence[Option], hardware: Hardware, by: By) -> str:

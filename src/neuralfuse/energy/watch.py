@@ -1,0 +1,216 @@
+"""Watching a pass below the modules, where PyTorch hands operations to its kernels.
+
+It does not matter there whether a layer is a module, a function or an einsum, and attention comes out as the matrix
+products that it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from neuralfuse.energy.operations import Kind, Operation, Trace, Window
+from neuralfuse.energy.paper import in_convention
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operation of a pass, and knows which tensors depend on the image and which are made of weights alone.
+
+    Args:
+        made: Where to note the operations.
+        model: The model that runs.
+        image: What it runs on.
+        stored: Names of the tensors that the memory stores.
+    """
+
+    def __init__(self, made: Trace, model: nn.Module, image: Tensor, stored: dict[Tensor, str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.made, self.modules = made, [("", model)]
+        self.stored, self.read = set(stored.values()), set[str]()
+        self._kept: list[Tensor] = []  # so that no weight's address is used again while the model runs
+        self._names: dict[int, set[str]] = {}
+        self._data = {_key(image)}
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            for part in _parts(tensor):
+                self._remember(part, {stored.get(tensor, name)})
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation and note what it is."""
+        kwargs, operation = kwargs or {}, function._schema.name
+        if operation not in _PRODUCTS:
+            with self:
+                output = function.decompose(*args, **kwargs)
+            if output is not NotImplemented:
+                return output
+        output = function(*args, **kwargs)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        names = set[str]().union(*map(self.names, tensors))
+        if operation in _PRODUCTS:
+            self._count(_PRODUCTS[operation](self, args, output))
+        elif not any(_key(tensor) in self._data for tensor in tensors):
+            for made in _tensors(output):
+                self._data.discard(_key(made))
+                self._remember(made, names)
+            return output
+        elif operation in _ELEMENTWISE:
+            self._count(_each_word_once(self, args))
+        else:
+            foreign = not operation.startswith(("aten::", "prim::", "prims::"))
+            for name in sorted(names if foreign or operation.startswith(_HEAVY) else names & self.stored):
+                self.made.miss(name, f"read by {operation}, which is not counted")
+            if (foreign or operation.startswith(_HEAVY)) and not names:
+                self.made.miss(self.layer, f"runs {operation}, which is not counted")
+        self._data.update(map(_key, _tensors(output)))
+        written = zip(function._schema.arguments, args, strict=False)
+        self._data.update(_key(value) for one, value in written if one.is_write and isinstance(value, Tensor))
+        return output
+
+    @property
+    def layer(self) -> str:
+        """The name of the module that runs."""
+        name, module = self.modules[-1]
+        return name or type(module).__name__
+
+    def names(self, tensor: Tensor) -> set[str]:
+        """Return which weights a tensor is, or is made of; none for what depends on the image."""
+        key = _key(tensor)
+        return set() if key in self._data else self._names.get(key, set())
+
+    def name(self, tensor: Tensor) -> str | None:
+        """Return one weight that a tensor is, or is made of, a stored one if there is one; None for activations."""
+        return min(self.names(tensor), key=lambda name: (name not in self.stored, name), default=None)
+
+    def operation(self, kind: Kind, weight: Tensor, **size: Any) -> Operation:
+        """Return an operation of the module that runs."""
+        name = self.name(weight)
+        layer = self.layer if name is None or "." not in name else name.rpartition(".")[0]
+        return Operation(layer=layer, kind=kind, weight=name, stored=name in self.stored, **size)
+
+    def _count(self, operations: Sequence[tuple[Operation, set[str]]]) -> None:
+        for operation, names in operations:
+            self.made.operations.append(operation)
+            self.read |= names
+            if operation.kind != "lookup" and not in_convention(self.modules[-1][1]):
+                self.made.paper_macs = None
+
+    def _remember(self, tensor: Tensor, names: set[str]) -> None:
+        self._kept.append(tensor)
+        self._names.setdefault(_key(tensor), set()).update(names)
+
+
+Counted = list[tuple[Operation, set[str]]]
+
+
+def _key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield a tensor, and what it is made of where it is one of another quantizer."""
+    yield tensor
+    if hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _parts(getattr(tensor, name))
+
+
+def _convolution(watch: Watch, args: tuple[Any, ...], output: Tensor) -> Counted:
+    x, weight, _, stride, padding, dilation, transposed, _, groups = args
+    axes, kernel = x.dim() - 2, tuple(weight.shape[2:])
+    window = Window(
+        channels=(x.shape[1] // groups, output.shape[1] // groups), input=tuple(x.shape[2:]),
+        output=tuple(output.shape[2:]), kernel=kernel, stride=_each(stride, axes), padding=_each(padding, axes),
+        dilation=_each(dilation, axes), images=len(x),
+    )  # fmt: skip
+    incoming, outgoing = window.channels
+    size = {"rows": math.prod(window.output), "inner": incoming * math.prod(kernel), "columns": outgoing}
+    if transposed:
+        size = {"rows": math.prod(window.input), "inner": incoming, "columns": outgoing * math.prod(kernel)}
+    size["rows"] *= len(x)
+    kind: Kind = "transposed convolution" if transposed else "convolution"
+    return [(watch.operation(kind, weight, **size, groups=groups, window=window), watch.names(weight))]
+
+
+def _each(value: Sequence[int], axes: int) -> tuple[int, ...]:
+    return tuple(value) * axes if len(value) == 1 else tuple(value)
+
+
+def _product(watch: Watch, left: Tensor, right: Tensor, groups: int = 1) -> Counted:
+    rows, inner, columns = left.shape[-2], left.shape[-1], right.shape[-1]
+    names = watch.names(left) | watch.names(right)
+    if watch.name(left) is not None and watch.name(right) is None:
+        left, right, rows, columns = right, left, columns, rows  # (A B)' = B' A': the weights are the columns
+    return [(watch.operation("product", right, rows=rows, inner=inner, columns=columns, groups=groups), names)]
+
+
+def _vector_product(watch: Watch, matrix: Tensor, vector: Tensor) -> Counted:
+    return _product(watch, vector[None], matrix.T)
+
+
+def _lookup(watch: Watch, args: tuple[Any, ...], output: Any) -> Counted:
+    table, places = args[:2]
+    one = watch.operation("lookup", table, rows=places.numel(), inner=1, columns=table.shape[-1])
+    return [(one, watch.names(table))]
+
+
+def _each_word_once(watch: Watch, args: tuple[Any, ...]) -> Counted:
+    read = [one for one in args[:2] if isinstance(one, Tensor) and watch.name(one) in watch.stored]
+    return [(watch.operation("lookup", one, rows=1, inner=1, columns=one.numel()), watch.names(one)) for one in read]
+
+
+def _recurrent(watch: Watch, args: tuple[Any, ...], output: Any) -> Counted:
+    x, inputs, states = args[:3]  # (T, N, features); one product for all steps, and then one a step
+    size = {"rows": len(x) * x.shape[1], "inner": x.shape[2], "columns": len(inputs)}
+    step = {"rows": x.shape[1], "inner": states.shape[1], "columns": len(states), "groups": len(x)}
+    return [
+        (watch.operation("product", inputs, **size), watch.names(inputs)),
+        (watch.operation("product", states, **step), watch.names(states)),
+    ]
+
+
+# Counted whatever they are applied to: even a product of weights alone is made anew in every pass.
+_PRODUCTS: dict[str, Callable[[Watch, tuple[Any, ...], Any], Counted]] = {
+    "aten::convolution": _convolution,
+    **{f"aten::{name}": lambda watch, args, _: _product(watch, args[0], args[1]) for name in ("mm", "_int_mm")},
+    **{
+        f"aten::{name}": lambda watch, args, _: _product(watch, args[1], args[2])
+        for name in ("addmm", "addmm_", "_addmm_activation")
+    },
+    "aten::bmm": lambda watch, args, _: _product(watch, args[0], args[1], len(args[0])),
+    **{
+        f"aten::{name}": lambda watch, args, _: _product(watch, args[1], args[2], len(args[1]))
+        for name in ("baddbmm", "baddbmm_", "addbmm", "addbmm_")
+    },
+    "aten::mv": lambda watch, args, _: _vector_product(watch, args[0], args[1]),
+    **{
+        f"aten::{name}": lambda watch, args, _: _vector_product(watch, args[1], args[2]) for name in ("addmv", "addmv_")
+    },
+    **{
+        f"aten::{name}": lambda watch, args, _: _product(watch, args[0][None], args[1][:, None])
+        for name in ("dot", "vdot")
+    },
+    "aten::_weight_int8pack_mm": lambda watch, args, _: _product(watch, args[0], args[1].T),
+    "aten::embedding": _lookup,
+    "aten::_embedding_bag": _lookup,
+    "aten::_embedding_bag_forward_only": _lookup,
+    "aten::mkldnn_rnn_layer": _recurrent,
+}
+_ELEMENTWISE = {f"aten::{name}{end}" for name in ("add", "sub", "rsub", "mul", "div") for end in ("", "_")}
+# Operations that multiply and are not counted: they are named even where they read no weight.
+_HEAVY = tuple(
+    f"aten::{name}"
+    for name in (
+        "_cdist", "_cudnn_rnn", "_efficient_attention", "_fft", "_flash_attention", "_linalg", "_scaled_dot",
+        "_scaled_mm", "_thnn", "_trilinear", "linalg", "miopen", "quantized_",
+    )
+)  # fmt: skip
