@@ -81,6 +81,7 @@ IDEAS = {
     "half soft targets": replace(USUAL, soft=0.5),
     "constant learning rate": replace(USUAL, schedule="constant"),
     "constant, average 0.98": replace(USUAL, schedule="constant", average=0.98),
+    "constant, average 0.99": replace(USUAL, schedule="constant", average=0.99),
 }
 
 
@@ -175,17 +176,18 @@ def settings(chips: int) -> dict[str, Setting]:
     return found
 
 
-def todo(budgets: list[int], seeds: list[int]) -> Iterator[tuple[str, Way, int, int]]:
-    """Yield (name, way, seed, budget), one seed after the other, so that a stop leaves comparable runs."""
-    for seed in seeds:
-        for budget in budgets:
-            for name, way in ESTIMATORS.items():
+def todo(budgets: list[int], seeds: list[int], ways: list[str]) -> Iterator[tuple[str, Way, int, int]]:
+    """Yield (name, way, seed, budget), one seed after the other, so that a stop leaves comparable runs.
+
+    Ideas are tried at the largest budget, unless ``ways`` names what to run.
+    """
+    for seed, budget in itertools.product(seeds, budgets):
+        for name, way in {**ESTIMATORS, **IDEAS}.items():
+            if name in ways or (not ways and (name in ESTIMATORS or budget == budgets[-1])):
                 yield name, way, seed, budget
-        for name, way in IDEAS.items():
-            yield name, way, seed, budgets[-1]
 
 
-def measure(out: Path, budgets: list[int], seeds: list[int], chips: int) -> None:
+def measure(out: Path, budgets: list[int], seeds: list[int], chips: int, ways: list[str]) -> None:
     """Run what is missing, keeping each result as it comes."""
     record: dict[str, Any] = read_json(out, SCHEMA) if out.exists() else {"schema": SCHEMA, "runs": []}
     known = {(run["way"], run["setting"], run["seed"], run["budget"]) for run in record["runs"]}
@@ -193,7 +195,7 @@ def measure(out: Path, budgets: list[int], seeds: list[int], chips: int) -> None
     record["pa"] = {name: setting.pa for name, setting in all_settings.items()}
     record["machine"] = machine(torch.device("cpu"))
     print(record["pa"], flush=True)
-    for name, way, seed, budget in todo(budgets, seeds):
+    for name, way, seed, budget in todo(budgets, seeds, ways):
         for place, setting in all_settings.items():
             mirrored = way.mirrored and not isinstance(setting.faults, Stuck)
             if (name, place, seed, budget) in known or mirrored:
@@ -299,12 +301,13 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--budgets", type=int, nargs="+", default=[25_600, 102_400])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ways", nargs="+", default=[], help="only these, at every budget")
     parser.add_argument("--chips", type=int, default=20, help="unseen chips of each measurement")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if not options.report:
-        measure(options.out, options.budgets, options.seeds, options.chips)
+        measure(options.out, options.budgets, options.seeds, options.chips, options.ways)
     report(options.out, options.picture)
 
 

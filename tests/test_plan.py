@@ -256,7 +256,7 @@ def test_the_usual_voltages_span_the_curve():
     assert (grid[0], grid[-1], len(grid)) == (0.7, 0.5, 7)
     rates = [CURVE.ber(voltage) for voltage in grid[1:]]
     ratios = [high / low for low, high in itertools.pairwise(rates)]
-    assert ratios == pytest.approx([ratios[0]] * 5)
+    assert ratios == pytest.approx([ratios[0]] * 5, rel=1e-2)
     assert rates[-1] == pytest.approx(0.8)
 
 
@@ -329,7 +329,7 @@ def test_an_interrupted_plan_goes_on_to_the_same_end(tmp_path, fuse, monkeypatch
     monkeypatch.setattr(Deployed, "perturbed", lambda self, chip: measured.append(chip.seed) or original(self, chip))
     plan_with(tmp_path / "cut", fuse, resume=True, **options)
     planned = [seed for seed in measured if seed < 50_000]
-    assert len(planned) == 4 * 12 - sum(len(one[0]) for key, one in kept.items() if key != "0.7"), "nothing twice"
+    assert len(planned) == 4 * 12 - sum(len(one[0]) for key, one in kept.items() if key != "0.7 V"), "nothing twice"
     assert without_runs(tmp_path / "cut") == without_runs(tmp_path / "whole")
     assert not list((tmp_path / "cut").glob(".*"))
 

@@ -148,13 +148,13 @@ class Planner:
             require(not fuse.training, f"NeuralFuse {name} must be in eval mode: call eval() first.")
             check_same_range(fuse, self.base)
         inputs = [self.plain, *(transform(fuse, self.plain) for fuse in fuses.values())]
-        alone, *fused = self._measured(repr(voltage), self.base, inputs, faults)
+        alone, *fused = self._measured(f"{voltage!r} {curve.unit}", self.base, inputs, faults)
         found = [self._option("no protection", "unprotected", voltage, energy, alone, faults)]
         for (name, fuse), accuracies in zip(fuses.items(), fused, strict=True):
             found.append(self._option(name, "neuralfuse", voltage, energy, accuracies, faults, fuse=fuse))
         for msbs in protect if faults.cell_rate > 0 else ():
             hardened = BitRates.protecting(faults, msbs=msbs, bits=bits)
-            (accuracies,) = self._measured(f"{voltage!r}, {msbs} bits", self.base, inputs[:1], hardened)
+            (accuracies,) = self._measured(f"{voltage!r} {curve.unit}, {msbs} bits", self.base, inputs[:1], hardened)
             mixed = (msbs + (bits - msbs) * energy) / bits
             name = f"{msbs} bit{'s' * (msbs > 1)} protected"
             made = self._option(name, "protected bits", voltage, mixed, accuracies, hardened)
@@ -211,7 +211,7 @@ class Planner:
                     own.append(value)
                 self.keep(self.known)
                 if len(found[0]) % 10 == 0:
-                    self.say(f"{key} {self.hardware.curve.unit}: {len(found[0])} of {len(chips)} chips")
+                    self.say(f"{key}: {len(found[0])} of {len(chips)} chips")
                 if is_over():
                     break
         return found

@@ -156,8 +156,9 @@ def usual_voltages(hardware: Hardware) -> list[float]:
     require(len(positive) > 0, "a voltage curve must reach errors to plan with: it has none.")
     high = max(positive)
     low = min(high, max(min(positive), high / 300))
-    rates = [low * (high / low) ** (k / 5) for k in range(5)] + [high]
-    return [curve.range[1] if curve.vmin is None else curve.vmin, *(curve.voltage(rate) for rate in rates)]
+    rates = [low * (high / low) ** (k / 5) for k in range(5)]
+    inner = [round(curve.voltage(rate), 4) for rate in rates]
+    return [curve.range[1] if curve.vmin is None else curve.vmin, *inner, curve.voltage(high)]
 
 
 def summary(record: Mapping[str, Any]) -> str:
