@@ -10,7 +10,6 @@ spent a number of image passes through the base model, and is then measured on t
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import time
 from collections.abc import Iterator
@@ -36,6 +35,7 @@ from neuralfuse.nets.base import seeded
 from neuralfuse.quant import Scheme, quantized_call, snap_
 from neuralfuse.seeds import generator
 from neuralfuse.train import Pass, eopm_backward, passes, train_base
+from neuralfuse.train.average import Average
 
 SCHEMA = "neuralfuse/estimators/1"
 BATCH, LR, LAM = 128, 4e-3, 5.0
@@ -129,7 +129,7 @@ def train(way: Way, setting: Setting, seed: int, budget: int) -> tuple[NeuralFus
     )
     fuse = NeuralFuse("unets", channels=1, image_size=data.image_size, seed=seed).train()
     optimizer = torch.optim.Adam(fuse.parameters(), lr=LR, betas=(0.5, 0.999))
-    average = copy.deepcopy(fuse) if way.average else None
+    average = Average(fuse, way.average)
     augment = augmentation("auto", data.name)
     total = budget // (BATCH * (2 if way.estimator == "split" else 1 + way.n))
     started = time.perf_counter()
@@ -149,12 +149,11 @@ def train(way: Way, setting: Setting, seed: int, budget: int) -> tuple[NeuralFus
         eopm_backward(base, leaf, labels, plan_of(way, setting.faults, config, BATCH, step, step / total), lam=LAM)
         output.backward(leaf.grad)
         optimizer.step()
-        if average is not None:
-            decay = min(way.average, (1 + step) / (10 + step))
-            for mine, latest in zip(average.state_dict().values(), fuse.state_dict().values(), strict=True):
-                mine.lerp_(latest, 1 - decay) if mine.is_floating_point() else mine.copy_(latest)
+        average.update(fuse, step + 1)
     taken = time.perf_counter() - started
-    fuse = (average or fuse).eval()
+    if way.average:
+        fuse.load_state_dict(average.tensors)
+    fuse.eval()
     snap_(fuse, Scheme())
     return fuse, taken
 

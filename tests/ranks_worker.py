@@ -40,7 +40,14 @@ def job(ranks: Ranks, estimator: str) -> tuple[NeuralFuse, list[dict[str, float]
     bases = [deploy(seeded(SmallNet, seed).eval().double()) for seed in (5, 6)]
     fuse = NeuralFuse("convs", channels=1, image_size=(8, 8), seed=0).double()
     config = EopmConfig(
-        ber=0.05, n_chips=3, estimator=estimator, batch=9, epochs=2, validate_every=7, validation_chips=3
+        ber=0.05,
+        n_chips=3,
+        estimator=estimator,
+        batch=9,
+        epochs=2,
+        validate_every=7,
+        validation_chips=3,
+        average=0.5,
     )
     steps = Steps()
     state = train_fuse(fuse, bases, data, config, faults=Stuck(ber=0.05), listeners=[steps], ranks=ranks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 
 import pytest
@@ -181,9 +182,9 @@ def run_base(data, folder, **options):
     return model, state
 
 
-def run_fuse(data, folder, base, **options):
+def run_fuse(data, folder, base, config=EOPM, **options):
     fuse = small_fuse()
-    state = train_fuse(fuse, base, data, EOPM, out=folder, **options)
+    state = train_fuse(fuse, base, data, config, out=folder, **options)
     return fuse, state
 
 
@@ -197,15 +198,50 @@ def test_a_resumed_base_run_equals_the_uninterrupted_one(step, data, tmp_path):
     assert all(torch.equal(whole.state_dict()[name], again.state_dict()[name]) for name in whole.state_dict())
 
 
+@pytest.mark.parametrize("average", [0.0, 0.8])
 @pytest.mark.parametrize("step", [1, 4, 8])
-def test_a_resumed_eopm_run_equals_the_uninterrupted_one(step, data, small_net, tmp_path):
-    base = deploy(small_net)
-    whole, wanted = run_fuse(data, tmp_path / "whole", base)
+def test_a_resumed_eopm_run_equals_the_uninterrupted_one(step, average, data, small_net, tmp_path):
+    base, config = deploy(small_net), dataclasses.replace(EOPM, average=average)
+    whole, wanted = run_fuse(data, tmp_path / "whole", base, config)
     with pytest.raises(Kill):
-        run_fuse(data, tmp_path / "cut", base, listeners=[KillAt(step)])
-    again, state = run_fuse(data, tmp_path / "cut", base, resume=True)
+        run_fuse(data, tmp_path / "cut", base, config, listeners=[KillAt(step)])
+    again, state = run_fuse(data, tmp_path / "cut", base, config, resume=True)
     assert state.history == wanted.history
     assert all(torch.equal(whole.state_dict()[name], again.state_dict()[name]) for name in whole.state_dict())
+
+
+class Weights:
+    """Remembers what a module is after each step, and at each validation."""
+
+    def __init__(self, module):
+        self.module, self.stepwise, self.validated_with = module, [], []
+
+    def stepped(self, step, total, losses):
+        self.stepwise.append({name: tensor.clone() for name, tensor in self.module.state_dict().items()})
+
+    def validated(self, step, metrics):
+        self.validated_with.append({name: tensor.clone() for name, tensor in self.module.state_dict().items()})
+
+    def close(self):
+        pass
+
+
+def test_what_is_validated_and_kept_is_the_average_over_steps(data, small_net):
+    config = dataclasses.replace(EOPM, average=0.8, generator_bits=0, validate_every=1, epochs=1)
+    fuse = small_fuse()
+    average = {name: tensor.double() for name, tensor in fuse.state_dict().items()}
+    seen = Weights(fuse)
+    state = train_fuse(fuse, deploy(small_net), data, config, listeners=[seen])
+    assert len(seen.stepwise) == len(seen.validated_with) == state.step > 3
+    for step, (latest, validated) in enumerate(zip(seen.stepwise, seen.validated_with, strict=True), 1):
+        decay = min(0.8, step / (9 + step))
+        for name, tensor in latest.items():
+            exact = tensor.is_floating_point()
+            average[name] = decay * average[name] + (1 - decay) * tensor.double() if exact else tensor.double()
+            torch.testing.assert_close(validated[name].double(), average[name], rtol=1e-4, atol=1e-6)
+    best = seen.validated_with[state.best_step - 1]
+    assert all(torch.equal(tensor, best[name]) for name, tensor in fuse.state_dict().items())
+    assert not all(torch.equal(tensor, seen.stepwise[-1][name]) for name, tensor in fuse.state_dict().items())
 
 
 def test_resuming_a_finished_run_changes_nothing(data, tmp_path):
@@ -341,6 +377,7 @@ def test_a_fault_model_with_more_to_it_is_trained_against(data, small_net):
         ({"epochs": 0}, ConfigError, "epochs must be at least 1"),
         ({"lr": 0.0}, ConfigError, "lr must be positive"),
         ({"lr": float("nan")}, ConfigError, "lr must be positive"),
+        ({"average": 1.0}, ConfigError, "average must be in \\[0, 1\\): got average=1.0"),
         ({"lam": -1.0}, ConfigError, "lam must be at least 0"),
         ({"n_chips": 0}, ConfigError, "n_chips must be at least 1"),
         ({"generator_bits": 1}, ConfigError, "generator_bits must be 0"),

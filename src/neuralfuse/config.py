@@ -59,6 +59,8 @@ class LoopConfig:
         optimizer: sgd (momentum 0.9) or adam (betas 0.5, 0.999, as the reference).
         schedule: constant; step: times 0.96 every 500 steps, as the reference; cosine: up over the first tenth of the
             steps, then down to zero.
+        average: Decay of an exponential moving average of the weights over steps, which is validated and kept in their
+            place; 0 for none.
         weight_decay: L2 penalty of SGD.
         nesterov: Whether SGD's momentum is Nesterov's.
         augment: Random changes of training images: auto and paper choose by data set; none, shift, crop, crop-flip,
@@ -73,6 +75,7 @@ class LoopConfig:
     lr: float
     optimizer: Optimizer
     schedule: Schedule = "cosine"
+    average: float = 0.0
     weight_decay: float = 0.0
     nesterov: bool = True
     augment: str = "auto"
@@ -83,6 +86,7 @@ class LoopConfig:
     def __post_init__(self) -> None:
         self._at_least(1, "epochs", "batch")
         self._at_least(0, "weight_decay", "validate_every", "patience", "seed")
+        require(0 <= self.average < 1, f"average must be in [0, 1): got average={self.average}.")
         require(self.lr > 0 and math.isfinite(self.lr), f"lr must be positive: got lr={self.lr}.")
         for kind, value, legal in (("optimizer", self.optimizer, Optimizer), ("schedule", self.schedule, Schedule)):
             if value not in get_args(legal):

@@ -24,6 +24,7 @@ from neuralfuse.data import Split
 from neuralfuse.errors import DivergenceError, FileFormatError
 from neuralfuse.files import check_writable, read_tensors, write_tensors
 from neuralfuse.seeds import derive, generator
+from neuralfuse.train.average import Average
 from neuralfuse.train.listeners import Listener
 from neuralfuse.train.ranks import ALONE, Ranks
 
@@ -114,7 +115,7 @@ def fit(
     batches = Batches(split, config.batch, config.seed)
     total = config.epochs * batches.steps
     every = config.validate_every or batches.steps
-    optimizer = _optimizer(task.module, config)
+    optimizer, average = _optimizer(task.module, config), Average(task.module, config.average)
     state = State()
     try:
         ranks = task.ranks
@@ -122,7 +123,7 @@ def fit(
             if ranks.first:
                 check_writable(out)
             if resume and (out / CHECKPOINT).exists():
-                state = _load(out / CHECKPOINT, task, optimizer)
+                state = _load(out / CHECKPOINT, task, optimizer, average)
         ranks.check_equal(state.step, split.images.device, "checkpoint: --out must be a folder that all of them see")
         saved = time.monotonic()
         while state.step < total and not state.done:
@@ -132,15 +133,17 @@ def fit(
             losses = _backward(task, batches, state.step, config.seed)
             optimizer.step()
             state.step += 1
+            average.update(task.module, state.step)
             for listener in listeners:
                 listener.stepped(state.step, total, losses)
             validate = state.step % every == 0 or state.step == total
             if validate:
-                ranks.align(_everything(task, optimizer))
-                _validate(task, state, config, listeners)
+                ranks.align(_everything(task, optimizer, average))
+                with average.in_place_of(task.module):
+                    _validate(task, state, config, listeners)
             late = time.monotonic() - saved >= checkpoint_seconds
             if out is not None and ranks.first and (validate or late):
-                _save(out / CHECKPOINT, task, optimizer, state)
+                _save(out / CHECKPOINT, task, optimizer, average, state)
                 saved = time.monotonic()
     finally:
         for listener in listeners:
@@ -158,10 +161,10 @@ def _optimizer(module: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
     )
 
 
-def _everything(task: Task, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def _everything(task: Task, optimizer: torch.optim.Optimizer, average: Average) -> list[Tensor]:
     """Return the tensors that make up where a run stands."""
     slots = (slot for slots in optimizer.state.values() for slot in slots.values())
-    tensors = [*task.module.state_dict().values(), *slots]
+    tensors = [*task.module.state_dict().values(), *average.tensors.values(), *slots]
     return [tensor for tensor in tensors if isinstance(tensor, Tensor) and tensor.dim() > 0]
 
 
@@ -196,8 +199,9 @@ def _validate(task: Task, state: State, config: LoopConfig, listeners: Sequence[
         listener.validated(state.step, metrics)
 
 
-def _save(path: Path, task: Task, optimizer: torch.optim.Optimizer, state: State) -> None:
+def _save(path: Path, task: Task, optimizer: torch.optim.Optimizer, average: Average, state: State) -> None:
     tensors = {f"module.{name}": tensor for name, tensor in task.module.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in average.tensors.items()}
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
     for index, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items() if isinstance(value, Tensor)}
@@ -213,7 +217,7 @@ def _save(path: Path, task: Task, optimizer: torch.optim.Optimizer, state: State
     write_tensors(path, tensors, {"progress": json.dumps(progress), "identity": _canonical(task)})
 
 
-def _load(path: Path, task: Task, optimizer: torch.optim.Optimizer) -> State:
+def _load(path: Path, task: Task, optimizer: torch.optim.Optimizer, average: Average) -> State:
     tensors, metadata = read_tensors(path)
     if metadata.get("identity") != _canonical(task):
         raise FileFormatError(
@@ -221,11 +225,13 @@ def _load(path: Path, task: Task, optimizer: torch.optim.Optimizer) -> State:
             f"differs{_difference(metadata.get('identity'), task)}. Pass the same options, or another --out."
         )
     progress = json.loads(metadata["progress"])
-    parts: dict[str, dict[str, Tensor]] = {"module": {}, "best": {}, "optimizer": {}}
+    parts: dict[str, dict[str, Tensor]] = {"module": {}, "average": {}, "best": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         parts[part][rest] = tensor
     task.module.load_state_dict(parts["module"])
+    for name, tensor in parts["average"].items():
+        average.tensors[name].copy_(tensor)
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in parts["optimizer"].items():
         index, _, slot = name.partition(".")
