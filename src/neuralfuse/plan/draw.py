@@ -12,6 +12,7 @@ from neuralfuse.files import write_atomically
 _COLORS = ("#1f6f8b", "#7a4fa3", "#2f8f5b", "#c77d1a", "#8a5a44", "#4a6fd0")
 _GREYS = ("#555555", "#999999", "#bbbbbb")
 _PLAIN, _SMALLER = "#b3432b", "black"
+_BELOW = 25  # points below the target that are shown
 
 
 def draw_plan(record: Mapping[str, Any], path: Path) -> None:
@@ -28,7 +29,7 @@ def draw_plan(record: Mapping[str, Any], path: Path) -> None:
 
     by, target = record["config"]["by"], record["config"]["target"]
     options = record["options"]
-    figure, axes = plt.subplots(figsize=(8.4, 5.0), dpi=150, layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.4, 5.4), dpi=150, layout="constrained")
     names = list(dict.fromkeys((one["kind"], one["name"]) for one in options))
     colors = {"neuralfuse": cycle(_COLORS), "protected bits": cycle(_GREYS)}
     colors |= {"unprotected": cycle([_PLAIN]), "smaller model": cycle([_SMALLER])}
@@ -45,11 +46,7 @@ def draw_plan(record: Mapping[str, Any], path: Path) -> None:
         errors = [[m - a for m, a in zip(means, low, strict=True)], [b - m for m, b in zip(means, high, strict=True)]]
         axes.errorbar(saved, means, yerr=errors, fmt="none", ecolor=color, elinewidth=1, capsize=2)
         axes.plot(saved, [one["worst"] for one in own], "_", color=color, markersize=7, alpha=0.6)
-    axes.axhline(target["accuracy"], color="#444444", linewidth=0.9, linestyle=":")
-    axes.annotate(
-        f"target: {target['text']}", (0.01, target["accuracy"]), xycoords=("axes fraction", "data"), xytext=(0, 3),
-        textcoords="offset points", fontsize=8, color="#444444",
-    )  # fmt: skip
+    axes.axhline(target["accuracy"], color="#444444", linewidth=0.9, linestyle=":", label=f"target: {target['text']}")
     if record["choice"] is not None:
         best = options[record["choice"]]
         axes.plot(
@@ -64,6 +61,8 @@ def draw_plan(record: Mapping[str, Any], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#ececec", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.legend(fontsize=8, frameon=False, loc="lower left")
+    best, worst = max(one["mean"] for one in options), min(one["worst"] for one in options)
+    axes.set_ylim(max(worst - 2, target["accuracy"] - _BELOW, 0), best + 2)  # what is far below decides nothing
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     write_atomically(path, figure.savefig)
     plt.close(figure)
