@@ -170,7 +170,7 @@ def base_recipe(name: str, **changes: Any) -> QatConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EopmConfig(LoopConfig):
-    """How to train NeuralFuse.
+    """How to train NeuralFuse; the average at a constant rate of learning is what a study found best (docs/adr/0007).
 
     Attributes:
         ber: Rate of faulty cells to train at, a fraction in [0, 1]; None where a fault model comes beside this.
@@ -193,6 +193,8 @@ class EopmConfig(LoopConfig):
     batch: int = 128
     lr: float = 1e-3
     optimizer: Optimizer = "adam"
+    schedule: Schedule = "constant"
+    average: float = 0.98
     generator_bits: int = 8
     validation_chips: int = 4
     validation_images: int = 2000
