@@ -122,6 +122,15 @@ def test_the_benchmarks_run(command, tmp_path):
     assert done.stdout.count("| ") > 20
 
 
+def test_the_study_s_tables_are_made_from_its_record(tmp_path):
+    record = ROOT / "results" / "estimators.json"
+    done = shell(f"python {ROOT / 'benchmarks'}/estimators.py --out {record} --report", tmp_path)
+    page = next((ROOT / "docs" / "adr").glob("0007-*.md")).read_text(encoding="utf-8")
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert len(rows) > 20
+    assert [line for line in page.splitlines() if line.startswith("| ")] == rows
+
+
 def test_the_simulator_counts_the_same_accesses(tmp_path):
     """SCALE-Sim itself, on the six generators: the paper's totals (its Table 6), and every read and write."""
     pytest.importorskip("scalesim")
