@@ -22,8 +22,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 import neuralfuse
-from conftest import ROOT, SHARED
-from neuralfuse import published
+from conftest import ROOT
 from neuralfuse.cli.main import run
 from neuralfuse.energy import (
     GENERATOR_LAYERS,
@@ -84,25 +83,6 @@ def test_the_paper_s_tables_come_out():
                 assert abs(row["ours"] - row["published"]) > allowed, "marked without need"
                 misprints.append((name, row["base"], row["generator"]))
     assert misprints == [("table2", "VGG19", "ConvS"), ("table3", "VGG11", "UNetL")]
-
-
-def test_the_published_tables_are_the_transcription():
-    path = SHARED / "spec" / "paper_tables.json"
-    if not path.exists():
-        pytest.skip("the transcription of the paper's tables is not here")
-    original, ours = json.loads(path.read_text()), published.paper()
-    assert ours["tables"] == {name: table for name, table in original.items() if name.startswith("table")}
-    assert len(ours["misprints"]) == sum(one["kind"] != "copy" for one in original["anomalies"])
-
-
-def test_published_rows_are_found_by_their_entries():
-    (row,) = published.rows("table12", base="ResNet18", ber=0.01, generator="ConvL")
-    assert (row["pa"], row["pa_nf"], row["rp"]) == (38.9, 87.8, 48.8)
-    assert published.misprint("table12", row) is None
-    (row,) = published.rows("table12", base="VGG16", ber=0.005, generator="DeConvL")
-    assert "rp printed 21.4" in published.misprint("table12", row)
-    with pytest.raises(NeuralFuseError, match="unknown table 'table4'. Did you mean"):
-        published.rows("table4")
 
 
 # Tracing

@@ -18,6 +18,7 @@ from neuralfuse.files import check_writable, fingerprint, read_json, write_json
 from neuralfuse.fuse import Fit, NeuralFuse
 from neuralfuse.memory import Deployed, deploy
 from neuralfuse.nets import BaseModel, base_model, save_base
+from neuralfuse.published import counterpart
 from neuralfuse.quant import Scheme
 from neuralfuse.ranges import InputRange
 from neuralfuse.scoring import accuracy, plain_inputs
@@ -26,6 +27,7 @@ from neuralfuse.train import ALONE, Listener, Ranks, train_base, train_fuse
 
 TRAINING_SCHEMA = "neuralfuse/training/1"
 PARTIAL_SCHEMA = "neuralfuse/partial-evaluation/1"
+_PLAIN_MEMORY = {"name", "scheme", "layers", "left_out", "input_range", "fingerprint"}  # no readout, activations, ...
 
 
 def make_base(
@@ -198,7 +200,8 @@ def measure(
 
     known = {result.seed: result for result in results}
     result = evaluate(deployed, data.test, the_chips, fuse=module, known=known, report=keep, until=until)
-    record = evaluation_record(result, faults=faults, config=config, run=run)
+    published = _published(model, deployed, fuse, module, data, faults)
+    record = evaluation_record(result, faults=faults, config=config, run=run, published=published)
     if target is not None:
         values = [one.pa if one.pa_nf is None else one.pa_nf for one in result.per_chip]
         exact = faults.one_chip or faults.cell_rate == 0  # there is no other chip to speak of
@@ -209,6 +212,26 @@ def measure(
         write_json(out, record)
         partial.unlink(missing_ok=True)
     return record
+
+
+def _published(
+    model: BaseModel,
+    deployed: Deployed,
+    fuse: NeuralFuse | None,
+    module: NeuralFuse | Deployed | None,
+    data: DataSet,
+    faults: FaultModel,
+) -> dict[str, Any] | None:
+    """Return the paper's row for what is measured, if it is measured as in the paper: faulty cells, plain memories."""
+    scheme, trained = deployed.memory.scheme, {} if fuse is None else fuse.trained
+    as_there = isinstance(scheme, Scheme) and set(base_config(model, deployed)) <= _PLAIN_MEMORY
+    if not as_there or isinstance(module, Deployed) or faults.kind not in ("reference", "stuck"):
+        return None
+    return counterpart(
+        data=data.name, base=model.name, ber=faults.ber, bits=scheme.bits,
+        generator=None if fuse is None else fuse.name, sources=[one["name"] for one in trained.get("bases", [])],
+        train_ber=trained.get("ber"), lam=trained.get("lam", 5.0),
+    )  # fmt: skip
 
 
 def _known(path: Path, config: Mapping[str, Any]) -> list[ChipResult]:
@@ -251,6 +274,13 @@ def summary(record: Mapping[str, Any]) -> str:
             f"PA(NF)  {record['pa_nf']:6.2f}%   {_spread(record['pa_nf_sd'])}",
             f"RP      {record['rp']:+6.2f}    points recovered{known}",
         ]
+    paper = record["published"]
+    if paper is not None:
+        printed = f"CA {paper['ca']}, PA {paper['pa']} +- {paper['pa_std']}"
+        if "pa_nf" in paper:
+            printed += f", CA(NF) {paper['ca_nf']}, PA(NF) {paper['pa_nf']} +- {paper['pa_nf_std']}, RP {paper['rp']}"
+        doubt = "" if paper["misprint"] is None else f" (misprint: {paper['misprint']})"
+        lines.append(f"the paper, {paper['table'].replace('table', 'Table ')}: {printed}{doubt}")
     judged = record.get("target")
     if judged is not None:
         all_of_them = f", so at least {judged['share_at_least']:.1%} of all chips do ({judged['confidence']:.0%} sure)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -42,3 +43,58 @@ def misprint(table: str, row: dict[str, Any]) -> str | None:
         if one["table"] == table and "row" in one and one["row"].items() <= row.items():
             return str(one["note"])
     return None
+
+
+def counterpart(
+    *,
+    data: str,
+    base: str,
+    ber: float,
+    bits: int = 8,
+    generator: str | None = None,
+    sources: Sequence[str] = (),
+    train_ber: float | None = None,
+    lam: float = 5.0,
+) -> dict[str, Any] | None:
+    """Return the paper's row for the same measurement, or None where it printed none.
+
+    Args:
+        data: Name of the data set, ours or the paper's.
+        base: Name of the base model that is measured.
+        ber: Rate of faulty cells.
+        bits: Width of the base model's words.
+        generator: Name of the generator; None for the base model alone, whose row has CA and PA only.
+        sources: Names of the base models that NeuralFuse was trained on.
+        train_ber: The rate that it was trained at.
+        lam: The weight of the perturbed models' loss.
+    """
+    alone = generator is None
+    asked = {"data": data, "base": base, "bits": bits, "ber": ber, "lambda": lam}
+    if not alone:
+        asked |= {"generator": generator, "sources": _sorted(sources), "train_ber": train_ber}
+    for table in _MEASURED if not alone else ("table12", "table13", "table14", "table15"):
+        for row in rows(table):
+            own = {
+                "data": paper()["tables"][table]["dataset"], "base": row.get("target", row.get("base")),
+                "bits": row.get("bits", 8), "ber": row["ber"], "lambda": row.get("lambda", 5.0),
+                "generator": row["generator"], "sources": _sorted(str(row.get("source", row.get("base"))).split("+")),
+                "train_ber": row.get("train_ber", row["ber"]),
+            }  # fmt: skip
+            if all(_same(asked[name], own[name]) for name in asked):
+                shown = ("ca", "pa", "pa_std") if alone else ("ca", "pa", "pa_std", "ca_nf", "pa_nf", "pa_nf_std", "rp")
+                return {"table": table, **{name: row[name] for name in shown}, "misprint": misprint(table, row)}
+    return None
+
+
+# In the order in which a row is looked for; Tables 25 and 26 are of trainings of their own.
+_MEASURED = [f"table{number}" for number in (12, 13, 14, 15, 10, 11, 1, 16, 17, 18, 19, 20, 21, 22, 23, 24)]
+
+
+def _sorted(names: Sequence[str]) -> str:
+    return "+".join(sorted(name.lower() for name in names))
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, str) and isinstance(other, str):
+        return one.lower().replace("-", "") == other.lower().replace("-", "")
+    return one == other

@@ -23,7 +23,14 @@ from neuralfuse.faults import FaultModel
 EVALUATION_SCHEMA = "neuralfuse/evaluation/1"
 
 
-def evaluation_record(result: Evaluation, *, faults: FaultModel, config: Mapping[str, Any], run: Run) -> dict[str, Any]:
+def evaluation_record(
+    result: Evaluation,
+    *,
+    faults: FaultModel,
+    config: Mapping[str, Any],
+    run: Run,
+    published: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Return the record of an evaluation.
 
     Args:
@@ -31,6 +38,7 @@ def evaluation_record(result: Evaluation, *, faults: FaultModel, config: Mapping
         faults: The fault model of its chips.
         config: Everything that the result depends on.
         run: Made when the evaluation began.
+        published: The paper's row for the same measurement.
     """
     interval = result.rp_ci95
     return {
@@ -49,7 +57,7 @@ def evaluation_record(result: Evaluation, *, faults: FaultModel, config: Mapping
         "pa_nf_sd": result.pa_nf_sd,
         "rp": result.rp,
         "rp_ci95": None if interval is None else list(interval),
-        "published": None,
+        "published": None if published is None else dict(published),
         "per_chip": [asdict(chip) for chip in result.per_chip],
         "run": run.facts(),
     }
