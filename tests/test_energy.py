@@ -565,6 +565,8 @@ def test_a_record_adds_up():
     point = OperatingPoint.at(default_curve(), ber=0.01)
     assert (point.voltage, point.weight_energy, point.is_point) == (0.83, 0.694, True)
     assert not OperatingPoint.at(default_curve(), voltage=0.9).is_point
+    with pytest.raises(ConfigError, match="an operating point must be said by its voltage or its rate: got both"):
+        OperatingPoint.at(default_curve(), voltage=0.9, ber=0.01)
     assert not OperatingPoint.at(default_curve(), voltage=0.8).is_point, "a model's end"
     assert OperatingPoint.at(default_curve(), ber=5e-7).ber == 5e-7, "not what the nearest voltage has"
     record = energy_record(

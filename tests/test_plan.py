@@ -91,7 +91,8 @@ def test_what_is_lost_cannot_be_won_back(values, more, share, ask):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"accuracy": 0}, r"target must be an accuracy in \(0, 100\] percent: got 0"),
+        ({"accuracy": 0}, r"target must be an accuracy in \[1, 100\], in percent and not a fraction: got 0"),
+        ({"accuracy": 0.85}, "got 0.85"),
         ({"accuracy": 101}, "got 101"),
         ({"accuracy": 80, "share": 1.0}, r"yield must be in \(0, 1\): got 1.0"),
         ({"accuracy": 80, "confidence": 0.4}, r"confidence must be in \(0.5, 1\): got 0.4"),
@@ -294,8 +295,10 @@ def test_a_plan_is_kept_drawn_and_checked_on_other_chips_and_images(tmp_path, fu
 
 
 def test_nothing_that_reaches_the_target_is_said_plainly(tmp_path, fuse):
+    (tmp_path / "check.json").write_text("{}")
     record = plan_with(tmp_path, fuse, smaller=None, voltages=(0.5,), protect=[])
     assert (record["choice"], record["alternative"], record["check"]) == (None, None, None)
+    assert not (tmp_path / "check.json").exists(), "an older plan's"
     assert "Nothing measured reaches the target." in summary(record)
 
 
@@ -398,7 +401,9 @@ def test_smaller_models_take_the_same_images_and_a_voltage_without_errors(tmp_pa
     with pytest.raises(ConfigError, match=r"half must take the base model's images, \(8, 8\): got \(4, 4\)"):
         plan_with(tmp_path, fuse, smaller={"half": (replace(model, image_size=(4, 4)), deployed)})
     ends = replace(HARDWARE, curve=VoltageCurve(points=CURVE.points[:2], source="x"))
-    with pytest.raises(ConfigError, match="a voltage curve must reach a voltage without errors for smaller models"):
+    with pytest.raises(
+        ConfigError, match="a voltage curve must reach a voltage without errors: what is kept at the highest"
+    ):
         planner(hardware=ends).smaller("half", deployed)
 
 
@@ -427,7 +432,7 @@ def test_a_layer_that_cannot_be_counted_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--target 0", "target must be an accuracy in (0, 100] percent: got 0"),
+        ("--target 0.85", "target must be an accuracy in [1, 100], in percent and not a fraction: got 0.85"),
         ("--target 80 --yield 1", "yield must be in (0, 1): got 1"),
         ("--target 80 --faults map.npz", "a plan must be made for a fault model: map.npz is one chip"),
         ("--target 80 --voltages 1.2", "voltage must lie on the curve, in [0.8, 1] Vmin: got 1.2"),

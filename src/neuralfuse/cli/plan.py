@@ -30,7 +30,7 @@ def plan(
     voltages: tuple[float, ...] = (),
     hardware: Annotated[HardwareOptions, _FLAT] = _HARDWARE,
     energy: Literal["weights", "inference"] = "weights",
-    protect: tuple[int, ...] = (2, 4),
+    protect: tuple[int, ...] | None = None,
     inference_seconds: float = 0.0,
     smaller: list[str] | None = None,
     chips: int | None = None,
@@ -71,7 +71,8 @@ def plan(
     energy
         What is to be low: the energy of the weights' memory, or of the whole inference.
     protect
-        Numbers of most significant bits to keep at the highest voltage, without NeuralFuse.
+        Numbers of most significant bits to keep at the highest voltage, without NeuralFuse; by default 2 and 4, where
+        words are wider.
     inference_seconds
         How long an inference takes; needed where the technology leaks.
     smaller
@@ -107,10 +108,16 @@ def plan(
     others = {Path(name).name: one for name, one in zip(smaller or [], bases[1:], strict=True)}
     if len(others) < len(bases) - 1:
         raise ConfigError("folders of --smaller must have different names: got two of one.")
+    if protect is None:
+        protect = tuple(count for count in (2, 4) if count < bases[0][1].memory.layout.bits)
     record = make_plan(
         bases[0], modules, images_of,
         faults_at=lambda voltage: replace(options, voltage=voltage).model(), hardware=made, target=goal,
         voltages=voltages, by=energy, chips=chips, images=images, protect=protect, smaller=others,
         out=out, resume=resume, say=say,
     )  # fmt: skip
-    common.show(record, summary(record) + f"\n\nWrote plan.json, plan.png and check.json to {out}.")
+    common.show(
+        record,
+        summary(record)
+        + f"\n\nWrote plan.json and plan.png{'' if record['check'] is None else ', check.json'} to {out}.",
+    )

@@ -15,6 +15,7 @@ from neuralfuse.energy.arrays import SystolicArray
 from neuralfuse.energy.counts import Counts
 from neuralfuse.energy.figures import efficiency_ratio, energy_saving, mac_saving
 from neuralfuse.energy.technology import Joules, Supply, Technology
+from neuralfuse.errors import require
 from neuralfuse.faults import VoltageCurve
 
 SCHEMA = "neuralfuse/energy/1"
@@ -41,6 +42,7 @@ class OperatingPoint:
     @staticmethod
     def at(curve: VoltageCurve, *, voltage: float | None = None, ber: float | None = None) -> OperatingPoint:
         """Return the point at a voltage, or at the highest voltage with a rate of faulty cells."""
+        require(voltage is None or ber is None, "an operating point must be said by its voltage or its rate: got both.")
         if voltage is None:
             voltage = curve.voltage(ber or 0.0)
         return OperatingPoint(

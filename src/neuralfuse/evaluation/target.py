@@ -31,7 +31,8 @@ class Target:
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        require(0 < self.accuracy <= 100, f"target must be an accuracy in (0, 100] percent: got {self.accuracy}.")
+        legal = 1 <= self.accuracy <= 100
+        require(legal, f"target must be an accuracy in [1, 100], in percent and not a fraction: got {self.accuracy}.")
         require(0.5 < self.confidence < 1, f"confidence must be in (0.5, 1): got {self.confidence}.")
         require(self.share is None or 0 < self.share < 1, f"yield must be in (0, 1): got {self.share}.")
 

@@ -126,6 +126,8 @@ class Planner:
         least = 2 if target.share is None else target.chips
         require(chips is None or chips >= least, f"chips must be at least {least} to show {target}: got {chips}.")
         require(target.chips <= MOST_CHIPS, f"a plan can draw {MOST_CHIPS} chips: {target} takes {target.chips}.")
+        highest = "a voltage curve must reach a voltage without errors: what is kept at the highest one would fail too."
+        require(hardware.curve.vmin is not None, highest)
         self.base, self.split = base, split
         self.hardware, self.target, self.chips = hardware, target, chips or target.chips
         self.known, self.keep, self.say = dict(known or {}), keep, say
@@ -164,7 +166,6 @@ class Planner:
     def smaller(self, name: str, model: Deployed) -> list[Option]:
         """Return a smaller base model without errors: at the highest voltage, and at the lowest that makes none."""
         curve = self.hardware.curve
-        require(curve.vmin is not None, "a voltage curve must reach a voltage without errors for smaller models.")
         inputs = [plain_inputs(self.split, model.input_range)]
         found = []
         for voltage in sorted({curve.range[1], curve.voltage(0)}, reverse=True):

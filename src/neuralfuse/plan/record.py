@@ -79,6 +79,8 @@ def make_plan(
         size = base[0].image_size
         require(other.image_size == size, f"{name} must take the base model's images, {size}: got {other.image_size}.")
     check_writable(out)
+    if not resume:
+        (out / "check.json").unlink(missing_ok=True)  # of an older plan
     rows = torch.randperm(len(data.test), generator=generator(data.name, "planning images"))
     rows = rows.to(data.test.images.device)
     half = len(rows) // 2
