@@ -570,8 +570,9 @@ def test_a_record_adds_up():
     assert not OperatingPoint.at(default_curve(), voltage=0.8).is_point, "a model's end"
     assert OperatingPoint.at(default_curve(), ber=5e-7).ber == 5e-7, "not what the nearest voltage has"
     record = energy_record(
-        ("b", base), ("g", fuse), point=point, array=SystolicArray(), technology=technology(), kib=8, rp=10.0
-    )
+        ("b", base), ("g", fuse), point=point, array=SystolicArray(), technology=technology(), kib=8,
+        recovery={"rp": 10.0, "ber": 0.02, "ber_kind": "stuck"},
+    )  # fmt: skip
     cost, saving = record["joules"], record["saving"]
     assert saving["weight_memory"] == pytest.approx(
         100 * (1 - (cost["low"]["weights"] + cost["generator"]["weights"]) / cost["nominal"]["weights"])
@@ -580,7 +581,8 @@ def test_a_record_adds_up():
         100 * (1 - (cost["low"]["total"] + cost["generator"]["total"]) / cost["nominal"]["total"])
     )
     assert cost["low"]["weights"] == pytest.approx(0.694 * cost["nominal"]["weights"])
-    assert record["efficiency_ratio"] == pytest.approx(10 / (fuse.parameters / 1e6))
+    ratio = record["efficiency_ratio"]
+    assert (ratio["ber"], ratio["value"]) == (0.02, pytest.approx(10 / (fuse.parameters / 1e6)))
     assert json.loads(json.dumps(record)) == record
 
 
@@ -615,6 +617,27 @@ def test_the_command_takes_any_image_array_layer_and_file(capsys, tmp_path):
     mine = ["--technology", str(tmp_path / "mine.toml"), "--bank-kib", "4", "--inference-seconds", "0.01"]
     assert run(["energy", "resnet8", *mine]) == 0
     assert "by 3 nm, banks of 4 KiB: my lab" in (text := capsys.readouterr().out) and "leakage" in text
+
+
+def test_a_recovery_must_be_of_the_same_two(capsys, tmp_path):
+    record = {
+        "schema": "neuralfuse/evaluation/1", "rp": 12.1195, "ber": 0.06, "ber_kind": "stuck",
+        "config": {"base": {"name": "resnet8"}, "fuse": {"generator": "unets"}},
+    }  # fmt: skip
+    (tmp_path / "r.json").write_text(json.dumps(record))
+    given = ["--record", str(tmp_path / "r.json")]
+    assert run(["energy", "resnet8", "--generator", "unets", *given]) == 0
+    assert (
+        "efficiency ratio 100.0 points a million parameters, from a recovery at 6% (stuck)" in capsys.readouterr().out
+    )
+    for base, generator in (("resnet18", "unets"), ("resnet8", "unetl")):
+        assert run(["energy", base, "--generator", generator, *given]) == 2
+        assert f"--record must be of {base} behind {generator}: " in capsys.readouterr().err
+    (tmp_path / "r.json").write_text(
+        json.dumps({**record, "rp": None, "config": {"base": {"name": "resnet8"}, "fuse": None}})
+    )
+    assert run(["energy", "resnet8", "--generator", "unets", *given]) == 2
+    assert "is of resnet8 behind None" in capsys.readouterr().err
 
 
 def test_no_errors_no_need(capsys):

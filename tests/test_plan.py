@@ -168,8 +168,7 @@ def planner(**options) -> Planner:
 
 
 def test_every_way_is_measured_as_a_plain_loop_would(fuse):
-    made = planner(chips=6)
-    found = made.at(0.6, {"u": fuse}, [3])
+    found = planner(chips=6, fuses={"u": fuse}).at(0.6, [3])
     assert [(one.name, one.kind, one.protected) for one in found] == [
         ("no protection", "unprotected", 0), ("u", "neuralfuse", 0), ("3 bits protected", "protected bits", 3),
     ]  # fmt: skip
@@ -190,8 +189,8 @@ def test_every_way_is_measured_as_a_plain_loop_would(fuse):
 
 
 def test_what_a_way_costs(fuse):
-    made = planner(chips=3)
-    plain, fused, hardened = made.at(0.5, {"u": fuse}, [2])
+    made = planner(chips=3, fuses={"u": fuse})
+    plain, fused, hardened = made.at(0.5, [2])
     shape = {"channels": 1, "image_size": (8, 8)}
     reads = count(Halves(), **shape).accesses.weight_reads
     added = count(fuse, **shape, layers=GENERATOR_LAYERS).accesses.weight_reads
@@ -206,16 +205,16 @@ def test_what_a_way_costs(fuse):
 
 
 def test_no_chip_is_drawn_where_no_cell_fails(fuse):
-    found = planner().at(0.7, {"u": fuse}, [2])
+    found = planner(fuses={"u": fuse}).at(0.7, [2])
     assert [one.name for one in found] == ["no protection", "u"], "there is nothing to protect bits from"
     assert all(len(one.accuracies) == 1 and one.exact for one in found)
     assert found[0].accuracies == (100.0,)
 
 
 def test_measuring_ends_when_all_is_lost():
-    hopeless = planner(target=Target(accuracy=100, share=0.9), chips=29).at(0.5, {})
+    hopeless = planner(target=Target(accuracy=100, share=0.9), chips=29).at(0.5)
     assert len(hopeless[0].accuracies) == 10
-    assert len(planner(target=Target(accuracy=1, share=0.5), chips=12).at(0.5, {})[0].accuracies) == 12
+    assert len(planner(target=Target(accuracy=1, share=0.5), chips=12).at(0.5)[0].accuracies) == 12
 
 
 def option(name: str, energy: float, *accuracies: float, ber: float = 0.1, kind: str = "unprotected") -> Option:
@@ -354,7 +353,7 @@ def test_what_a_memory_stores_is_what_sees_the_voltage():
 
     def at_half(**options) -> Option:
         given = {"faults_at": faults_at, "hardware": HARDWARE, "target": TARGET, "chips": 2}
-        return Planner(deploy(module, **options), faint_data().test, **given).at(0.5, {})[0]
+        return Planner(deploy(module, **options), faint_data().test, **given).at(0.5)[0]
 
     def cost(**options) -> float:
         return at_half(**options).weights
@@ -377,7 +376,7 @@ def test_faults_that_are_one_chip_are_refused(faults, tmp_path):
     made = synthetic_map([Stuck(ber=0.3)], 1, rows=64, columns=64, banks=1, voltages=(0.5,), unit="V")
     model = Measured(map=made, voltage=0.5, random_offset=faults == "map")
     with pytest.raises(ConfigError, match="a plan must be made for faults that are drawn anew for every chip"):
-        planner(faults_at=lambda voltage: model).at(0.5, {})
+        planner(faults_at=lambda voltage: model).at(0.5)
 
 
 @pytest.mark.parametrize(
@@ -400,16 +399,13 @@ def test_smaller_models_take_the_same_images_and_a_voltage_without_errors(tmp_pa
     model, deployed = base(4)
     with pytest.raises(ConfigError, match=r"half must take the base model's images, \(8, 8\): got \(4, 4\)"):
         plan_with(tmp_path, fuse, smaller={"half": (replace(model, image_size=(4, 4)), deployed)})
-    ends = replace(HARDWARE, curve=VoltageCurve(points=CURVE.points[:2], source="x"))
-    with pytest.raises(
-        ConfigError, match="a voltage curve must reach a voltage without errors: what is kept at the highest"
-    ):
-        planner(hardware=ends).smaller("half", deployed)
+    with pytest.raises(ConfigError, match="a voltage curve must reach a voltage without errors to plan with"):
+        replace(HARDWARE, curve=VoltageCurve(points=CURVE.points[:2], source="x"))
 
 
 def test_modules_that_do_not_fit_are_refused(fuse):
     with pytest.raises(ConfigError, match=r"NeuralFuse u must be in eval mode: call eval\(\) first"):
-        planner().at(0.7, {"u": fuse.train()})
+        planner(fuses={"u": fuse.train()})
     with pytest.raises(ConfigError, match="a voltage curve must reach errors to plan with"):
         usual_voltages(replace(HARDWARE, curve=VoltageCurve(points=CURVE.points[2:], source="x")))
 

@@ -205,9 +205,8 @@ def measure(
     if target is not None:
         values = [one.pa if one.pa_nf is None else one.pa_nf for one in result.per_chip]
         exact = faults.one_chip or faults.cell_rate == 0  # there is no other chip to speak of
-        record["target"] = {
-            **asdict(target), "text": str(target), "exact": exact, **target.reached_by(values, exact=exact)
-        }  # fmt: skip
+        asked = {"accuracy": target.accuracy, "confidence": target.confidence, "exact": exact}
+        record["target"] = asked | target.judge(values, exact=exact)
     if out is not None and partial is not None:
         write_json(out, record)
         partial.unlink(missing_ok=True)

@@ -156,7 +156,7 @@ def energy(
         kib=hardware.bank_kib,
         bits=bits or model.scheme.bits,
         seconds=inference_seconds,
-        rp=None if record is None else _recovery(record),
+        recovery=None if record is None or fuse is None else _recovery(record, model.name, fuse.name),
         latency=taken,
     )
     if layers:
@@ -198,13 +198,17 @@ def open_generator(reference: str, channels: int, size: tuple[int, int], *, real
         return NeuralFuse(reference, channels=channels, image_size=size, fit="pad", seed=0)
 
 
-def _recovery(path: Path) -> float:
+def _recovery(path: Path, base: str, generator: str) -> dict[str, Any]:
+    """Return an evaluation record of this base model behind this generator."""
     from neuralfuse.evaluation.record import EVALUATION_SCHEMA  # noqa: PLC0415
     from neuralfuse.files import read_json  # noqa: PLC0415
 
-    recovery = read_json(path, EVALUATION_SCHEMA).get("rp")
-    require(isinstance(recovery, int | float), f"--record must be of an evaluation with NeuralFuse: {path} is none.")
-    return float(recovery)  # type: ignore[arg-type]
+    record = read_json(path, EVALUATION_SCHEMA)
+    config = record.get("config", {})
+    found = (config.get("base", {}).get("name"), (config.get("fuse") or {}).get("generator"))
+    same = found == (base, generator) and record.get("rp") is not None
+    require(same, f"--record must be of {base} behind {generator}: {path} is of {found[0]} behind {found[1]}.")
+    return record
 
 
 def _text(record: Mapping[str, Any], size: tuple[int, int]) -> str:
@@ -250,7 +254,9 @@ def _text(record: Mapping[str, Any], size: tuple[int, int]) -> str:
     bank = next(one for one in technology["sram"] if one["kib"] == record["bank_kib"])
     lines.append(f"by {technology['node']}, banks of {record['bank_kib']:g} KiB: {bank['source']}")
     if record["efficiency_ratio"] is not None:
-        lines.append(f"efficiency ratio {record['efficiency_ratio']:.1f} points a million parameters")
+        ratio = record["efficiency_ratio"]
+        at = f"at {100 * ratio['ber']:.4g}% ({ratio['ber_kind']})"
+        lines.append(f"efficiency ratio {ratio['value']:.1f} points a million parameters, from a recovery {at}")
     if record["latency_seconds"] is not None:
         taken = record["latency_seconds"].items()
         each = ", ".join(f"{name.replace('_', ' ')} {1000 * value:.2f} ms" for name, value in taken)

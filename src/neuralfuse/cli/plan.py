@@ -67,12 +67,12 @@ def plan(
     faults
         A name (flip, stuck, ...) or a TOML or JSON file that describes a fault model.
     voltages
-        Voltages to measure at; by default the lowest without errors and six below it.
+        A voltage to measure at. Repeat it for several; by default the lowest without errors and six below it.
     energy
         What is to be low: the energy of the weights' memory, or of the whole inference.
     protect
-        Numbers of most significant bits to keep at the highest voltage, without NeuralFuse; by default 2 and 4, where
-        words are wider.
+        A number of most significant bits to keep at the highest voltage, without NeuralFuse. Repeat it for several; by
+        default 2 and 4, where words are wider.
     inference_seconds
         How long an inference takes; needed where the technology leaks.
     smaller
@@ -116,8 +116,5 @@ def plan(
         voltages=voltages, by=energy, chips=chips, images=images, protect=protect, smaller=others,
         out=out, resume=resume, say=say,
     )  # fmt: skip
-    common.show(
-        record,
-        summary(record)
-        + f"\n\nWrote plan.json and plan.png{'' if record['check'] is None else ', check.json'} to {out}.",
-    )
+    wrote = "plan.json and plan.png" if record["check"] is None else "plan.json, plan.png and check.json"
+    common.show(record, f"{summary(record)}\n\nWrote {wrote} to {out}.")

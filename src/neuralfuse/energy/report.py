@@ -65,7 +65,7 @@ def energy_record(
     kib: float,
     bits: int = 8,
     seconds: float = 0.0,
-    rp: float | None = None,
+    recovery: Mapping[str, Any] | None = None,
     latency: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Return the record.
@@ -79,7 +79,7 @@ def energy_record(
         kib: Capacity of a bank of memory.
         bits: Width of a word.
         seconds: How long an inference takes, for leakage.
-        rp: Recovery in percentage points, for the efficiency ratio.
+        recovery: The evaluation record of the two, for the efficiency ratio.
         latency: Measured seconds, by what was run.
     """
     record: dict[str, Any] = {
@@ -97,8 +97,9 @@ def energy_record(
     }
     cost = technology.inference(base[1], bits=bits, kib=kib, supply=Supply(seconds=seconds))
     record["joules"] = {"nominal": cost.to_config()}
-    if generator is not None and rp is not None:
-        record["efficiency_ratio"] = efficiency_ratio(rp, generator[1].parameters)
+    if generator is not None and recovery is not None:
+        ratio = efficiency_ratio(recovery["rp"], generator[1].parameters)
+        record["efficiency_ratio"] = {"value": ratio, "ber": recovery["ber"], "ber_kind": recovery["ber_kind"]}
     if point is None:
         return record
     supply = Supply(weights=point.weight_energy, voltage=point.voltage / point.curve.range[1], seconds=seconds)

@@ -54,7 +54,7 @@ class Target:
             return bound is not None and bound >= self.accuracy
         return share_at_least(self.passed(accuracies), len(accuracies), self.confidence) >= self.share
 
-    def reached_by(self, accuracies: Sequence[float], *, exact: bool = False) -> dict[str, Any]:
+    def judge(self, accuracies: Sequence[float], *, exact: bool = False) -> dict[str, Any]:
         """Return what measured chips say about all chips, as JSON."""
         interval, passed = t_interval(accuracies), self.passed(accuracies)
         share = passed / len(accuracies) if exact else share_at_least(passed, len(accuracies), self.confidence)
@@ -64,7 +64,6 @@ class Target:
             "worst": min(accuracies),
             "passed": passed,
             "share_at_least": share,
-            "meets_target": self.is_met(accuracies, exact=exact),
         }
 
     def is_lost(self, accuracies: Sequence[float], chips: int) -> bool:

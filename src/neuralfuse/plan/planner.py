@@ -45,6 +45,12 @@ class Hardware:
     kib: float
     seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        kept = "what is kept at the highest one would fail too"
+        require(
+            self.curve.vmin is not None, f"a voltage curve must reach a voltage without errors to plan with: {kept}."
+        )
+
     def to_config(self) -> dict[str, Any]:
         """Return it as JSON."""
         return {
@@ -89,7 +95,8 @@ class Option:
 
     def to_config(self, target: Target) -> dict[str, Any]:
         """Return it as JSON, with what its chips say about all chips."""
-        found = {**asdict(self), **target.reached_by(self.accuracies, exact=self.exact)}
+        met = target.is_met(self.accuracies, exact=self.exact)
+        found = {**asdict(self), **target.judge(self.accuracies, exact=self.exact), "meets_target": met}
         return found | {"accuracies": list(self.accuracies)}
 
 
@@ -99,6 +106,8 @@ class Planner:
     Args:
         base: The deployed base model.
         split: Images to choose by.
+        fuses: Trained NeuralFuse modules by name, in eval mode, on the base model's device; their memory keeps the
+            highest voltage.
         faults_at: The fault model at a voltage.
         hardware: What it is planned for.
         target: What is asked; chips are measured no further once no way can reach it.
@@ -107,13 +116,14 @@ class Planner:
         keep: Told of all that is measured, after each chip.
         say: Told of every tenth chip.
     Raises:
-        ConfigError: a layer of the base model cannot be counted, or there are too few chips for the target.
+        ConfigError: a layer cannot be counted, a module does not fit, or there are too few chips for the target.
     """
 
     def __init__(
         self,
         base: Deployed,
         split: Split,
+        fuses: Mapping[str, NeuralFuse] | None = None,
         *,
         faults_at: Callable[[float], FaultModel],
         hardware: Hardware,
@@ -126,37 +136,37 @@ class Planner:
         least = 2 if target.share is None else target.chips
         require(chips is None or chips >= least, f"chips must be at least {least} to show {target}: got {chips}.")
         require(target.chips <= MOST_CHIPS, f"a plan can draw {MOST_CHIPS} chips: {target} takes {target.chips}.")
-        highest = "a voltage curve must reach a voltage without errors: what is kept at the highest one would fail too."
-        require(hardware.curve.vmin is not None, highest)
         self.base, self.split = base, split
         self.hardware, self.target, self.chips = hardware, target, chips or target.chips
         self.known, self.keep, self.say = dict(known or {}), keep, say
         self._faults_at = faults_at
         self.counts = self._count(base.model, base.memory.layers)
-        self.plain = plain_inputs(split, base.input_range)
+        self.fuse_counts: dict[str, Counts] = {}
+        self.inputs = [plain_inputs(split, base.input_range)]
+        for name, fuse in (fuses or {}).items():
+            require(not fuse.training, f"NeuralFuse {name} must be in eval mode: call eval() first.")
+            check_same_range(fuse, base)
+            self.fuse_counts[name] = self._count(fuse, GENERATOR_LAYERS)
+            self.inputs.append(transform(fuse, self.inputs[0]))
 
-    def at(self, voltage: float, fuses: Mapping[str, NeuralFuse], protect: Sequence[int] = ()) -> list[Option]:
+    def at(self, voltage: float, protect: Sequence[int] = ()) -> list[Option]:
         """Return the ways to run at one voltage: unprotected, behind each NeuralFuse, and with protected bits.
 
         Args:
             voltage: Of the memory of the weights.
-            fuses: Trained modules by name, in eval mode, on the base model's device; their memory keeps the highest
-                voltage.
-            protect: Numbers of most significant bits whose cells keep it, without NeuralFuse.
+            protect: Numbers of most significant bits whose cells keep the highest one, without NeuralFuse.
         """
         curve, faults, bits = self.hardware.curve, self.faults_at(voltage), self.base.memory.layout.bits
         energy = curve.energy(voltage)
-        for name, fuse in fuses.items():
-            require(not fuse.training, f"NeuralFuse {name} must be in eval mode: call eval() first.")
-            check_same_range(fuse, self.base)
-        inputs = [self.plain, *(transform(fuse, self.plain) for fuse in fuses.values())]
-        alone, *fused = self._measured(f"{voltage!r} {curve.unit}", self.base, inputs, faults)
+        alone, *fused = self._measured(f"{voltage!r} {curve.unit}", self.base, self.inputs, faults)
         found = [self._option("no protection", "unprotected", voltage, energy, alone, faults)]
-        for (name, fuse), accuracies in zip(fuses.items(), fused, strict=True):
-            found.append(self._option(name, "neuralfuse", voltage, energy, accuracies, faults, fuse=fuse))
+        for (name, counts), accuracies in zip(self.fuse_counts.items(), fused, strict=True):
+            found.append(self._option(name, "neuralfuse", voltage, energy, accuracies, faults, fuse=counts))
         for msbs in protect if faults.cell_rate > 0 else ():
             hardened = BitRates.protecting(faults, msbs=msbs, bits=bits)
-            (accuracies,) = self._measured(f"{voltage!r} {curve.unit}, {msbs} bits", self.base, inputs[:1], hardened)
+            (accuracies,) = self._measured(
+                f"{voltage!r} {curve.unit}, {msbs} bits", self.base, self.inputs[:1], hardened
+            )
             mixed = (msbs + (bits - msbs) * energy) / bits
             name = f"{msbs} bit{'s' * (msbs > 1)} protected"
             made = self._option(name, "protected bits", voltage, mixed, accuracies, hardened)
@@ -166,12 +176,12 @@ class Planner:
     def smaller(self, name: str, model: Deployed) -> list[Option]:
         """Return a smaller base model without errors: at the highest voltage, and at the lowest that makes none."""
         curve = self.hardware.curve
-        inputs = [plain_inputs(self.split, model.input_range)]
+        inputs, counts = [plain_inputs(self.split, model.input_range)], self._count(model.model, model.memory.layers)
         found = []
         for voltage in sorted({curve.range[1], curve.voltage(0)}, reverse=True):
             faults, energy = self.faults_at(voltage), curve.energy(voltage)
             (accuracies,) = self._measured(f"{name} without errors", model, inputs, faults)
-            found.append(self._option(name, "smaller model", voltage, energy, accuracies, faults, run=model))
+            found.append(self._option(name, "smaller model", voltage, energy, accuracies, faults, run=(model, counts)))
         return found
 
     def faults_at(self, voltage: float) -> FaultModel:
@@ -226,24 +236,22 @@ class Planner:
         accuracies: Sequence[float],
         faults: FaultModel,
         *,
-        run: Deployed | None = None,
-        fuse: NeuralFuse | None = None,
+        run: tuple[Deployed, Counts] | None = None,
+        fuse: Counts | None = None,
     ) -> Option:
         technology, kib, seconds = self.hardware.technology, self.hardware.kib, self.hardware.seconds
-        run, nominal = run or self.base, Supply(seconds=seconds)
-        memory = run.memory
+        (model, counts), nominal = run or (self.base, self.counts), Supply(seconds=seconds)
+        memory = model.memory
         low = Supply(
             weights=energy,
-            activations=1.0 if run.activations is None else self.hardware.curve.energy(voltage),
+            activations=1.0 if model.activations is None else self.hardware.curve.energy(voltage),
             overhead=memory.readout.overhead(memory.layout),
             voltage=voltage / self.hardware.curve.range[1],
             seconds=seconds,
         )
-        counts, bits = self._count(run.model, memory.layers), memory.layout.bits
-        parts = [technology.inference(counts, bits=bits, kib=kib, supply=low)]
+        parts = [technology.inference(counts, bits=memory.layout.bits, kib=kib, supply=low)]
         if fuse is not None:
-            made = self._count(fuse, GENERATOR_LAYERS)
-            parts.append(technology.inference(made, bits=_GENERATOR_BITS, kib=kib, supply=nominal))
+            parts.append(technology.inference(fuse, bits=_GENERATOR_BITS, kib=kib, supply=nominal))
         whole = technology.inference(self.counts, bits=self.base.memory.layout.bits, kib=kib, supply=nominal)
         return Option(
             name=name,

@@ -106,12 +106,12 @@ def make_plan(
         write_json(partial, {"schema": PARTIAL_SCHEMA, "config": config, "known": known})
 
     planner = Planner(
-        base[1], choosing, faults_at=faults_at, hardware=hardware, target=target, chips=chips,
+        base[1], choosing, fuses, faults_at=faults_at, hardware=hardware, target=target, chips=chips,
         known=_known(partial, config) if resume and partial.exists() else None, keep=keep, say=say,
     )  # fmt: skip
     options: list[Option] = []
     for voltage in grid:
-        found = planner.at(voltage, fuses, protect)
+        found = planner.at(voltage, protect)
         options += found
         say(_line(found, hardware, by))
     for name, (_, deployed) in (smaller or {}).items():
@@ -142,7 +142,7 @@ def make_plan(
         values = [chip["pa"] if chip["pa_nf"] is None else chip["pa_nf"] for chip in evaluation["per_chip"]]
         record["check"] = {
             "record": "check.json", "chips": len(values), "images": len(checking),
-            **target.reached_by(values, exact=choice.exact),
+            **target.judge(values, exact=choice.exact), "meets_target": target.is_met(values, exact=choice.exact),
         }  # fmt: skip
     record["run"] = run.facts()
     draw_plan(record, out / "plan.png")
@@ -160,7 +160,7 @@ def usual_voltages(hardware: Hardware) -> list[float]:
     low = min(high, max(min(positive), high / 300))
     rates = [low * (high / low) ** (k / 5) for k in range(5)]
     inner = [round(curve.voltage(rate), 4) for rate in rates]
-    return [curve.range[1] if curve.vmin is None else curve.vmin, *inner, curve.voltage(high)]
+    return [curve.voltage(0), *inner, curve.voltage(high)]
 
 
 def summary(record: Mapping[str, Any]) -> str:
