@@ -16,6 +16,7 @@ from neuralfuse.evaluation import (
     ChipResult,
     Evaluation,
     Run,
+    Target,
     evaluate,
     evaluation_record,
     mean,
@@ -183,6 +184,22 @@ def test_a_record_has_its_schema_s_keys(setting, tmp_path):
 
 def without_run(record):
     return {key: value for key, value in record.items() if key != "run"}
+
+
+def test_a_target_is_judged_by_the_chips_behind_neuralfuse(setting):
+    base, fuse, model, data = setting
+    record = measure(fuse, (model, base), data, Stuck(ber=0.2), chips=12, target=Target(accuracy=50.0, confidence=0.9))
+    values = [chip["pa_nf"] for chip in record["per_chip"]]
+    passed = sum(value >= 50 for value in values)
+    bound = stats.beta.ppf(0.1, passed, 12 - passed + 1) if passed else 0.0
+    judged = record["target"]
+    assert (judged["accuracy"], judged["confidence"], judged["exact"]) == (50.0, 0.9, False)
+    assert (judged["passed"], judged["worst"]) == (passed, min(values))
+    assert judged["share_at_least"] == pytest.approx(bound, abs=1e-9)
+    assert f"{passed} of 12 chips reach 50%, so at least {bound:.1%} of all chips do (90% sure)" in summary(record)
+    sure = measure(None, (model, base), data, Stuck(ber=0.0), chips=3, target=Target(accuracy=1.0))
+    assert sure["target"]["exact"] and sure["target"]["share_at_least"] == 1
+    assert "of all chips" not in summary(sure), "no chip differs without errors"
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_record(setting, tmp_path):
