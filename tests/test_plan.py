@@ -414,6 +414,8 @@ class Mixed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.line, self.mix = nn.utils.skip_init(nn.Linear, 64, 3), nn.utils.skip_init(nn.Bilinear, 3, 3, 2)
+        for parameter in self.parameters():
+            nn.init.ones_(parameter)
 
     def forward(self, x):
         x = self.line(x.flatten(1))
@@ -438,7 +440,10 @@ def test_a_layer_that_cannot_be_counted_is_refused():
 def test_nonsense_gets_one_line(options, message, capsys, tmp_path, monkeypatch):
     (tmp_path / "to_plan.py").write_text(
         "from torch import nn\n"
-        "def net():\n    return nn.Sequential(nn.Flatten(), nn.utils.skip_init(nn.Linear, 64, 10))\n"
+        "def net():\n"
+        "    line = nn.utils.skip_init(nn.Linear, 64, 10)\n"
+        "    nn.init.ones_(line.weight), nn.init.zeros_(line.bias)\n"
+        "    return nn.Sequential(nn.Flatten(), line)\n"
     )
     monkeypatch.chdir(tmp_path)
     assert run(["plan", "--base", "to_plan:net", "--out", "plan", *options.split()]) == 2
