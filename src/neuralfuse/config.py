@@ -54,6 +54,7 @@ class LoopConfig:
 
     Attributes:
         epochs: Passes over the training images.
+        max_steps: Steps after which to stop even so; 0 for no limit.
         batch: Images a step.
         lr: Largest learning rate.
         optimizer: sgd (momentum 0.9) or adam (betas 0.5, 0.999, as the reference).
@@ -74,6 +75,7 @@ class LoopConfig:
     batch: int
     lr: float
     optimizer: Optimizer
+    max_steps: int = 0
     schedule: Schedule = "cosine"
     average: float = 0.0
     weight_decay: float = 0.0
@@ -85,7 +87,7 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         self._at_least(1, "epochs", "batch")
-        self._at_least(0, "weight_decay", "validate_every", "patience", "seed")
+        self._at_least(0, "max_steps", "weight_decay", "validate_every", "patience", "seed")
         require(0 <= self.average < 1, f"average must be in [0, 1): got average={self.average}.")
         require(self.lr > 0 and math.isfinite(self.lr), f"lr must be positive: got lr={self.lr}.")
         for kind, value, legal in (("optimizer", self.optimizer, Optimizer), ("schedule", self.schedule, Schedule)):
@@ -124,6 +126,8 @@ class QatConfig(LoopConfig):
     Attributes:
         bits: Word width to train for; 0 trains in floating point.
         label_smoothing: Share of the target spread over all classes.
+        awp: Adversarial weight perturbation: train at weights moved by this share of their norm to where the loss is
+            worst.
     """
 
     epochs: int = 15
@@ -133,12 +137,14 @@ class QatConfig(LoopConfig):
     weight_decay: float = 5e-4
     bits: int = 8
     label_smoothing: float = 0.1
+    awp: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._word_width("bits")
         value = self.label_smoothing
         require(0 <= value < 1, f"label_smoothing must be in [0, 1): got label_smoothing={value}.")
+        require(0 <= self.awp < 1, f"awp must be in [0, 1): got awp={self.awp}.")
 
 
 # "paper" is the reference's: 300 epochs at a small constant rate, plain momentum, its own augmentation.
@@ -179,6 +185,8 @@ class EopmConfig(LoopConfig):
         n_chips: Fresh perturbed models a step (the paper's N).
         estimator: crossed sends every image through all N, as the paper; split deals the batch out, each image through
             one: the same expectation at 1 + 1 passes an image in the place of 1 + N.
+        adversarial_bits: Bits to invert in a step, those whose change raises the loss most to first order (the paper's
+            K), in place of random faults; 0 for random faults.
         generator_bits: Word width of the generator's own convolution weights; 0 leaves them in floating point.
         validation_chips: Chips on which the state to keep is chosen.
         validation_images: Validation images used for that, at most.
@@ -189,6 +197,7 @@ class EopmConfig(LoopConfig):
     lam: float = 5.0
     n_chips: int = 10
     estimator: Estimator = "split"
+    adversarial_bits: int = 0
     epochs: int = 10
     batch: int = 128
     lr: float = 1e-3
@@ -205,6 +214,7 @@ class EopmConfig(LoopConfig):
             check_ber(self.ber)
         require(self.lam >= 0 and math.isfinite(self.lam), f"lam must be at least 0: got lam={self.lam}.")
         self._at_least(1, "n_chips", "validation_chips", "validation_images")
+        self._at_least(0, "adversarial_bits")
         self._word_width("generator_bits")
         if self.estimator not in get_args(Estimator):
             raise unknown_name("estimator", self.estimator, get_args(Estimator))

@@ -20,7 +20,8 @@ from neuralfuse.memory import Deployed, side_by_side
 from neuralfuse.quant import Scheme, quantized_call, snap_
 from neuralfuse.scoring import accuracy, plain_inputs, transform
 from neuralfuse.seeds import generator
-from neuralfuse.train.gradient import eopm_backward, passes
+from neuralfuse.train.adversarial import worst_chip
+from neuralfuse.train.gradient import Pass, eopm_backward, passes
 from neuralfuse.train.listeners import Listener
 from neuralfuse.train.loop import State, Task, fit
 from neuralfuse.train.ranks import ALONE, Ranks
@@ -63,6 +64,9 @@ class _Eopm(Task):
         output = quantized_call(fuse, x, self.scheme)
         leaf = output.detach().requires_grad_()
         perturbed = passes(config, self.faults, len(labels), step)
+        if config.adversarial_bits:
+            chip = worst_chip(self.bases[0], leaf.detach(), labels, config.adversarial_bits)
+            perturbed = [Pass(chip, torch.arange(len(labels)))]
         clean, faulty = eopm_backward(self.bases, leaf, labels, perturbed, lam=config.lam, ranks=self.ranks)
         output.backward(leaf.grad)  # type: ignore[no-untyped-call]
         return {"clean": clean, "perturbed": faulty}
@@ -135,6 +139,10 @@ def train_fuse(
     require(len(bases) > 0, "there must be at least one base model: got none.")
     for base in bases:
         check_same_range(fuse, base)
+    require(
+        not config.adversarial_bits or len(bases) == 1,
+        f"adversarial bits must be sought in one base model: got {len(bases)}.",
+    )
     faults = faults or fault_model(config.faults, ber=config.ber)
     config = replace(config, faults=faults.kind, ber=faults.ber if config.ber is None else config.ber)
     require(

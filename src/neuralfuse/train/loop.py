@@ -114,6 +114,7 @@ def fit(
     """
     batches = Batches(split, config.batch, config.seed)
     total = config.epochs * batches.steps
+    total = min(total, config.max_steps or total)
     every = config.validate_every or batches.steps
     optimizer, average = _optimizer(task.module, config), Average(task.module, config.average)
     state = State()

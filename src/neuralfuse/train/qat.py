@@ -16,6 +16,7 @@ from neuralfuse.quant import DEFAULT_LAYERS, Layers, Scheme, quantized_call
 from neuralfuse.ranges import InputRange
 from neuralfuse.scoring import accuracy, plain_inputs
 from neuralfuse.seeds import generator
+from neuralfuse.train.awp import worst_weights
 from neuralfuse.train.listeners import Listener
 from neuralfuse.train.loop import State, Task, fit
 
@@ -34,10 +35,16 @@ class _Qat(Task):
         draw = generator(self.config.seed, "augment", step, device=images.device)
         x = self.input_range.from_pixels(self.augment(images, draw))
         self.module.train()
-        logits = quantized_call(self.module, x, self.scheme, self.layers)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return {"loss": float(loss.detach())}
+
+        def loss() -> Tensor:
+            logits = quantized_call(self.module, x, self.scheme, self.layers)
+            return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+
+        if not self.config.awp:
+            return _stepped(loss())
+        weights = [stored.tensor for stored in self.layers.select(self.module)]
+        with worst_weights(self.module, weights, loss, self.config.awp):
+            return _stepped(loss())
 
     def validate(self) -> dict[str, float]:
         deployed: nn.Module = self.module.eval()
@@ -53,6 +60,11 @@ class _Qat(Task):
             "input_range": self.input_range.to_config(),
             "layers": self.layers.to_config(),
         }
+
+
+def _stepped(loss: Tensor) -> dict[str, float]:
+    loss.backward()  # type: ignore[no-untyped-call]
+    return {"loss": float(loss.detach())}
 
 
 def train_base(
