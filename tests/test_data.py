@@ -174,6 +174,20 @@ def test_cifar_comes_through_torchvision(name, classes, monkeypatch, tmp_path):
     assert plain.test.images[0, :, 0, 0].tolist() == [0, 1, 2]
 
 
+def test_cifar_from_image_files_says_so(folder):
+    data = load_data("cifar10", folder)
+    assert data.name == "cifar10"
+    assert data.image_size == (32, 32)
+    assert data.to_config()["files"] == list(data.files) == sorted({path.suffix for path in folder.rglob("*.*")})
+    assert "files" not in load_data("folder", folder, image_size=(8, 8)).to_config()
+
+
+def test_imagenet_10_has_a_size_of_its_own(folder):
+    data = load_data("imagenet10", folder)
+    assert data.image_size == (224, 224)
+    assert data.files == ()
+
+
 def test_groups_are_never_torn_apart():
     split = Split(
         torch.zeros(8, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 1, 1, 0, 1, 0, 1]), torch.arange(8) // 2

@@ -72,7 +72,8 @@ class DataOptions:
     """Which images.
 
     Attributes:
-        data: digits (comes with the package), cifar10, cifar100, gtsrb, or folder (train/<class>/*, test/<class>/*).
+        data: digits (comes with the package), cifar10, cifar100, gtsrb, imagenet10 or folder (both: train/<class>/*,
+            test/<class>/*).
         data_dir: Where the data set lies.
         image_size: Height and width to resize images to; by default the base model's.
         download: Let torchvision download the data set into --data-dir.

@@ -97,8 +97,15 @@ AUGMENT: dict[str, Augment] = {
     "paper-signs": Augment(translate=0.35, scale=(0.65, 1.35), crop=4, flip=True),
     "resized-crop": Augment(area=0.08, flip=True),
 }
-_AUTO = {"digits": "shift", "cifar10": "crop-flip", "cifar100": "crop-flip", "gtsrb": "signs", "folder": "crop-flip"}
-_PAPER = {"cifar10": "crop-flip", "cifar100": "crop-flip", "gtsrb": "paper-signs", "folder": "resized-crop"}
+_AUTO = {
+    "digits": "shift",
+    "cifar10": "crop-flip",
+    "cifar100": "crop-flip",
+    "gtsrb": "signs",
+    "imagenet10": "resized-crop",
+    "folder": "crop-flip",
+}
+_PAPER = _AUTO | {"digits": "none", "gtsrb": "paper-signs", "folder": "resized-crop"}
 
 
 def augmentation(name: str, data: str) -> Augment:

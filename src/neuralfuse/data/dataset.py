@@ -59,6 +59,7 @@ class DataSet:
         train: For training.
         validation: Split off the training set; for early stopping.
         test: Scored once.
+        files: Kinds of image files that stand in for the original, e.g. ``.jpg``; none where it is the original.
     """
 
     name: str
@@ -66,6 +67,7 @@ class DataSet:
     train: Split
     validation: Split
     test: Split
+    files: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -87,6 +89,7 @@ class DataSet:
             "test_images": len(self.test),
             "train_fingerprint": fingerprint(self.train.images, self.train.labels),
             "test_fingerprint": fingerprint(self.test.images, self.test.labels),
+            **({"files": list(self.files)} if self.files else {}),
         }
 
     def to(self, device: torch.device | str) -> DataSet:

@@ -34,8 +34,10 @@ def _digits(folder: Path | None, size: Size, download: bool) -> _Raw:
 
 def _cifar(name: str) -> Callable[[Path | None, Size, bool], _Raw]:
     def load(folder: Path | None, size: Size, download: bool) -> _Raw:
-        datasets = _torchvision()
         root = _need_folder(name, folder)
+        if _has_class_folders(root):
+            return _folder(root, size or (32, 32), download)
+        datasets = _torchvision()
         kind = getattr(datasets, name.upper())
         try:
             parts = [kind(root, train=train, download=download) for train in (True, False)]
@@ -89,11 +91,20 @@ def _folder(folder: Path | None, size: Size, download: bool) -> _Raw:
     return names, train, test
 
 
+def _imagenet10(folder: Path | None, size: Size, download: bool) -> _Raw:
+    return _folder(_need_folder("imagenet10", folder), size or (224, 224), download)
+
+
+def _has_class_folders(root: Path) -> bool:
+    return (root / "train").is_dir() and (root / "test").is_dir()
+
+
 DATA_SETS: dict[str, Callable[[Path | None, Size, bool], _Raw]] = {
     "digits": _digits,
     "cifar10": _cifar("cifar10"),
     "cifar100": _cifar("cifar100"),
     "gtsrb": _gtsrb,
+    "imagenet10": _imagenet10,
     "folder": _folder,
 }
 
@@ -109,10 +120,10 @@ def load_data(
     """Load a data set whole, with a validation split held out of its training part (the same for ever).
 
     Args:
-        name: ``digits`` (needs nothing), ``cifar10``, ``cifar100``, ``gtsrb`` (need torchvision), or ``folder``
-            (``train/<class>/*``, ``test/<class>/*``).
+        name: ``digits`` (needs nothing), ``cifar10``, ``cifar100``, ``gtsrb`` (need torchvision), ``imagenet10`` or
+            ``folder`` (class folders, ``train/<class>/*``, ``test/<class>/*``); CIFAR may lie in class folders too.
         data_dir: Where it lies.
-        image_size: (H, W) to resize to; the set's own size if None (GTSRB: 32x32).
+        image_size: (H, W) to resize to; the set's own size if None (GTSRB and CIFAR: 32x32, ImageNet-10: 224x224).
         download: Let torchvision download it.
         device: Where the tensors go.
     Raises:
@@ -130,7 +141,18 @@ def load_data(
         f"{tuple(test.images.shape[2:])}. Pass --image-size to resize them.",
     )
     kept, validation = holdout(train, VALIDATION_SHARE, name, "validation")
-    return DataSet(name, tuple(classes), kept, validation, test).to(device)
+    files = _suffixes(Path(data_dir)) if name in _FROM_FOLDERS and data_dir is not None else ()
+    return DataSet(name, tuple(classes), kept, validation, test, files).to(device)
+
+
+_FROM_FOLDERS = ("cifar10", "cifar100")  # of which class folders hold copies only
+
+
+def _suffixes(root: Path) -> tuple[str, ...]:
+    """Return the kinds of image files that class folders hold; none where there are no class folders."""
+    if not _has_class_folders(root):
+        return ()
+    return tuple(sorted({path.suffix.lower() for one in class_folders(root / "train") for path in image_files(one)}))
 
 
 def _torchvision() -> Any:
