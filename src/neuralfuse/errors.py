@@ -54,6 +54,10 @@ class LostProcessError(NeuralFuseError, RuntimeError):
     """Another process of the same job is gone."""
 
 
+class UnfinishedError(NeuralFuseError, RuntimeError):
+    """Part of a long job failed; the rest is kept."""
+
+
 def unknown_name(kind: str, name: str, legal: Iterable[str]) -> UnknownNameError:
     """Return the error for an unknown name, with the nearest legal one first."""
     names = list(legal)

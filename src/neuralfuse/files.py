@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 import zipfile
 import zlib
@@ -56,9 +57,13 @@ def check_writable(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write one JSON object, atomically. NaN is refused: a record that holds one is not JSON."""
+    """Write one JSON object, atomically, with a list of numbers on one line. NaN is refused: it is not JSON."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+_NUMBERS = re.compile(r"\[\n((?:\s+(?:-?[\d.]+(?:e[-+]?\d+)?|null),?\n)+)\s*\]")
 
 
 def read_json(path: Path, schema: str | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.data import DataSet
 from neuralfuse.errors import FileFormatError, require
-from neuralfuse.evaluation import ChipResult, Run, Target, evaluate, evaluation_record
+from neuralfuse.evaluation import ChipResult, Evaluation, Run, Target, evaluate, evaluation_record
 from neuralfuse.faults import FaultModel, evaluation_chips, published_chips
 from neuralfuse.files import check_writable, fingerprint, read_json, write_json
 from neuralfuse.fuse import Fit, NeuralFuse
@@ -142,6 +142,7 @@ def measure(
     chips: int | None,
     faulty_generator: bool = False,
     until: float | None = None,
+    plain: Mapping[str, Any] | None = None,
     target: Target | None = None,
     operating_point: Mapping[str, Any] | None = None,
     out: Path | None = None,
@@ -158,6 +159,7 @@ def measure(
         chips: How many unseen chips; None for the ten published ones.
         faulty_generator: Whether the weights of NeuralFuse lie in faulty memory too.
         until: Stop early, once PA(NF) is known this well; see `evaluate`.
+        plain: The record of the same evaluation without NeuralFuse; what it says of a chip is not measured again.
         target: An accuracy to judge the chips by, for the record.
         operating_point: The voltage that the rate came from, and its curve, for the record.
         out: File of the record; None for none.
@@ -199,7 +201,8 @@ def measure(
             write_json(partial, kept)
 
     known = {result.seed: result for result in results}
-    result = evaluate(deployed, data.test, the_chips, fuse=module, known=known, report=keep, until=until)
+    before = None if plain is None else _evaluation(plain, config)
+    result = evaluate(deployed, data.test, the_chips, fuse=module, known=known, plain=before, report=keep, until=until)
     published = _published(model, deployed, fuse, module, data, faults)
     record = evaluation_record(result, faults=faults, config=config, run=run, published=published)
     if target is not None:
@@ -229,8 +232,16 @@ def _published(
     return counterpart(
         data=data.name, base=model.name, ber=faults.ber, bits=scheme.bits,
         generator=None if fuse is None else fuse.name, sources=[one["name"] for one in trained.get("bases", [])],
-        train_ber=trained.get("ber"), lam=trained.get("lam", 5.0),
+        train_ber=trained.get("ber"), lam=trained.get("lam", 5.0), k_bits=trained.get("adversarial_bits", 0),
     )  # fmt: skip
+
+
+def _evaluation(record: Mapping[str, Any], config: Mapping[str, Any]) -> Evaluation:
+    """Return what a record without NeuralFuse says, for an evaluation of the same model on the same chips."""
+    differ = [name for name in ("base", "data", "faults") if record["config"][name] != config[name]]
+    require(not differ, f"the record without NeuralFuse must be of the same evaluation: {', '.join(differ)} differ.")
+    chips = tuple(ChipResult(**one) for one in record["per_chip"])
+    return Evaluation(record["ca_float"], record["ca"], None, chips)
 
 
 def _known(path: Path, config: Mapping[str, Any]) -> list[ChipResult]:

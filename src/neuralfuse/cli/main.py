@@ -18,8 +18,9 @@ from neuralfuse.cli import commands
 from neuralfuse.cli.chip import chip_app
 from neuralfuse.cli.energy import energy
 from neuralfuse.cli.plan import plan
+from neuralfuse.cli.reproduce import reproduce
 from neuralfuse.config import base_recipe
-from neuralfuse.errors import ConfigError, NeuralFuseError, unknown_name
+from neuralfuse.errors import ConfigError, NeuralFuseError, UnfinishedError, unknown_name
 
 DONE, OUR_FAILURE, USERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS: dict[str, Callable[..., None] | App] = {
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., None] | App] = {
     "evaluate": commands.evaluate,
     "energy": energy,
     "plan": plan,
+    "reproduce": reproduce,
     "chip": chip_app,
 }
 
@@ -61,13 +63,10 @@ def run(arguments: Sequence[str]) -> int:
         app.config = _configuration(tokens)
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except (NeuralFuseError, CycloptsError) as error:
-        return _fail(" ".join(str(error).split()), USERS_MISTAKE, "--debug" in tokens)
+        code = OUR_FAILURE if isinstance(error, UnfinishedError) else USERS_MISTAKE
+        return _fail(" ".join(str(error).split()), code, "--debug" in tokens)
     except KeyboardInterrupt:
-        resumable = (
-            bool(tokens) and tokens[0] in {"train-base", "train", "evaluate", "plan"} and "--out" in " ".join(tokens)
-        )
-        hint = " The same command with --resume goes on from what it kept." if resumable else ""
-        return _fail(f"interrupted.{hint}", INTERRUPTED)
+        return _fail(f"interrupted.{_how_to_go_on(tokens)}", INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         return OUR_FAILURE
@@ -75,6 +74,15 @@ def run(arguments: Sequence[str]) -> int:
         text = f"internal error: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)"
         return _fail(text, OUR_FAILURE, "--debug" in tokens)
     return DONE
+
+
+def _how_to_go_on(tokens: Sequence[str]) -> str:
+    command = tokens[0] if tokens else ""
+    if command == "reproduce":
+        return " The same command goes on from what it kept."
+    if command in {"train-base", "train", "evaluate", "plan"} and "--out" in " ".join(tokens):
+        return " The same command with --resume goes on from what it kept."
+    return ""
 
 
 def _fail(message: str, code: int, debug: bool = False) -> int:

@@ -2,6 +2,6 @@
 
 from neuralfuse.data.augment import AUGMENT, Augment, augmentation
 from neuralfuse.data.dataset import DataSet, Split, holdout
-from neuralfuse.data.sources import DATA_SETS, load_data
+from neuralfuse.data.sources import DATA_SETS, check_data, load_data
 
-__all__ = ["AUGMENT", "DATA_SETS", "Augment", "DataSet", "Split", "augmentation", "holdout", "load_data"]
+__all__ = ["AUGMENT", "DATA_SETS", "Augment", "DataSet", "Split", "augmentation", "check_data", "holdout", "load_data"]

@@ -37,12 +37,7 @@ def _cifar(name: str) -> Callable[[Path | None, Size, bool], _Raw]:
         root = _need_folder(name, folder)
         if _has_class_folders(root):
             return _folder(root, size or (32, 32), download)
-        datasets = _torchvision()
-        kind = getattr(datasets, name.upper())
-        try:
-            parts = [kind(root, train=train, download=download) for train in (True, False)]
-        except (RuntimeError, OSError) as error:
-            raise _missing(name, root, download, error) from error
+        parts = _published(name, root, download)
         splits = [
             Split(
                 _resized(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), size), torch.tensor(part.targets)
@@ -56,13 +51,8 @@ def _cifar(name: str) -> Callable[[Path | None, Size, bool], _Raw]:
 
 def _gtsrb(folder: Path | None, size: Size, download: bool) -> _Raw:
     """German traffic signs; neighbouring training files are frames of one track, so tracks are the groups."""
-    datasets = _torchvision()
     root = _need_folder("gtsrb", folder)
-    try:
-        for split in ("train", "test"):
-            datasets.GTSRB(root, split=split, download=download)
-    except (RuntimeError, OSError) as error:
-        raise _missing("gtsrb", root, download, error) from error
+    _published("gtsrb", root, download)
     base = root / "gtsrb"
     folders = class_folders(base / "GTSRB" / "Training")
     files, labels, groups = [], [], []
@@ -82,6 +72,17 @@ def _gtsrb(folder: Path | None, size: Size, download: bool) -> _Raw:
     train = Split(read_images(files, wanted), torch.tensor(labels), torch.tensor(groups))
     test_files = [base / "GTSRB" / "Final_Test" / "Images" / row[0] for row in rows]
     return [path.name for path in folders], train, Split(read_images(test_files, wanted), test_labels)
+
+
+def _published(name: str, root: Path, download: bool) -> list[Any]:
+    """Return the training and the test part of a set as torchvision finds them in a folder, or fetches them."""
+    datasets = _torchvision()
+    try:
+        if name == "gtsrb":
+            return [datasets.GTSRB(root, split=split, download=download) for split in ("train", "test")]
+        return [getattr(datasets, name.upper())(root, train=train, download=download) for train in (True, False)]
+    except (RuntimeError, OSError) as error:
+        raise _missing(name, root, download, error) from error
 
 
 def _folder(folder: Path | None, size: Size, download: bool) -> _Raw:
@@ -153,6 +154,20 @@ def _suffixes(root: Path) -> tuple[str, ...]:
     if not _has_class_folders(root):
         return ()
     return tuple(sorted({path.suffix.lower() for one in class_folders(root / "train") for path in image_files(one)}))
+
+
+def check_data(name: str, data_dir: Path | str | None) -> None:
+    """Raise the error that `load_data` would where a data set is not there; no image is read."""
+    if name not in DATA_SETS:
+        raise unknown_name("data set", name, DATA_SETS)
+    if name == "digits":
+        return
+    root = _need_folder(name, None if data_dir is None else Path(data_dir))
+    if name in ("folder", "imagenet10"):
+        for part in ("train", "test"):
+            class_folders(root / part)
+    elif name == "gtsrb" or not _has_class_folders(root):
+        _published(name, root, download=False)
 
 
 def _torchvision() -> Any:

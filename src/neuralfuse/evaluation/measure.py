@@ -111,6 +111,7 @@ def evaluate(
     *,
     fuse: nn.Module | None = None,
     known: Mapping[int, ChipResult] | None = None,
+    plain: Evaluation | None = None,
     report: Callable[[ChipResult], None] | None = None,
     until: float | None = None,
 ) -> Evaluation:
@@ -123,6 +124,7 @@ def evaluate(
         fuse: A trained NeuralFuse (or any module on the model's inputs), on the same device, in eval mode. A deployed
             one (`deploy(fuse)`) has faulty weights too: each chip's other memory, see `generator_chip`.
         known: Results by chip seed from an interrupted run of the very same evaluation; not measured again.
+        plain: The same evaluation without NeuralFuse; its CA and the PA of its chips are not measured again.
         report: Called after each newly measured chip, in their order.
         until: Stop once the 95% interval of PA(NF), of PA without a NeuralFuse, is at most this many points wide, after
             five chips at the earliest. Stopping at a look makes intervals a little too narrow.
@@ -134,22 +136,24 @@ def evaluate(
     if fuse is not None:
         require(not fuse.training, "NeuralFuse must be in eval mode to be evaluated: call fuse.eval() first.")
         check_same_range(fuse, base)
-    plain, labels = plain_inputs(split, base.input_range), split.labels
-    clean = None if fuse is None else transform(fuse, plain)
+    images, labels = plain_inputs(split, base.input_range), split.labels
+    clean = None if fuse is None else transform(fuse, images)
+    before = {} if plain is None else {chip.seed: chip for chip in plain.per_chip}
 
     def one(chip: Chip) -> ChipResult:
         if known is not None and chip.seed in known:
             return known[chip.seed]
         model = base.perturbed(chip)
-        pa = accuracy(model, plain, labels)
-        changed_bits, not_finite = model.changed_bits, model.reading.not_finite
-        model.reads = 0  # transient errors, too, are the same with and without NeuralFuse
-        fused = transform(fuse.perturbed(generator_chip(chip, base)), plain) if isinstance(fuse, Deployed) else clean
-        pa_nf = None if fused is None else accuracy(model, fused, labels)
-        return ChipResult(chip.seed, pa, pa_nf, changed_bits, not_finite)
+        result = before.get(chip.seed)
+        if result is None:
+            pa = accuracy(model, images, labels)
+            result = ChipResult(chip.seed, pa, None, model.changed_bits, model.reading.not_finite)
+            model.reads = 0  # transient errors, too, are the same with and without NeuralFuse
+        fused = transform(fuse.perturbed(generator_chip(chip, base)), images) if isinstance(fuse, Deployed) else clean
+        return result if fused is None else replace(result, pa_nf=accuracy(model, fused, labels))
 
     results: list[ChipResult] = []
-    at_once = min(model.at_once(plain[:1]) for model in (base, fuse) if isinstance(model, Deployed))
+    at_once = min(model.at_once(images[:1]) for model in (base, fuse) if isinstance(model, Deployed))
     with closing(side_by_side(one, chips, at_once)) as measured:
         for result in measured:
             results.append(result)
@@ -157,11 +161,15 @@ def evaluate(
                 report(result)
             if until is not None and len(results) >= _FEWEST and _width(results) <= until:
                 break
-    without_errors: list[tuple[Callable[[Tensor], Tensor], Tensor]] = [(base.unquantized, plain), (base, plain)]
+    without_errors: list[tuple[Callable[[Tensor], Tensor], Tensor]] = []
+    if plain is None:
+        without_errors = [(base.unquantized, images), (base, images)]
     if clean is not None:
         without_errors.append((base, clean))
-    ca_float, ca, *ca_nf = side_by_side(lambda pair: accuracy(*pair, labels), without_errors, at_once)
-    return Evaluation(ca_float, ca, ca_nf[0] if ca_nf else None, tuple(results))
+    clean_accuracies = list(side_by_side(lambda pair: accuracy(*pair, labels), without_errors, at_once))
+    ca_nf = None if clean is None else clean_accuracies.pop()
+    ca_float, ca = clean_accuracies if plain is None else (plain.ca_float, plain.ca)
+    return Evaluation(ca_float, ca, ca_nf, tuple(results))
 
 
 def _width(results: Sequence[ChipResult]) -> float:

@@ -1,0 +1,23 @@
+"""The paper's tables and plots made anew, at three scales, from a graph of steps that are each done once."""
+
+from neuralfuse.reproduce.make import Job, outline, standing
+from neuralfuse.reproduce.place import Place
+from neuralfuse.reproduce.runner import Progress, engine
+from neuralfuse.reproduce.scale import SCALES, load_scale
+from neuralfuse.reproduce.show import as_markdown, as_text
+from neuralfuse.reproduce.tables import TABLES, Request
+
+__all__ = [
+    "SCALES",
+    "TABLES",
+    "Job",
+    "Place",
+    "Progress",
+    "Request",
+    "as_markdown",
+    "as_text",
+    "engine",
+    "load_scale",
+    "outline",
+    "standing",
+]

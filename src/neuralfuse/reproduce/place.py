@@ -1,0 +1,60 @@
+"""Where steps are kept and where their images lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from neuralfuse.data import DataSet, check_data, load_data
+from neuralfuse.reproduce.scale import Images
+from neuralfuse.reproduce.store import Store
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where steps are kept, where images lie, and on which device a step runs.
+
+    Attributes:
+        root: Folder of the store.
+        data_dir: Folder of the data sets.
+        device: As torch names it.
+        download: Whether missing images may be fetched.
+    """
+
+    root: Path
+    data_dir: Path | None = None
+    device: str = "cpu"
+    download: bool = False
+
+    @property
+    def store(self) -> Store:
+        """The finished steps."""
+        return Store(self.root)
+
+    def images(self, images: Images) -> DataSet:
+        """Return a data set, the one that the store's other steps had."""
+        data = _loaded(self, images)
+        self.store.check_same_images(
+            "-".join(str(part) for part in (images.name, images.size) if part), data.to_config()
+        )
+        return data
+
+    def check(self, images: Images) -> None:
+        """Raise a `DataError` where a data set is not there and may not be fetched."""
+        if not self.download:
+            check_data(images.name, self.folder_of(images.name))
+
+    def folder_of(self, name: str) -> Path | None:
+        """Return where a data set lies: in a folder of its name if that has class folders, else beside the others."""
+        if self.data_dir is None:
+            return None
+        own = self.data_dir / name
+        return own if (own / "train").is_dir() or name == "imagenet10" else self.data_dir
+
+
+@cache
+def _loaded(place: Place, images: Images) -> DataSet:
+    size = None if images.size is None else (images.size, images.size)
+    folder = place.folder_of(images.name)
+    return load_data(images.name, folder, image_size=size, download=place.download, device=place.device)

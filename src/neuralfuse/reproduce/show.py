@@ -1,0 +1,116 @@
+"""Tables as text and as Markdown: what was measured, and in brackets what the paper printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_HEADS = {
+    "ca": "CA", "pa": "PA", "ca_nf": "CA(NF)", "pa_nf": "PA(NF)", "rp": "RP", "energy_saving": "energy saved %",
+    "mac_energy_saving": "energy saved by MACs %", "efficiency_ratio": "RP a million parameters", "twma": "T.W.M.A.",
+    "params": "parameters", "macs": "MACs", "latency_ms": "ms", "added_ms": "added ms",
+}  # fmt: skip
+_KEYS = {"ber": "bit errors", "train_ber": "trained at", "k_bits": "K", "n": "N", "lambda": "lambda"}
+_SPREAD = {"pa": "pa_std", "pa_nf": "pa_nf_std"}
+_WHOLE = {"params", "macs", "twma"}
+
+
+def grid(record: Mapping[str, Any]) -> list[list[str]]:
+    """Return a table record as cells, the heads first; once something is measured, without rows that are not."""
+    rows = [row for row in record["rows"] if row["measured"] is not None] or record["rows"]
+    names = [name for name in _HEADS if any(name in (row["measured"] or row["published"] or {}) for row in rows)]
+    if "efficiency_ratio" in names:
+        names = ["rp", "efficiency_ratio"]
+    accuracies = "pa_nf" in names
+    of = list(rows[0]["of"]) if rows else []
+    heads = [_KEYS.get(key, key) for key in of] + [_HEADS[name] for name in names] + (["chips"] if accuracies else [])
+    lines = []
+    for row in rows:
+        measured, printed = row["measured"] or {}, row["published"] or {}
+        cells = [_key(key, row["of"].get(key)) for key in of]
+        cells += [_cell(name, measured, printed) for name in names]
+        if accuracies:
+            cells.append(str(measured.get("chips", "-")))
+        if row["misprint"]:
+            cells[-1] += " *"
+        lines.append(cells)
+    return [heads, *lines]
+
+
+def as_text(record: Mapping[str, Any]) -> str:
+    """Return a table record as aligned text."""
+    cells = grid(record)
+    widths = [max(len(line[place]) for line in cells) for place in range(len(cells[0]))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return "\n".join([heading(record), "", *lines, "", *notes(record)])
+
+
+def as_markdown(record: Mapping[str, Any]) -> list[str]:
+    """Return a table record as lines of Markdown, without its heading."""
+    heads, *rows = grid(record)
+    return [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def heading(record: Mapping[str, Any]) -> str:
+    """Return what a table is, and what stands for the paper's networks and data."""
+    config = record["config"]
+    name = record["table"].replace("table", "Table ").replace("figure", "Figure ")
+    return f"{name}. {record['title']}\nscale {config['scale']} ({config['scale_title']}), faults: {config['faults']}"
+
+
+def notes(record: Mapping[str, Any]) -> list[str]:
+    """Return what a reader of the table must know."""
+    rows, config = record["rows"], record["config"]
+    waiting = sum(row["measured"] is None for row in rows)
+    lines = [
+        "in brackets: the paper" if rows and rows[0]["published"] is not None else "the paper measured no such errors"
+    ]
+    if config["rate_factor"] != 1:
+        lines.append(
+            f"every rate is {config['rate_factor']:g} times the paper's: small networks have few cells to fail"
+        )
+    if waiting:
+        lines.append(f"{waiting} of {len(rows)} rows are not measured yet")
+    shown = [row for row in rows if waiting == len(rows) or row["measured"] is not None]
+    for note in dict.fromkeys(row["misprint"] for row in shown if row["misprint"]):
+        lines.append(f"* {note}")
+    return lines
+
+
+def _key(key: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if key in ("ber", "train_ber"):
+        return f"{100 * value:.3g}%"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _cell(name: str, measured: Mapping[str, Any], printed: Mapping[str, Any]) -> str:
+    own, spread = _number(name, measured.get(name)), _SPREAD.get(name)
+    if spread and measured.get(spread) is not None:
+        own += f"+-{measured[spread]:.1f}"
+    interval = measured.get(f"{name}_ci95")
+    if name == "rp" and interval:
+        own += f" [{interval[0]:+.1f}, {interval[1]:+.1f}]"
+    if name not in printed:
+        return own
+    theirs = _number(name, printed[name], exact=True)
+    if spread and printed.get(spread) is not None:
+        theirs += f"+-{printed[spread]}"
+    return f"{own} ({theirs})"
+
+
+def _number(name: str, value: Any, *, exact: bool = False) -> str:
+    if value is None:
+        return "-"
+    if name in _WHOLE:
+        return f"{value:,.0f}"
+    return (
+        f"{value}"
+        if exact
+        else f"{value:+.1f}"
+        if name == "rp"
+        else f"{value:.2f}"
+        if name.endswith("_ms")
+        else f"{value:.1f}"
+    )

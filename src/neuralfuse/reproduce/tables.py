@@ -1,0 +1,286 @@
+"""The paper's tables as grids of steps: what each row is measured on, and what stands beside its published values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from neuralfuse import published
+from neuralfuse.energy import efficiency_ratio, energy_saving, mac_saving
+from neuralfuse.errors import require, unknown_name
+from neuralfuse.evaluation import t_interval
+from neuralfuse.faults import default_curve
+from neuralfuse.nets import GENERATORS
+from neuralfuse.published import Measurement
+from neuralfuse.reproduce.scale import Images, Scale
+from neuralfuse.reproduce.steps import BaseStep, EvaluationStep, LatencyStep, ModuleStep, Step, counts
+
+Faults = Literal["reference", "stuck", "flip"]
+AWP = "-AWP"  # ends the name of a base model that is trained at adversarial weights
+GAMMA = (
+    0.01  # of its perturbation; source: Wu et al. (NeurIPS 2020) for adversarial images; NeuralFuse does not print it
+)
+FEWER_OR_MORE = (1, 2, 5, 10, 20)  # chips a step in Figure 7, whose values the paper does not print
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a table is made with.
+
+    Attributes:
+        scale: What stands for the paper's networks and data.
+        faults: The meaning of its rates. The paper's own is ``reference``; ``stuck`` has independent cells; ``flip``
+            inverts bits, which the paper did not do: its values are not shown beside that.
+        seed: Of all trainings.
+    """
+
+    scale: Scale
+    faults: Faults = "reference"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.faults not in get_args(Faults):
+            raise unknown_name("meaning of the rate (--faults)", self.faults, get_args(Faults))
+        require(self.seed >= 0, f"seed must be at least 0: got seed={self.seed}.")
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the paper's values mean the same."""
+        return self.faults != "flip"
+
+    def base(self, data: str, name: str) -> BaseStep:
+        """Return the training of one of the paper's base models."""
+        setting = self.scale.setting(data)
+        require(name in setting.bases, f"scale {self.scale.name} must name a network for {name} under [bases].")
+        qat = replace(setting.qat, seed=self.seed, awp=GAMMA if name.endswith(AWP) else 0.0)
+        return BaseStep(setting.images, setting.bases[name], qat)
+
+    def rate(self, ber: float) -> float:
+        """Return what a rate of the paper is at this scale."""
+        return min(1.0, round(ber * self.scale.rate_factor, 12))
+
+    def evaluation(self, of: Measurement, **eopm: Any) -> EvaluationStep:
+        """Return the step that measures what a row of the paper measures."""
+        setting, scale = self.scale.setting(of.data), self.scale
+        bases = tuple(self.base(of.data, name) for name in of.sources)
+        trained = replace(
+            setting.eopm, ber=self.rate(of.train_ber), faults=self.faults, lam=of.lam, seed=self.seed,
+            adversarial_bits=_same_share(of, bases[0]), **eopm,
+        )  # fmt: skip
+        return EvaluationStep(
+            self.base(of.data, of.base), ModuleStep(bases, of.generator.lower(), trained), self.faults,
+            self.rate(of.ber), scale.chips, of.bits, scale.until, scale.test_images,
+        )  # fmt: skip
+
+
+def _same_share(of: Measurement, base: BaseStep) -> int:
+    """Return how many of a smaller model's bits are the same share as the paper's K of its own."""
+    if not of.k_bits:
+        return 0
+    theirs = counts(of.base.lower(), Images("cifar10")).words
+    return max(1, round(of.k_bits * counts(base.network, base.images).words / theirs))
+
+
+@dataclass(frozen=True)
+class Table:
+    """How one table or figure is made.
+
+    Attributes:
+        title: What it shows.
+        rows: The rows: what they are of, and the published values under the names in ``values``.
+        values: Names of what is measured.
+        step: The step that a row needs, if any.
+        measured: A row's values from that step's record (``result`` and ``run``).
+    """
+
+    title: str
+    rows: Sequence[Mapping[str, Any]]
+    values: tuple[str, ...]
+    step: Callable[[Request, Mapping[str, Any]], Step | None]
+    measured: Callable[[Request, Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+
+
+ACCURACIES = ("ca", "pa", "pa_std", "ca_nf", "pa_nf", "pa_nf_std", "rp")
+
+
+def _accuracies(request: Request, row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    result = record["result"]
+    chips, trained = result["per_chip"], result["config"]["fuse"]
+    interval = t_interval([chip["pa_nf"] for chip in chips])
+    shown = ("ber", "changed_bits", "chips", "ca_float", "ca", "pa", "ca_nf", "pa_nf", "rp", "rp_ci95")
+    return {
+        "network": result["config"]["base"]["name"],
+        "bits": result["config"]["base"]["scheme"]["bits"],
+        "train_ber": trained["ber"],
+        **({"adversarial_bits": trained["adversarial_bits"]} if trained["adversarial_bits"] else {}),
+        **{name: result[name] for name in shown},
+        "pa_std": result["pa_sd"],
+        "pa_nf_std": result["pa_nf_sd"],
+        "pa_nf_ci95": None if interval is None else list(interval),
+        "per_chip": {name: [chip[name] for chip in chips] for name in ("seed", "pa", "pa_nf", "changed_bits")},
+    }
+
+
+def _of_accuracies(name: str) -> Table:
+    def step(request: Request, row: Mapping[str, Any]) -> Step:
+        return request.evaluation(published.measurement(name, row))
+
+    return Table(_title(name), published.rows(name), ACCURACIES, step, _accuracies)
+
+
+def _title(name: str) -> str:
+    return str(published.paper()["tables"][name]["title"])
+
+
+def _counts_at(request: Request, name: str, data: str = "CIFAR-10") -> tuple[str, Any]:
+    """Return a network or generator at this scale, and what a pass of it takes."""
+    setting = request.scale.setting(data)
+    own = name.lower() if name.lower() in GENERATORS else setting.bases[name]
+    return own, counts(own, setting.images)
+
+
+def _saving(request: Request, row: Mapping[str, Any], by: str) -> float:
+    (_, base), (_, added) = _counts_at(request, row["base"]), _counts_at(request, row["generator"])
+    weight_energy = default_curve().energy(default_curve().voltage(row["ber"]))
+    if by == "accesses":
+        return energy_saving(weight_energy, added.paper_accesses, base.paper_accesses)
+    return mac_saving(weight_energy, added.paper_macs or 0, base.paper_macs or 0)
+
+
+def _nothing(request: Request, row: Mapping[str, Any]) -> None:
+    return None
+
+
+def _table2(request: Request, row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"network": _counts_at(request, row["base"])[0], "energy_saving": _saving(request, row, "accesses")}
+
+
+def _table3_step(request: Request, row: Mapping[str, Any]) -> Step:
+    where = {name: row[name] for name in ("base", "ber", "generator")}
+    return request.evaluation(published.measurement("table12", published.rows("table12", **where)[0]))
+
+
+def _table3(request: Request, row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    made = _accuracies(request, row, record)
+    parameters = _counts_at(request, row["generator"])[1].parameters
+    return {**made, "parameters": parameters, "efficiency_ratio": efficiency_ratio(made["rp"], parameters)}
+
+
+def _table6(request: Request, row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    network, found = _counts_at(request, row["model"])
+    return {"network": network, "twma": found.paper_accesses}
+
+
+def _table7(request: Request, row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    network, found = _counts_at(request, row["model"], row["dataset"])
+    return {"network": network, "params": found.parameters, "macs": found.paper_macs, "plain_macs": found.macs}
+
+
+def _table8(request: Request, row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"network": _counts_at(request, row["base"])[0], "mac_energy_saving": _saving(request, row, "macs")}
+
+
+def _table9_step(request: Request, row: Mapping[str, Any]) -> Step:
+    setting = request.scale.setting(row["dataset"])
+    generator = row["generator"]
+    return LatencyStep(setting.images, setting.bases[row["base"]], None if generator is None else generator.lower())
+
+
+def _table9(request: Request, row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    taken, network = record["run"]["latency_seconds"], record["config"]["network"]
+    if row["generator"] is None:
+        return {"network": network, "latency_ms": 1000 * taken["base"], "added_ms": None}
+    both = taken["with_neuralfuse"]
+    return {"network": network, "latency_ms": 1000 * both, "added_ms": 1000 * (both - taken["base"])}
+
+
+def _trade_off(table: str, title: str, **where: Any) -> Table:
+    """Return a picture of accuracy against energy saved, of a table's rows at 1%."""
+
+    def measured(request: Request, row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+        return {**_accuracies(request, row, record), "energy_saving": _saving(request, row, "accesses")}
+
+    def step(request: Request, row: Mapping[str, Any]) -> Step:
+        return request.evaluation(published.measurement(table, row))
+
+    saved = {(row["base"], row["generator"]): row["energy_saving"] for row in published.rows("table2")}
+    rows = [
+        {**row, "energy_saving": saved[row["base"], row["generator"]]}
+        for row in published.rows(table, ber=0.01, **where)
+    ]
+    return Table(title, rows, (*ACCURACIES, "energy_saving"), step, measured)
+
+
+def _figure7_step(request: Request, row: Mapping[str, Any]) -> Step:
+    of = Measurement(
+        data="CIFAR-10", base=row["base"], sources=(row["base"],), generator=row["generator"],
+        train_ber=row["ber"], ber=row["ber"],
+    )  # fmt: skip
+    return request.evaluation(of, n_chips=row["n"])
+
+
+_TRADE_OFF = "Accuracy at 1% bit errors against the weights' energy saved"
+_N = "How many perturbed models a training step has: ConvL for ResNet18 on CIFAR-10, at 1% bit errors"
+_FIGURE7 = [{"base": "ResNet18", "ber": 0.01, "generator": "ConvL", "n": n} for n in FEWER_OR_MORE]
+
+TABLES: dict[str, Table] = {
+    "table1": _of_accuracies("table1"),
+    "table2": Table(_title("table2"), published.rows("table2"), ("energy_saving",), _nothing, _table2),
+    "table3": Table(_title("table3"), published.rows("table3"), ("efficiency_ratio",), _table3_step, _table3),
+    "table6": Table(_title("table6"), published.rows("table6"), ("twma",), _nothing, _table6),
+    "table7": Table(_title("table7"), published.rows("table7"), ("params", "macs", "macs_printed"), _nothing, _table7),
+    "table8": Table(_title("table8"), published.rows("table8"), ("mac_energy_saving",), _nothing, _table8),
+    "table9": Table(_title("table9"), published.rows("table9"), ("latency_ms", "added_ms"), _table9_step, _table9),
+    **{f"table{number}": _of_accuracies(f"table{number}") for number in range(10, 27)},
+    "figure1b": _trade_off("table12", f"{_TRADE_OFF}, ResNet18 on CIFAR-10", base="ResNet18"),
+    "figure5": _trade_off("table12", f"{_TRADE_OFF}, all base models on CIFAR-10"),
+    "figure6": _trade_off("table13", f"{_TRADE_OFF}, all base models on GTSRB"),
+    "figure7": Table(_N, _FIGURE7, ACCURACIES, _figure7_step, _accuracies),
+}  # fmt: skip
+
+
+def choose(
+    names: Sequence[str], where: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the rows of the named tables, all of them for ``all``, that have the wanted values.
+
+    Args:
+        names: Keys of `TABLES`, or ``all``.
+        where: For some columns, the values wanted, as text; any one of them.
+    Raises:
+        UnknownNameError: there is no such table, column or value; the legal ones are listed.
+    """
+    chosen = {}
+    for name in (own for one in names for own in (TABLES if one == "all" else [one])):
+        if name not in TABLES:
+            raise unknown_name("table", name, ["all", *TABLES])
+        chosen[name] = list(TABLES[name].rows)
+    for column, wanted in (where or {}).items():
+        columns = {key for name in chosen for key in keys(name)}
+        if column not in columns:
+            raise unknown_name("column of the rows", column, sorted(columns))
+        legal = {_text(row[column]) for rows in chosen.values() for row in rows if column in row}
+        for value in wanted:
+            if value not in legal:
+                raise unknown_name(f"value of {column}", value, sorted(legal))
+        chosen = {
+            name: [row for row in rows if column not in row or _text(row[column]) in wanted]
+            for name, rows in chosen.items()
+        }
+    return chosen
+
+
+def keys(name: str) -> list[str]:
+    """Return the columns that say what a table's rows are of."""
+    return [key for key in TABLES[name].rows[0] if key not in TABLES[name].values]
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def steps_of(chosen: Mapping[str, Sequence[Mapping[str, Any]]], request: Request) -> list[Step]:
+    """Return the steps that some rows ask for, without those that these need in turn."""
+    found = [TABLES[name].step(request, row) for name, rows in chosen.items() for row in rows]
+    return [step for step in found if step is not None]
