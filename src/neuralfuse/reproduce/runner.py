@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -186,7 +187,7 @@ def engine(*, workers: int, threads: int, scheduler: str | None = None) -> Itera
             return
         local = distributed.LocalCluster(
             n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0,
-            silence_logs="critical",
+            silence_logs=logging.CRITICAL,
         )  # fmt: skip
         with local, distributed.Client(local) as client:
             yield OnDask(client, threads)

@@ -1,0 +1,463 @@
+"""The paper's tables as grids of steps: rows, addresses, the store, the runner, what is shown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+import pytest
+
+from neuralfuse import published
+from neuralfuse.cli.main import run
+from neuralfuse.errors import ConfigError, DataError, FileFormatError, UnfinishedError, UnknownNameError
+from neuralfuse.reproduce import TABLES, Job, Place, Request, as_markdown, as_text, engine, load_scale
+from neuralfuse.reproduce import runner as running
+from neuralfuse.reproduce.cost import Speed, duration
+from neuralfuse.reproduce.record import table_record
+from neuralfuse.reproduce.runner import InProcess, Outcome, Progress, ordered, perform
+from neuralfuse.reproduce.scale import FACTS
+from neuralfuse.reproduce.steps import EvaluationStep, ModuleStep, Step
+from neuralfuse.reproduce.store import Store
+from neuralfuse.reproduce.tables import choose, steps_of
+
+REQUEST = Request(load_scale("smoke"))
+MEASURED = [name for name in TABLES if TABLES[name].step(REQUEST, TABLES[name].rows[0]) is not None]
+
+
+# The grid
+
+
+def test_every_table_of_the_paper_with_rows_is_there():
+    assert {name for name in TABLES if name.startswith("table")} == {
+        name for name, table in published.paper()["tables"].items() if "rows" in table
+    }
+    assert {"figure1b", "figure5", "figure6", "figure7"} <= set(TABLES)
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if name.startswith("table")])
+def test_a_table_has_the_paper_s_rows_and_values(name, tmp_path):
+    rows = published.rows(name)
+    record = table_record(name, TABLES[name].rows, REQUEST, Place(tmp_path))
+    assert [row["of"] | row["published"] for row in record["rows"]] == rows
+    assert [row["misprint"] for row in record["rows"]] == [published.misprint(name, row) for row in rows]
+    assert all((row["measured"] is None) == (name in MEASURED) for row in record["rows"])
+
+
+@pytest.mark.parametrize("scale", ["full", "cpu", "smoke"])
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_has_a_step_at_every_scale(name, scale):
+    request = Request(load_scale(scale))
+    steps = [TABLES[name].step(request, row) for row in TABLES[name].rows]
+    assert all((step is None) == (name not in MEASURED) for step in steps)
+    assert len({step.address for step in steps if step}) == len({step for step in steps if step})
+    assert all(step.macs > 0 for step in ordered(step for step in steps if step))
+
+
+def row_of(name: str, **where) -> dict:
+    (row,) = (row for row in TABLES[name].rows if where.items() <= row.items())
+    return row
+
+
+def step_of(name: str, request: Request = REQUEST, **where) -> EvaluationStep:
+    step = TABLES[name].step(request, row_of(name, **where))
+    assert isinstance(step, EvaluationStep)
+    return step
+
+
+def test_a_transfer_is_trained_on_another_base_model_and_at_a_higher_rate():
+    step = step_of("table1", source="ResNet18", target="VGG19", ber=0.01, generator="UNetL")
+    assert step.base.network == "vgg19-tiny"
+    assert [base.network for base in step.module.bases] == ["resnet18-tiny"]
+    assert (step.ber, step.module.eopm.ber) == (0.03, 0.045)
+
+
+def test_an_ensemble_has_two_sources():
+    step = step_of("table21", target="VGG11", ber=0.01, generator="ConvL")
+    assert [base.network for base in step.module.bases] == ["resnet18-tiny", "vgg19-tiny"]
+    assert step.base.network == "vgg11-tiny"
+
+
+def test_fewer_bits_are_measured_with_the_module_of_eight():
+    eight, four = (step_of("table22", base="VGG19", bits=bits, generator="ConvL") for bits in (8, 4))
+    assert (eight.bits, four.bits) == (8, 4)
+    assert eight.module == four.module
+    assert eight.alone.address != four.alone.address
+
+
+def test_lambda_n_and_k_reach_the_training():
+    assert step_of("table10", base="ResNet18", generator="ConvL", **{"lambda": 0.1}).module.eopm.lam == 0.1
+    assert step_of("figure7", n=20).module.eopm.n_chips == 20
+    bits = [step_of("table25", k_bits=k).module.eopm.adversarial_bits for k in (100, 5000, 100_000)]
+    assert bits[0] < bits[1] < bits[2]
+    full = Request(load_scale("full"))
+    assert step_of("table25", full, k_bits=5000).module.eopm.adversarial_bits == 5000, "the paper's own network"
+
+
+def test_the_adversarially_trained_base_model_is_one():
+    step = step_of("table26", ber=0.01, generator="ConvL")
+    assert step.base.network == "preact-resnet18-tiny"
+    assert step.base.qat.awp > 0 == step_of("table12", base="VGG11", ber=0.01, generator="ConvL").base.qat.awp
+
+
+def test_tables_share_steps():
+    shared = row_of("table12", base="VGG11", ber=0.01, generator="UNetS")
+    where = {name: shared[name] for name in ("base", "ber", "generator")}
+    assert step_of("table12", **where).address == step_of("table3", **where).address
+    ours = {step.address for step in ordered(steps_of(choose(["table16"]), REQUEST)) if isinstance(step, ModuleStep)}
+    theirs = {step.address for step in ordered(steps_of(choose(["table12"]), REQUEST))}
+    assert ours <= theirs
+
+
+def test_an_address_says_what_a_result_depends_on():
+    step = step_of("table12", base="VGG11", ber=0.01, generator="UNetS")
+    changes = [
+        replace(step, chips=5), replace(step, bits=7), replace(step, faults="stuck"), replace(step, test_images=7),
+        replace(step, base=replace(step.base, qat=replace(step.base.qat, lr=0.2))),
+        replace(step, module=replace(step.module, eopm=replace(step.module.eopm, lam=1.0))),
+    ]  # fmt: skip
+    assert len({one.address for one in [step, *changes]}) == len(changes) + 1
+    assert step.address == "evaluation-" + step.address.partition("-")[2]
+    assert step_of("table12", Request(load_scale("smoke"), seed=1), base="VGG11", ber=0.01, generator="UNetS") != step
+
+
+def test_meanings_of_the_rate_are_tables_of_their_own(tmp_path):
+    jobs = [
+        Job.of(["table12"], {}, Request(load_scale("smoke"), faults), Place(tmp_path)) for faults in ("stuck", "flip")
+    ]
+    assert jobs[0].path("table12") != jobs[1].path("table12")
+    assert not {step.address for step in jobs[0].steps if step.kind != "base"} & {
+        step.address for step in jobs[1].steps
+    }
+    (record,) = jobs[1].records()
+    assert all(row["published"] is None for row in record["rows"]), "the paper inverted no bits"
+    assert "the paper measured no such errors" in as_text(record)
+
+
+def test_rows_are_chosen_by_their_columns():
+    chosen = choose(["table12", "table6"], {"base": ["VGG11", "VGG16"], "ber": ["0.01"]})
+    assert len(chosen["table12"]) == 12
+    assert len(chosen["table6"]) == len(TABLES["table6"].rows), "it has no such column"
+    with pytest.raises(UnknownNameError, match=r"unknown table 'table4'.*Legal: all, table1, table2"):
+        choose(["table4"])
+    with pytest.raises(UnknownNameError, match=r"unknown column of the rows 'bass'.*Did you mean 'base'"):
+        choose(["table12"], {"bass": ["VGG11"]})
+    with pytest.raises(UnknownNameError, match=r"unknown value of base 'VGG12'.*Legal: ResNet18, ResNet50, VGG11"):
+        choose(["table12"], {"base": ["VGG12"]})
+
+
+# Scales
+
+
+def test_a_scale_of_one_s_own(tmp_path):
+    own = tmp_path / "mine.toml"
+    own.write_text(
+        'title = "mine"\nchips = 7\n[bases]\nVGG11 = "vgg11-quarter"\n[data.GTSRB]\nname = "gtsrb"\n'
+        'bases.VGG11 = "vgg11"\neopm.batch = 16\n[qat]\nrecipe = "paper"\n[eopm]\nepochs = 2\n'
+    )
+    scale = load_scale(str(own))
+    setting = scale.setting("GTSRB")
+    assert (scale.name, scale.chips, scale.until) == ("mine", 7, None)
+    assert setting.bases == {"VGG11": "vgg11"}
+    assert (setting.qat.epochs, setting.eopm.epochs, setting.eopm.batch) == (300, 2, 16)
+    with pytest.raises(
+        ConfigError, match=r"scale mine must say what stands for CIFAR-10: \[data.CIFAR-10\] is missing"
+    ):
+        scale.setting("CIFAR-10")
+    with pytest.raises(ConfigError, match="scale mine must name a network for ResNet18"):
+        Request(scale).base("GTSRB", "ResNet18")
+
+
+WHOLE = 'title = "x"\nchips = 3\n[bases]\n[data.B]\nname = "digits"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title = ", "must be TOML"),
+        ('title = "x"\nchips = 3\n', r"must have title, chips, \[bases\] and \[data.NAME\]"),
+        ('title = "x"\nchips = 0\n[bases]\n[data]\n', "chips of scale own must be a number of at least 1: got 0"),
+        ('title = "x"\nchip = 3\n[bases]\n[data]\n', "unknown entry of scale own 'chip'"),
+        ('title = "x"\nchips = 3\n[bases]\nA = "vgg12"\n[data.B]\nname = "digits"\n', "unknown base model 'vgg12'"),
+        ('title = "x"\nchips = 3\n[bases]\n[data.B]\nname = "cifar"\n', "unknown data set 'cifar'"),
+        (f"{WHOLE}[eopm]\nlrr = 1\n", "unknown entry of .eopm. 'lrr'"),
+        (f"{WHOLE}[qat]\nepochs = 0\n", "epochs must be at least 1"),
+    ],
+)  # fmt: skip
+def test_a_scale_that_is_none(text, message, tmp_path):
+    (tmp_path / "own.toml").write_text(text)
+    with pytest.raises((ConfigError, UnknownNameError), match=message):
+        load_scale(str(tmp_path / "own.toml"))
+
+
+def test_unknown_scales_and_faults_list_the_legal_ones():
+    with pytest.raises(UnknownNameError, match=r"unknown scale 'tiny'.*Legal: full, cpu, smoke, FILE.toml"):
+        load_scale("tiny")
+    with pytest.raises(UnknownNameError, match=r"unknown meaning of the rate .* Legal: reference, stuck, flip"):
+        Request(load_scale("smoke"), "lines")
+
+
+def test_what_is_known_of_the_digits_is_true():
+    from neuralfuse.data import load_data
+
+    data, facts = load_data("digits"), FACTS["digits"]
+    assert (data.channels, data.image_size, len(data.classes)) == (facts.channels, (facts.size,) * 2, facts.classes)
+    assert (len(data.train), len(data.test)) == (facts.train, facts.test)
+
+
+# The store
+
+
+@dataclass(frozen=True)
+class Note(Step):
+    """Writes a file, or fails as often as it is told to."""
+
+    name: str
+    after: tuple[Note, ...] = ()
+    failures: int = 0
+
+    kind = "note"
+
+    @property
+    def needs(self):
+        return self.after
+
+    def config(self):
+        return {"name": self.name, "needs": [one.address for one in self.after]}
+
+    def perform(self, place):
+        folder = place.store.folder(self.address)
+        tries = folder.parent / f"{self.name}.tries"
+        count = int(tries.read_text()) if tries.exists() else 0
+        tries.write_text(str(count + 1))
+        if count < self.failures:
+            raise OSError("no space left on device")
+        (folder / "text.txt").write_text(self.name)
+        (folder / "checkpoint.safetensors").write_text("of no use any more")
+        return {"length": len(self.name), "run": {"seconds": 2.0, "commit": "c", "finished": "now"}}
+
+    @property
+    def title(self):
+        return f"note {self.name}"
+
+    @property
+    def macs(self):
+        return 30e9
+
+
+def tries(place: Place, step: Note) -> int:
+    path = place.store.folder(step.address).parent / f"{step.name}.tries"
+    return int(path.read_text()) if path.exists() else 0
+
+
+def go(steps, place, **options) -> tuple[Progress, list[str]]:
+    said: list[str] = []
+    state = running.run(steps, place, InProcess(threads=1), say=said.append, **options)
+    return state, said
+
+
+def test_a_step_is_done_once_and_after_what_it_needs(tmp_path):
+    place, first = Place(tmp_path), Note("first")
+    second, third = Note("second", (first,)), Note("third", (first,))
+    state, said = go([third, second], place)
+    assert state.over
+    assert said == ["1 of 3: note first", "2 of 3: note third", "3 of 3: note second"]
+    record = place.store.record(first.address)
+    assert record["result"] == {"length": 5}
+    assert record["run"]["seconds"] == 2.0
+    assert list(record["files"]) == ["text.txt"]
+    assert not (place.store.folder(first.address) / "checkpoint.safetensors").exists()
+    go([second, Note("fourth", (second,))], place)
+    assert [tries(place, one) for one in (first, second, third)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("file", ["text.txt", "step.json"])
+@pytest.mark.parametrize("damage", ["change", "cut", "remove"])
+def test_a_damaged_step_is_done_again_and_no_other(file, damage, tmp_path):
+    place, first = Place(tmp_path), Note("first")
+    second = Note("second", (first,))
+    go([second], place)
+    path = place.store.folder(first.address) / file
+    text = path.read_text()
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_text(text[: len(text) // 2] if damage == "cut" else text.replace("first", "fiddled", 1))
+    state, said = go([second], place)
+    assert state.over
+    assert place.store.record(first.address)["result"] == {"length": 5}
+    assert (tries(place, first), tries(place, second)) == (2, 1)
+    removed = damage == "remove" and file == "step.json"
+    assert [line for line in said if "It is done again." in line and first.address in line] or removed
+
+
+def test_a_worker_checks_what_it_finds_too(tmp_path):
+    place, step = Place(tmp_path), Note("alone")
+    go([step], place)
+    (place.store.folder(step.address) / "text.txt").write_text("?")
+    outcome = perform(step, place, 1)
+    assert outcome.error is None
+    assert "text.txt must be as it was written" in outcome.said[0]
+
+
+def test_a_failed_step_is_tried_again_then_reported_and_nothing_else_is_lost(tmp_path):
+    place, good, bad = Place(tmp_path), Note("good"), Note("bad", failures=3)
+    after = Note("after", (bad,))
+    state, said = go([good, after], place, retries=1)
+    assert state.finished == {good.address}
+    assert state.failed == {bad.address: "OSError: no space left on device"}
+    assert state.blocked == {after.address}
+    assert [line for line in said if "It is tried again." in line] == [
+        "note bad failed: OSError: no space left on device It is tried again."
+    ]
+    assert place.store.failure(bad.address) == "OSError: no space left on device"
+    state, _ = go([good, after], place, retries=1)
+    assert state.over
+    assert not state.failed
+    assert place.store.failure(bad.address) is None
+    assert tries(place, good) == 1
+
+
+def test_a_lock_ends_with_its_holder(tmp_path):
+    store = Store(tmp_path)
+    assert not store.is_held("note-1")
+    with store.locked("note-1"):
+        assert store.is_held("note-1")
+    assert not store.is_held("note-1")
+
+
+def test_other_images_are_refused(tmp_path):
+    store = Store(tmp_path)
+    store.check_same_images("digits", {"test_fingerprint": "a"})
+    store.check_same_images("digits", {"test_fingerprint": "a"})
+    with pytest.raises(FileFormatError, match=r"the images of digits must be those that .* was made with"):
+        store.check_same_images("digits", {"test_fingerprint": "b"})
+
+
+def test_an_engine_that_loses_a_step_gets_it_again(tmp_path):
+    class Forgetful(InProcess):
+        lost = False
+
+        def next(self, seconds):
+            if not self.lost:
+                self.lost = True
+                _, step, _ = self._waiting.pop(0)
+                return Outcome(step.address, error="no worker finished it")
+            return super().next(seconds)
+
+    place, step, said = Place(tmp_path), Note("one"), []
+    assert running.run([step], place, Forgetful(threads=1), say=said.append).finished == {step.address}
+    assert said[0] == "note one failed: no worker finished it It is tried again."
+
+
+# What is shown
+
+
+def test_a_dry_run_runs_nothing(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(["reproduce", "all", "--scale", "full", "--dry-run", "--workers", "4", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "train resnet18 on cifar10" in text
+    assert "evaluate vgg19 on cifar10, 0.01 reference, behind unets (0.01 reference)" in text
+    assert "with 4 at a time, assuming 15 billion multiplications a second for each worker" in text
+    assert not out.exists()
+
+
+def test_times_come_from_finished_steps(tmp_path):
+    assert Speed(15e9).seconds(Note("x")) == pytest.approx(0.5 + 2)
+    assert Speed(15e9, {"note": 30e9}, 1).seconds(Note("x")) == pytest.approx(0.5 + 1)
+    assert [duration(seconds) for seconds in (3, 600, 36_000, 864_000)] == [
+        "3 seconds", "10.0 minutes", "10.0 hours", "10.0 days",
+    ]  # fmt: skip
+
+
+def test_status_says_where_steps_stand(tmp_path, capsys):
+    job = Job.of(["table12"], {"base": ["VGG11"], "generator": ["UNetS"], "ber": ["0.01"]}, REQUEST, Place(tmp_path))
+    base = job.steps[0]
+    job.place.store.fail(base.address, "OSError: no space left on device")
+    with job.place.store.locked(job.steps[1].address):
+        job.place.store.tell(job.steps[1].address, done=3, total=20, note="clean 1.0")
+        arguments = "reproduce table12 --scale smoke --rows base=VGG11 --rows generator=UNetS --rows ber=0.01 --status"
+        assert run([*arguments.split(), "--out", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("0 finished, 1 running, 1 failed, 2 waiting; at most about ")
+    assert lines[1] == "failed: train vgg11-tiny on digits: OSError: no space left on device"
+    assert lines[2].startswith("running: train unets for vgg11-tiny on digits, 0.03 reference, N 4: 3 of 20")
+
+
+def test_published_values_stand_beside_measured_ones(tmp_path):
+    record = table_record("table6", TABLES["table6"].rows, Request(load_scale("full")), Place(tmp_path))
+    assert [row["measured"]["twma"] for row in record["rows"]] == [row["published"]["twma"] for row in record["rows"]]
+    assert "| base | ResNet18 | 2,755,968 (2,755,968) |" in as_markdown(record)
+    text = as_text(record)
+    assert text.startswith("Table 6. Total weight memory accesses")
+    assert "in brackets: the paper" in text
+
+
+def test_energy_tables_at_full_scale_are_those_of_the_energy_command(tmp_path):
+    from neuralfuse.energy.tables import paper_tables
+
+    full = Request(load_scale("full"))
+    for name, value in (("table2", "energy_saving"), ("table8", "mac_energy_saving"), ("table7", "params")):
+        ours = table_record(name, TABLES[name].rows, full, Place(tmp_path))["rows"]
+        theirs = paper_tables()["tables"][name]["rows"]
+        wanted = [row["parameters" if name == "table7" else "ours"] for row in theirs]
+        assert [row["measured"][value] for row in ours] == pytest.approx(wanted)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("table99 --scale smoke", "unknown table 'table99'"),
+        ("table12 --scale huge", "unknown scale 'huge'"),
+        ("table12 --scale smoke --faults lines", "unknown meaning of the rate"),
+        ("table12 --scale smoke --rows VGG11", "--rows must be COLUMN=VALUE, e.g. base=VGG11: got 'VGG11'"),
+        ("table12 --scale smoke --rows base=VGG", "unknown value of base 'VGG'"),
+        ("table12 --scale smoke --workers -1", "workers must be at least 0: got workers=-1"),
+        ("table12 --scale smoke --retries -1", "retries must be at least 0: got retries=-1"),
+        ("table12 --workers 0", "--data cifar10 must be told where it lies: pass --data-dir. --scale smoke needs no"),
+        ("table14 --workers 0 --data-dir nowhere", "imagenet10/train: no such folder"),
+        ("table12 --scale smoke --scheduler tcp://127.0.0.1:1", "--scheduler must be the address of a running Dask"),
+    ],
+)  # fmt: skip
+def test_nonsense_gets_one_line(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["reproduce", *options.split(), "--out", "out"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_worker_processes_need_dask(monkeypatch):
+    from neuralfuse.errors import MissingExtraError
+
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(running, "import_module", missing)
+    with (
+        pytest.raises(MissingExtraError, match=r"pip install 'neuralfuse\[reproduce\]', or pass --workers 0"),
+        engine(workers=2, threads=1),
+    ):
+        pass
+
+
+def test_failed_steps_end_in_one_line_and_a_table_without_them(tmp_path, monkeypatch, capsys):
+    def full_disk(*args, **options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("neuralfuse.reproduce.steps.make_fuse", full_disk)
+    monkeypatch.chdir(tmp_path)
+    arguments = "reproduce table12 --scale smoke --rows base=VGG11 --rows generator=UNetS --rows ber=0.01 --workers 0"
+    assert run([*arguments.split(), "--out", "out"]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("neuralfuse: 1 of 4 steps failed and 1 need them; all else is kept in ")
+    assert line.endswith("train unets for vgg11-tiny on digits, 0.03 reference, N 4: OSError: no space left on device")
+    record = json.loads((tmp_path / "out" / "table12-smoke-reference.json").read_text())
+    assert all(row["measured"] is None for row in record["rows"])
+    assert issubclass(UnfinishedError, RuntimeError)
+    assert issubclass(DataError, ValueError)
