@@ -22,7 +22,7 @@ ROOMS = [
     {"train"},
     {"evaluation"},
     {"pipeline"},
-    {"plan"},
+    {"plan", "reproduce"},
     {"demo"},
     {"cli"},
 ]

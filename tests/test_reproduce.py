@@ -381,7 +381,7 @@ def test_status_says_where_steps_stand(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("0 finished, 1 running, 1 failed, 2 waiting; at most about ")
     assert lines[1] == "failed: train vgg11-tiny on digits: OSError: no space left on device"
-    assert lines[2].startswith("running: train unets for vgg11-tiny on digits, 0.03 reference, N 4: 3 of 20")
+    assert lines[2].startswith("running: train unets for vgg11-tiny on digits, 0.03 reference, N 1: 3 of 20")
 
 
 def test_published_values_stand_beside_measured_ones(tmp_path):
@@ -456,7 +456,7 @@ def test_failed_steps_end_in_one_line_and_a_table_without_them(tmp_path, monkeyp
     assert run([*arguments.split(), "--out", "out"]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("neuralfuse: 1 of 4 steps failed and 1 need them; all else is kept in ")
-    assert line.endswith("train unets for vgg11-tiny on digits, 0.03 reference, N 4: OSError: no space left on device")
+    assert line.endswith("train unets for vgg11-tiny on digits, 0.03 reference, N 1: OSError: no space left on device")
     record = json.loads((tmp_path / "out" / "table12-smoke-reference.json").read_text())
     assert all(row["measured"] is None for row in record["rows"])
     assert issubclass(UnfinishedError, RuntimeError)
