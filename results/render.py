@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from neuralfuse.reproduce.show import as_markdown, heading, notes
+
 RESULTS = Path(__file__).parent
 PAGE = RESULTS.parent / "docs" / "results.md"
 END = "<!-- end of table -->"
@@ -38,6 +40,17 @@ def rows(folder: str) -> Iterator[str]:
         )
 
 
+def of_paper(name: str) -> Iterator[str]:
+    """Yield the lines of one of the paper's tables, as `neuralfuse reproduce` measured it."""
+    record = json.loads((RESULTS / "paper" / name).read_text())
+    what, setting = heading(record).splitlines()
+    yield f"**{what}** ({setting})"
+    yield ""
+    yield from as_markdown(record)
+    yield ""
+    yield "; ".join(notes(record)) + f"; {record['run']['seconds'] / 3600:.1f} hours of one core."
+
+
 def render(page: str) -> str:
     """Return the page with every table replaced by one made from the records."""
     out, inside = [], False
@@ -48,6 +61,9 @@ def render(page: str) -> str:
             out.append(line)
         if line.startswith("<!-- table "):
             out += ["", *rows(line.split()[2]), ""]
+            inside = True
+        if line.startswith("<!-- paper "):
+            out += ["", *of_paper(line.split()[2]), ""]
             inside = True
     return "\n".join(out) + "\n"
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from neuralfuse import published
 from neuralfuse.errors import FileFormatError
 from neuralfuse.reproduce.place import Place
-from neuralfuse.reproduce.steps import Step
+from neuralfuse.reproduce.steps import BaseStep, Step
 from neuralfuse.reproduce.tables import TABLES, Request, keys
 
 SCHEMA = "neuralfuse/table/1"
@@ -47,10 +47,18 @@ def table_record(name: str, rows: Sequence[Mapping[str, Any]], request: Request,
             "seed": request.seed,
             "data": {data: asdict(one.images) for data, one in scale.settings.items()},
         },
+        "data": {one["name"]: one for one in _images(used)},
         "rows": made,
         "steps": {name: one["config"] for name, one in used.items()},
         "run": _runs(used),
     }
+
+
+def _images(used: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield what base models were trained on."""
+    for name, record in used.items():
+        if name.startswith(f"{BaseStep.kind}-"):
+            yield record["result"]["config"]["data"]
 
 
 def _finished(step: Step, place: Place, used: dict[str, dict[str, Any]]) -> dict[str, Any] | None:

@@ -65,6 +65,9 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     lines = [
         "in brackets: the paper" if rows and rows[0]["published"] is not None else "the paper measured no such errors"
     ]
+    for name, data in record["data"].items():
+        if "files" in data:
+            lines.append(f"{name} was read from {', '.join(data['files'])} files, which are not the original images")
     if config["rate_factor"] != 1:
         lines.append(
             f"every rate is {config['rate_factor']:g} times the paper's: small networks have few cells to fail"
