@@ -126,6 +126,25 @@ def test_known_chips_are_not_measured_again(setting):
     assert result.per_chip[1].pa == 12.0
 
 
+def test_what_is_known_without_neuralfuse_is_not_measured_again(setting, monkeypatch):
+    base, fuse, model, data = setting
+    faults = Stuck(ber=0.05)
+    chips = evaluation_chips(faults, 3)
+    whole = evaluate(base, data.test, chips, fuse=fuse)
+    plain = evaluate(base, data.test, chips)
+    scored = []
+    monkeypatch.setattr("neuralfuse.evaluation.measure.accuracy", lambda *args: scored.append(args) or accuracy(*args))
+    assert evaluate(base, data.test, chips, fuse=fuse, plain=plain) == whole
+    assert len(scored) == 3 + 1, "PA(NF) of three chips, and CA(NF)"
+    record = measure(None, (model, base), data, faults, chips=3)
+    again = measure(fuse, (model, base), data, faults, chips=2, plain=record)
+    assert [chip["pa"] for chip in again["per_chip"]] == [chip["pa"] for chip in record["per_chip"]][:2]
+    with pytest.raises(
+        ConfigError, match="the record without NeuralFuse must be of the same evaluation: faults differ"
+    ):
+        measure(fuse, (model, base), data, Stuck(ber=0.06), chips=2, plain=record)
+
+
 @pytest.mark.parametrize("until", [1e-9, 4.0, 1e9])
 def test_an_evaluation_stops_once_the_interval_is_as_narrow_as_asked(setting, until):
     base, fuse, _, data = setting

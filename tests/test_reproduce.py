@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import dataclass, replace
 
@@ -9,12 +10,14 @@ import pytest
 
 from neuralfuse import published
 from neuralfuse.cli.main import run
-from neuralfuse.errors import ConfigError, DataError, FileFormatError, UnfinishedError, UnknownNameError
+from neuralfuse.errors import ConfigError, DataError, OutputError, UnfinishedError, UnknownNameError
 from neuralfuse.reproduce import TABLES, Job, Place, Request, as_markdown, as_text, engine, load_scale
 from neuralfuse.reproduce import runner as running
 from neuralfuse.reproduce.cost import Speed, duration
+from neuralfuse.reproduce.engines import InProcess, OnDask
+from neuralfuse.reproduce.perform import Outcome, perform
 from neuralfuse.reproduce.record import table_record
-from neuralfuse.reproduce.runner import InProcess, Outcome, Progress, ordered, perform
+from neuralfuse.reproduce.runner import Progress, ordered
 from neuralfuse.reproduce.scale import FACTS
 from neuralfuse.reproduce.steps import EvaluationStep, ModuleStep, Step
 from neuralfuse.reproduce.store import Store
@@ -108,6 +111,11 @@ def test_tables_share_steps():
     assert ours <= theirs
 
 
+def test_equal_steps_have_one_address_in_all_tables():
+    steps = ordered(steps_of(choose(["all"]), REQUEST))
+    assert len({step.address for step in steps}) == len(set(steps)) == len(steps)
+
+
 def test_an_address_says_what_a_result_depends_on():
     step = step_of("table12", base="VGG11", ber=0.01, generator="UNetS")
     changes = [
@@ -143,6 +151,11 @@ def test_rows_are_chosen_by_their_columns():
         choose(["table12"], {"bass": ["VGG11"]})
     with pytest.raises(UnknownNameError, match=r"unknown value of base 'VGG12'.*Legal: ResNet18, ResNet50, VGG11"):
         choose(["table12"], {"base": ["VGG12"]})
+    with pytest.raises(ConfigError, match="at least one row must have all the values of --rows: none has"):
+        choose(["table6"], {"kind": ["base"], "model": ["ConvL"]})
+    targets = choose(["table1", "table10"], {"base": ["VGG16"]})
+    assert {row["target"] for row in targets["table1"]} == {"VGG16"}
+    assert "table10" not in targets, "it has no row of VGG16"
 
 
 # Scales
@@ -174,8 +187,13 @@ WHOLE = 'title = "x"\nchips = 3\n[bases]\n[data.B]\nname = "digits"\n'
     ("text", "message"),
     [
         ("title = ", "must be TOML"),
-        ('title = "x"\nchips = 3\n', r"must have title, chips, \[bases\] and \[data.NAME\]"),
-        ('title = "x"\nchips = 0\n[bases]\n[data]\n', "chips of scale own must be a number of at least 1: got 0"),
+        ('title = "x"\nchips = 3\n', r"must have a title, chips, \[bases\] and \[data.NAME\]"),
+        ('title = "x"\nchips = 0\n[bases]\n[data]\n', "chips of scale own must be a whole number of at least 1: got 0"),
+        ('title = "x"\nchips = 2.5\n[bases]\n[data]\n', "chips of scale own must be a whole number .* got 2.5"),
+        ('title = "x"\nchips = 2\nuntil = 0\n[bases]\n[data]\n', "until of scale own must be a positive number: got 0"),
+        ('title = "x"\nchips = 2\nuntil = inf\n[bases]\n[data]\n', "until of scale own must be a positive number"),
+        (f"{WHOLE}[qat]\nawp = 0.1\n", "unknown entry of .qat. 'awp'"),
+        (f"{WHOLE}[eopm]\nber = 0.1\n", "unknown entry of .eopm. 'ber'"),
         ('title = "x"\nchip = 3\n[bases]\n[data]\n', "unknown entry of scale own 'chip'"),
         ('title = "x"\nchips = 3\n[bases]\nA = "vgg12"\n[data.B]\nname = "digits"\n', "unknown base model 'vgg12'"),
         ('title = "x"\nchips = 3\n[bases]\n[data.B]\nname = "cifar"\n', "unknown data set 'cifar'"),
@@ -202,6 +220,19 @@ def test_what_is_known_of_the_digits_is_true():
     data, facts = load_data("digits"), FACTS["digits"]
     assert (data.channels, data.image_size, len(data.classes)) == (facts.channels, (facts.size,) * 2, facts.classes)
     assert (len(data.train), len(data.test)) == (facts.train, facts.test)
+
+
+def test_a_scale_that_lacks_networks_or_data_shows_the_rest(tmp_path):
+    own = tmp_path / "mine.toml"
+    own.write_text('title = "mine"\nchips = 2\n[bases]\nVGG11 = "vgg11-tiny"\n[data.GTSRB]\nname = "digits"\n')
+    request = Request(load_scale(str(own)))
+    for name in ("table13", "table2", "table9", "figure6"):
+        record = table_record(name, TABLES[name].rows, request, Place(tmp_path))
+        assert len(record["rows"]) == len(TABLES[name].rows)
+        assert all(row["measured"] is None for row in record["rows"])
+    (tmp_path / "smoke.toml").write_text(own.read_text())
+    with pytest.raises(ConfigError, match="a scale of your own must have a name of its own: got .*smoke.toml"):
+        load_scale(str(tmp_path / "smoke.toml"))
 
 
 # The store
@@ -299,6 +330,101 @@ def test_a_worker_checks_what_it_finds_too(tmp_path):
     assert "text.txt must be as it was written" in outcome.said[0]
 
 
+def test_a_step_made_from_something_else_is_done_again(tmp_path, monkeypatch):
+    """A base model that is trained anew need not be the same to the last bit: what was made from it goes with it."""
+    place, first = Place(tmp_path), Note("first")
+    second = Note("second", (first,))
+    go([second], place)
+    monkeypatch.setattr(Note, "perform", _differently(Note.perform))
+    place.store.discard(first.address)
+    assert place.store.record(second.address) is None
+    state, said = go([second], place)
+    assert state.over
+    assert (tries(place, first), tries(place, second)) == (2, 2)
+    place.store.discard(first.address)
+    go([second], place)
+    assert (tries(place, first), tries(place, second)) == (3, 2), "the same again: nothing to do"
+
+
+def _differently(perform):
+    def changed(self, place):
+        return {**perform(self, place), "luck": 1}
+
+    return changed
+
+
+def test_a_worker_that_finds_a_damaged_need_has_it_done_first(tmp_path):
+    class Late(InProcess):
+        """Damages the first step once the second is handed out."""
+
+        def submit(self, step, place, turn):
+            if step.name == "second" and tries(place, first) == 1:
+                (place.store.folder(first.address) / "text.txt").write_text("?")
+            super().submit(step, place, turn)
+
+    place, first = Place(tmp_path), Note("first")
+    second, said = Note("second", (first,)), []
+    assert running.run([second], place, Late(threads=1), say=said.append).over
+    assert (tries(place, first), tries(place, second)) == (2, 1)
+    assert len([line for line in said if "text.txt must be as it was written" in line]) == 1
+
+
+def test_a_full_disk_at_the_end_keeps_the_checkpoint(tmp_path, monkeypatch):
+    place, step = Place(tmp_path), Note("one")
+    checkpoint = place.store.folder(step.address) / "checkpoint.safetensors"
+
+    def full(path, value):
+        raise OutputError(f"cannot write {path}: no space left on device.")
+
+    monkeypatch.setattr("neuralfuse.reproduce.store.write_json", full)
+    state, said = go([step, Note("other")], place, retries=0)
+    assert set(state.failed.values()) == {
+        f"cannot write {place.store.folder(one.address) / 'step.json'}: no space left on device."
+        for one in (step, Note("other"))
+    }
+    assert checkpoint.exists()
+    monkeypatch.undo()
+    assert not go([step], place)[0].failed
+    assert not checkpoint.exists()
+
+
+def test_a_step_that_another_process_is_at_waits_behind_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "_ASK_AGAIN", 0.01)
+    place, busy, free = Place(tmp_path), Note("busy"), Note("free")
+
+    class Elsewhere(InProcess):
+        def next(self, seconds):
+            outcome = super().next(seconds)
+            if outcome and outcome.address == free.address:
+                held.__exit__(None, None, None)
+            return outcome
+
+    held = place.store.locked(busy.address)
+    assert held.__enter__()
+    said = []
+    assert running.run([busy, free], place, Elsewhere(threads=1), say=said.append).over
+    assert said == ["1 of 2: note free", "2 of 2: note busy"]
+    assert (tries(place, busy), tries(place, free)) == (1, 1)
+
+
+def test_a_file_system_without_locks_does(tmp_path, monkeypatch):
+    def none(file, kind):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    place, step = Place(tmp_path), Note("one")
+    assert not go([step], place)[0].failed
+    assert not place.store.is_held(step.address)
+
+
+def test_a_scheduler_that_goes_away_ends_the_run(tmp_path):
+    class Gone:
+        status = "closed"
+
+    with pytest.raises(UnfinishedError, match="the Dask scheduler must stay until all steps are done: it is gone"):
+        OnDask(Gone(), threads=1).next(0.01)
+
+
 def test_a_failed_step_is_tried_again_then_reported_and_nothing_else_is_lost(tmp_path):
     place, good, bad = Place(tmp_path), Note("good"), Note("bad", failures=3)
     after = Note("after", (bad,))
@@ -327,9 +453,11 @@ def test_a_lock_ends_with_its_holder(tmp_path):
 
 def test_other_images_are_refused(tmp_path):
     store = Store(tmp_path)
+    for _ in range(2):
+        store.check_same_images("digits", {"test_fingerprint": "a"})
+    (tmp_path / "data" / "digits.json").write_text("{")
     store.check_same_images("digits", {"test_fingerprint": "a"})
-    store.check_same_images("digits", {"test_fingerprint": "a"})
-    with pytest.raises(FileFormatError, match=r"the images of digits must be those that .* was made with"):
+    with pytest.raises(DataError, match=r"the images of digits must be those that .* was made with"):
         store.check_same_images("digits", {"test_fingerprint": "b"})
 
 
@@ -438,7 +566,7 @@ def test_worker_processes_need_dask(monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(running, "import_module", missing)
+    monkeypatch.setattr("neuralfuse.reproduce.engines.import_module", missing)
     with (
         pytest.raises(MissingExtraError, match=r"pip install 'neuralfuse\[reproduce\]', or pass --workers 0"),
         engine(workers=2, threads=1),

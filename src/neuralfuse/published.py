@@ -84,7 +84,7 @@ def measurement(table: str, row: Mapping[str, Any]) -> Measurement:
         train_ber=row.get("train_ber", row["ber"]),
         ber=row["ber"],
         bits=row.get("bits", 8),
-        lam=row.get("lambda", 5.0),
+        lam=float(row.get("lambda", 5.0)),
         k_bits=row.get("k_bits", 0),
     )
 

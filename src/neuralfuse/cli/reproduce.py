@@ -14,8 +14,6 @@ from neuralfuse.cli.common import Common, say
 from neuralfuse.errors import ConfigError, require
 
 if TYPE_CHECKING:
-    import torch
-
     from neuralfuse.reproduce import Place, Progress
 
 _FLAT = Parameter(name="*")
@@ -78,14 +76,16 @@ def reproduce(
     status
         Say how far a run with the same options is.
     """
-    from neuralfuse.reproduce import Job, Place, Request, as_text, engine, load_scale, outline, standing  # noqa: PLC0415
+    from neuralfuse.reproduce import ANY_DEVICE, Job, Place, Request, as_text, engine, load_scale, outline, standing  # noqa: PLC0415
 
     require(retries >= 0, f"retries must be at least 0: got retries={retries}.")
     require(workers is None or workers >= 0, f"workers must be at least 0: got workers={workers}.")
-    device = common.set_up()
+    # the workers of a cluster have their own devices
+    device = str(common.set_up()) if scheduler is None else common.device or ANY_DEVICE
     root, images = out.absolute(), None if data_dir is None else data_dir.absolute()
-    place = Place(root, images, str(device), download)
-    job = Job.of(tables, _wanted(rows or []), Request(load_scale(scale), faults, seed), place)  # type: ignore[arg-type]
+    place = Place(root, images, device, download)
+    request = Request(load_scale(scale), faults, seed, device)  # type: ignore[arg-type]
+    job = Job.of(tables, _wanted(rows or []), request, place)
     threads = common.threads or 1
     hands = _usual_workers(device, threads) if workers is None else workers
     if dry_run or status:
@@ -109,12 +109,13 @@ def _wanted(rows: list[str]) -> dict[str, list[str]]:
     return wanted
 
 
-def _usual_workers(device: torch.device, threads: int) -> int:
+def _usual_workers(device: str, threads: int) -> int:
     import torch  # noqa: PLC0415
 
-    if device.type == "cuda":
-        return torch.cuda.device_count() if device.index is None else 1
-    return max(1, len(os.sched_getaffinity(0)) // threads)
+    if device == "cuda":
+        return max(1, torch.cuda.device_count())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if device.startswith("cuda") else max(1, cores // threads)
 
 
 class _Display:

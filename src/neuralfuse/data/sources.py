@@ -157,7 +157,7 @@ def _suffixes(root: Path) -> tuple[str, ...]:
 
 
 def check_data(name: str, data_dir: Path | str | None) -> None:
-    """Raise the error that `load_data` would where a data set is not there; no image is read."""
+    """Raise the error that `load_data` would where a data set is not there, without keeping its images."""
     if name not in DATA_SETS:
         raise unknown_name("data set", name, DATA_SETS)
     if name == "digits":

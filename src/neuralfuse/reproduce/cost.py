@@ -47,7 +47,7 @@ def speed(steps: Iterable[Step], place: Place) -> Speed:
     count = 0
     for step in steps:
         try:
-            record = place.store.record(step.address)
+            record = place.store.record(step.address, whole=False)
         except FileFormatError:
             continue
         if record is not None:

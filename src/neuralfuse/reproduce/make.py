@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from neuralfuse.errors import DataError, UnfinishedError
 from neuralfuse.files import check_writable, write_json
 from neuralfuse.reproduce.cost import duration, speed
 from neuralfuse.reproduce.draw import draw
+from neuralfuse.reproduce.engines import Engine
 from neuralfuse.reproduce.place import Place
 from neuralfuse.reproduce.record import table_record
-from neuralfuse.reproduce.runner import Engine, Progress, finished, ordered, run
+from neuralfuse.reproduce.runner import Progress, finished, ordered, run
 from neuralfuse.reproduce.steps import BaseStep, Step
 from neuralfuse.reproduce.tables import Request, choose, steps_of
 
@@ -43,11 +44,14 @@ class Job:
         """All steps, each after what it needs."""
         return ordered(steps_of(self.chosen, self.request))
 
-    def check_data(self) -> None:
-        """Raise a `DataError` unless all images are there."""
-        for images in dict.fromkeys(step.images for step in self.steps if isinstance(step, BaseStep)):
+    def fetch_data(self) -> None:
+        """Raise a `DataError` unless the images of all steps to do are there, or can be fetched."""
+        done = finished(self.steps, self.place)
+        left = (step.images for step in self.steps if isinstance(step, BaseStep))
+        wanted = dict.fromkeys(left) if len(done) < len(self.steps) else {}
+        for images in wanted:
             try:
-                self.place.check(images)
+                self.place.fetch(images)
             except DataError as error:
                 raise DataError(f"{error} --scale smoke needs no images but those of the package.") from error
 
@@ -64,9 +68,10 @@ class Job:
         Raises:
             UnfinishedError: steps failed; the tables were written without them.
         """
-        self.check_data()
+        self.fetch_data()
         check_writable(self.place.root)
-        end = run(self.steps, self.place, on, retries=retries, say=say, watch=watch)
+        place = replace(self.place, download=False)  # what workers need is there now
+        end = run(self.steps, place, on, retries=retries, say=say, watch=watch)
         records = self.write()
         if end.failed:
             first = next(iter(end.failed.items()))
@@ -100,7 +105,7 @@ class Job:
     def status(self) -> dict[str, Any]:
         """Return where every step stands: finished, running, failed, or waiting, and how long the rest will take."""
         steps, store = self.steps, self.place.store
-        done = set(finished(steps, self.place, lambda line: None))
+        done = finished(steps, self.place)
         pace = speed(steps, self.place)
         return {
             "source": pace.source,

@@ -10,6 +10,8 @@ from neuralfuse.data import DataSet, check_data, load_data
 from neuralfuse.reproduce.scale import Images
 from neuralfuse.reproduce.store import Store
 
+ANY_DEVICE = "any"  # a GPU where a worker sees one
+
 
 @dataclass(frozen=True)
 class Place:
@@ -18,7 +20,7 @@ class Place:
     Attributes:
         root: Folder of the store.
         data_dir: Folder of the data sets.
-        device: As torch names it.
+        device: As torch names it, or `ANY_DEVICE`.
         download: Whether missing images may be fetched.
     """
 
@@ -40,9 +42,11 @@ class Place:
         )
         return data
 
-    def check(self, images: Images) -> None:
-        """Raise a `DataError` where a data set is not there and may not be fetched."""
-        if not self.download:
+    def fetch(self, images: Images) -> None:
+        """Download a data set if that is wanted; raise a `DataError` where it is not there afterwards."""
+        if self.download:
+            _loaded(self, images)
+        else:
             check_data(images.name, self.folder_of(images.name))
 
     def folder_of(self, name: str) -> Path | None:

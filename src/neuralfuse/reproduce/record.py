@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from neuralfuse import published
-from neuralfuse.errors import FileFormatError
+from neuralfuse.errors import ConfigError, FileFormatError
 from neuralfuse.reproduce.place import Place
-from neuralfuse.reproduce.steps import BaseStep, Step
+from neuralfuse.reproduce.steps import BaseStep, EvaluationStep, Step
 from neuralfuse.reproduce.tables import TABLES, Request, keys
 
 SCHEMA = "neuralfuse/table/1"
@@ -21,16 +21,19 @@ def table_record(name: str, rows: Sequence[Mapping[str, Any]], request: Request,
     made: list[dict[str, Any]] = []
     used: dict[str, dict[str, Any]] = {}
     for row in rows:
-        step = table.step(request, row)
-        record: dict[str, Any] | None = {}
-        if step is not None:
-            record = _finished(step, place, used)
+        try:
+            step = table.step(request, row)
+            record = {} if step is None else _finished(step, place, used)
+            measured = None if record is None else table.measured(request, row, record)
+        except ConfigError:  # the scale has nothing for this row
+            step, measured = None, None
+        comparable = request.comparable or not isinstance(step, EvaluationStep)
         made.append(
             {
                 "of": {key: row[key] for key in keys(name)},
-                "published": {key: row[key] for key in table.values if key in row} if request.comparable else None,
-                "misprint": published.misprint(name, dict(row)) if name.startswith("table") else None,
-                "measured": None if record is None else table.measured(request, row, record),
+                "published": {key: row[key] for key in table.values if key in row} if comparable else None,
+                "misprint": published.misprint(name, dict(row)) if comparable and name.startswith("table") else None,
+                "measured": measured,
                 "step": None if step is None else step.address,
             }
         )
@@ -63,11 +66,13 @@ def _images(used: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def _finished(step: Step, place: Place, used: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     """Return a step's record if it is finished, and enter it and all that it needs into ``used``."""
+    if step.address in used:
+        return used[step.address]
     try:
-        record = place.store.record(step.address)
+        record = place.store.record(step.address, whole=False)
     except FileFormatError:
         return None
-    if record is not None and step.address not in used:
+    if record is not None:
         for other in step.needs:
             _finished(other, place, used)
         used[step.address] = record

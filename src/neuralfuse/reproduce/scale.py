@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -9,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from neuralfuse.config import EopmConfig, QatConfig, base_recipe
+from neuralfuse.config import EopmConfig, LoopConfig, QatConfig, base_recipe
 from neuralfuse.errors import ConfigError, require, unknown_name
 from neuralfuse.nets import BASE_MODELS
 
@@ -103,21 +104,17 @@ def load_scale(name: str) -> Scale:
         UnknownNameError: there is no such scale, or it names an unknown data set, network or option.
         ConfigError: the file is no TOML, or lacks something.
     """
-    if name in SCALES:
-        text = resources.files("neuralfuse.reproduce").joinpath("scales", f"{name}.toml").read_text(encoding="utf-8")
-    elif name.endswith(".toml") and Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
-    else:
+    path = resources.files("neuralfuse.reproduce").joinpath("scales", f"{name}.toml") if name in SCALES else Path(name)
+    if name not in SCALES and not (name.endswith(".toml") and Path(name).is_file()):
         raise unknown_name("scale", name, [*SCALES, "FILE.toml"])
+    own = Path(name).stem
+    require(name == own or own not in SCALES, f"a scale of your own must have a name of its own: got {name}.")
     try:
-        table = tomllib.loads(text)
-        return _scale(Path(name).stem, table)
-    except tomllib.TOMLDecodeError as error:
+        return _scale(own, tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"scale {name} must be TOML: {error}.") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"scale {name} must have title, chips, [bases] and [data.NAME] with a name: {error!r}."
-        ) from error
+        raise ConfigError(f"scale {name} must have a title, chips, [bases] and [data.NAME]: {error!r}.") from error
 
 
 def _scale(name: str, table: dict[str, Any]) -> Scale:
@@ -128,29 +125,35 @@ def _scale(name: str, table: dict[str, Any]) -> Scale:
         _known("data set", [own["name"]], FACTS)
         bases = {**table["bases"], **own.get("bases", {})}
         _known("base model", bases.values(), BASE_MODELS)
+        qat = {**table.get("qat", {}), **own.get("qat", {})}
+        recipe = qat.pop("recipe", "short")
         settings[data] = Setting(
             images=Images(own["name"], own.get("image_size")),
             bases=bases,
-            qat=_qat({**table.get("qat", {}), **own.get("qat", {})}),
-            eopm=_eopm({**table.get("eopm", {}), **own.get("eopm", {})}),
+            qat=base_recipe(recipe, **_options("[qat]", qat, QatConfig)),
+            eopm=EopmConfig(**_options("[eopm]", {**table.get("eopm", {}), **own.get("eopm", {})}, EopmConfig)),
         )
     numbers = {key: table[key] for key in _NUMBERS if key in table}
     for key, value in numbers.items():
-        least = 1 if key == "chips" else 0
-        legal = isinstance(value, int | float) and not isinstance(value, bool) and value >= least
-        require(legal, f"{key} of scale {name} must be a number of at least {least}: got {value!r}.")
+        whole = key in ("chips", "test_images")
+        legal = (
+            isinstance(value, int if whole else int | float) and not isinstance(value, bool) and math.isfinite(value)
+        )
+        least = 0 if key == "test_images" else 1 if whole else 1e-9
+        wanted = f"a whole number of at least {least}" if whole else "a positive number"
+        require(legal and value >= least, f"{key} of scale {name} must be {wanted}: got {value!r}.")
+        numbers[key] = value if whole else float(value)
     return Scale(name=name, title=str(table["title"]), settings=settings, **numbers)
 
 
-def _qat(options: dict[str, Any]) -> QatConfig:
-    recipe = options.pop("recipe", "short")
-    _known("entry of [qat]", options, [one.name for one in fields(QatConfig)])
-    return base_recipe(recipe, **options)
+_OF_ROWS = {"awp", "seed", "bits", "ber", "faults", "lam", "adversarial_bits"}  # what tables and options decide
 
 
-def _eopm(options: dict[str, Any]) -> EopmConfig:
-    _known("entry of [eopm]", options, [one.name for one in fields(EopmConfig)])
-    return EopmConfig(**options)
+def _options(table: str, options: dict[str, Any], config: type[LoopConfig]) -> dict[str, Any]:
+    """Return a table's options if they are legal, with numbers as their fields have them: 1 and 1.0 are one address."""
+    types = {one.name: str(one.type) for one in fields(config) if one.name not in _OF_ROWS}
+    _known(f"entry of {table}", options, types)
+    return {key: float(value) if types[key] == "float" else value for key, value in options.items()}
 
 
 def _known(kind: str, names: Any, legal: Any) -> None:

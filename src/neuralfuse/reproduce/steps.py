@@ -209,11 +209,14 @@ class EvaluationStep(Step):
         if self.module is not None:
             before = store.record(self.alone.address)
             plain = None if before is None else before["result"]
-        return measure(
+        record = measure(
             None if self.module is None else store.folder(self.module.address), self.base.open(place, self.bits),
             self._data(place), fault_model(self.faults, ber=self.ber), chips=self.chips, until=self.until, plain=plain,
             out=folder / "evaluation.json", resume=True, say=say,
         )  # fmt: skip
+        return (
+            record if plain is None else {**record, "alone": {name: plain[name] for name in ("pa", "pa_sd", "chips")}}
+        )
 
     def _data(self, place: Place) -> DataSet:
         """Return the data with the test images that count: the first of an order that is the same for ever."""
@@ -246,12 +249,13 @@ class LatencyStep(Step):
     images: Images
     network: str
     generator: str | None
+    device: str
 
     kind = "latency"
 
     def config(self) -> dict[str, Any]:
         """See `Step`."""
-        return {"images": asdict(self.images), "network": self.network, "generator": self.generator}
+        return asdict(self)
 
     def perform(self, place: Place) -> dict[str, Any]:
         """See `Step`; all that is measured varies from run to run."""

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from neuralfuse.errors import FileFormatError
+from neuralfuse.errors import DataError, FileFormatError, OutputError
 from neuralfuse.files import read_json, write_json
 
 SCHEMA = "neuralfuse/step/1"
 MARKER, PROGRESS, ERROR, LOCK = "step.json", "progress.json", "error.json", ".lock"
-LEFT_BEHIND = ("checkpoint.safetensors", "training.json", "evaluation.json")  # in the marker, or needed no longer
+LEFT_BEHIND = ("checkpoint.safetensors", "training.json", "evaluation.json", PROGRESS, ERROR)  # of no use afterwards
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system without them
 
 
 def address(kind: str, config: Mapping[str, Any]) -> str:
@@ -38,34 +41,46 @@ class Store:
         """Return the folder of the step with this address."""
         return self.root / "steps" / name
 
-    def record(self, name: str) -> dict[str, Any] | None:
+    def record(self, name: str, *, whole: bool = True) -> dict[str, Any] | None:
         """Return a finished step's record (``config``, ``result``, ``run``), or None where it is not finished.
 
+        A step is finished as long as what it needed is what it was made from.
+
+        Args:
+            name: Its address.
+            whole: Whether to check its files too, and not the record alone.
         Raises:
             FileFormatError: the step is damaged.
         """
-        folder = self.folder(name)
-        if not (folder / MARKER).exists():
+        marker = self._marker(name)
+        if marker is None or any(self._content(need) != content for need, content in marker["needs"].items()):
             return None
-        marker = read_json(folder / MARKER, SCHEMA)
-        body: dict[str, Any] = {key: marker.get(key) for key in ("config", "result", "run", "files")}
-        if marker.get("digest") != _digest(body):
-            raise FileFormatError(f"{folder / MARKER} must be as it was written: it is damaged.")
-        for file, digest in body["files"].items():
-            path = folder / file
-            if not path.exists() or _file_digest(path) != digest:
-                raise FileFormatError(f"{path} must be as it was written: it is missing or damaged.")
-        return body
+        for file, digest in marker["files"].items() if whole else ():
+            if _file_digest(self.folder(name) / file) != digest:
+                raise FileFormatError(
+                    f"{self.folder(name) / file} must be as it was written: it is missing or damaged."
+                )
+        return marker
 
-    def finish(self, name: str, config: Mapping[str, Any], result: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    def finish(
+        self,
+        name: str,
+        config: Mapping[str, Any],
+        result: Mapping[str, Any],
+        run: Mapping[str, Any],
+        needs: Sequence[str] = (),
+    ) -> None:
         """Mark a step as finished; the files in its folder, but for checkpoints, belong to it from now on."""
         folder = self.folder(name)
-        for file in (*LEFT_BEHIND, PROGRESS, ERROR):
-            (folder / file).unlink(missing_ok=True)
-        kept = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-        files = {path.name: _file_digest(path) for path in kept if path.name != MARKER}
-        body = {"config": dict(config), "result": dict(result), "run": dict(run), "files": files}
+        kept = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
+        files = {path.name: _file_digest(path) for path in kept if path.name not in (*LEFT_BEHIND, MARKER)}
+        made = {"config": dict(config), "result": dict(result), "files": files}
+        made["needs"] = {need: self._content(need) for need in needs}
+        body = {**made, "content": _digest(made), "run": dict(run)}
         write_json(folder / MARKER, {"schema": SCHEMA, "digest": _digest(body), **body})
+        for path in folder.iterdir():  # only now: had the marker not been written, they would be gone on from
+            if path.name in LEFT_BEHIND or (path.name.startswith(".") and path.name != LOCK):
+                path.unlink(missing_ok=True)
 
     def discard(self, name: str) -> None:
         """Remove all that is there of a step, but for its lock."""
@@ -74,57 +89,75 @@ class Store:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     @contextmanager
-    def locked(self, name: str) -> Iterator[None]:
-        """Hold a step, alone; whoever comes second waits. A lock ends with the process that holds it."""
+    def locked(self, name: str) -> Iterator[bool]:
+        """Try to hold a step, alone, and say whether it worked. A lock ends with the process that holds it."""
         folder = self.folder(name)
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LOCK).open("w") as file:
-            _lock(file, wait=True)
-            yield
+        with (folder / LOCK).open("a") as file:
+            yield _lock(file, fcntl.LOCK_EX)
 
     def is_held(self, name: str) -> bool:
         """Say whether some process is at work on a step."""
         path = self.folder(name) / LOCK
         if not path.exists():
             return False
-        with path.open("w") as file:
-            return not _lock(file, wait=False)
+        with path.open("r") as file:
+            return not _lock(file, fcntl.LOCK_SH)
 
     def tell(self, name: str, **progress: Any) -> None:
-        """Leave a note of how far a step is, for whoever looks."""
-        write_json(self.folder(name) / PROGRESS, {**progress, "time": time.time()})
+        """Leave a note of how far a step is, for whoever looks; where there is no room for one, there is none."""
+        with suppress(OutputError):
+            write_json(self.folder(name) / PROGRESS, {**progress, "time": time.time()})
 
     def progress(self, name: str) -> dict[str, Any]:
         """Return the latest note; empty where there is none."""
         return _note(self.folder(name) / PROGRESS)
 
     def fail(self, name: str, message: str) -> None:
-        """Keep why a step failed."""
-        write_json(self.folder(name) / ERROR, {"error": message})
+        """Keep why a step failed, if there is room."""
+        with suppress(OutputError):
+            write_json(self.folder(name) / ERROR, {"error": message})
 
     def failure(self, name: str) -> str | None:
         """Return why a step failed the last time, if it did."""
         return _note(self.folder(name) / ERROR).get("error")
 
-    def check_same_images(self, name: str, fingerprint: Mapping[str, Any]) -> None:
-        """Raise a `FileFormatError` unless a data set is the one that the store's steps were made with."""
+    def check_same_images(self, name: str, config: Mapping[str, Any]) -> None:
+        """Raise a `DataError` unless a data set is the one that the store's steps were made with."""
         path = self.root / "data" / f"{name}.json"
-        if not path.exists():
-            write_json(path, fingerprint)
-        if read_json(path) != fingerprint:
-            raise FileFormatError(
+        known = _note(path)
+        if not known:
+            write_json(path, config)
+        elif known != config:
+            raise DataError(
                 f"the images of {name} must be those that {self.root} was made with: they differ from {path}. "
-                "Pass the same --data-dir, or another --store."
+                "Pass the same --data-dir, or another --out."
             )
 
+    def _marker(self, name: str) -> dict[str, Any] | None:
+        path = self.folder(name) / MARKER
+        if not path.exists():
+            return None
+        marker = read_json(path, SCHEMA)
+        body = {key: marker.get(key) for key in ("config", "result", "files", "needs", "content", "run")}
+        if marker.get("digest") != _digest(body):
+            raise FileFormatError(f"{path} must be as it was written: it is damaged.")
+        return body
 
-def _lock(file: Any, *, wait: bool) -> bool:
-    import fcntl  # noqa: PLC0415
+    def _content(self, name: str) -> str | None:
+        """Return a digest of what a finished step made, whatever its run took; None where it is none."""
+        content = _note(self.folder(name) / MARKER).get("content")
+        return None if content is None else str(content)
 
+
+def _lock(file: Any, kind: int) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
     return True
 
 
@@ -140,6 +173,9 @@ def _digest(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _file_digest(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None

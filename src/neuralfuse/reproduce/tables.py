@@ -33,11 +33,13 @@ class Request:
         faults: The meaning of its rates. The paper's own is ``reference``; ``stuck`` has independent cells; ``flip``
             inverts bits, which the paper did not do: its values are not shown beside that.
         seed: Of all trainings.
+        device: On which latencies are measured; nothing else depends on it.
     """
 
     scale: Scale
     faults: Faults = "reference"
     seed: int = 0
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.faults not in get_args(Faults):
@@ -105,17 +107,18 @@ ACCURACIES = ("ca", "pa", "pa_std", "ca_nf", "pa_nf", "pa_nf_std", "rp")
 
 
 def _accuracies(request: Request, row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    result = record["result"]
+    result, alone = record["result"], record["result"]["alone"]
     chips, trained = result["per_chip"], result["config"]["fuse"]
     interval = t_interval([chip["pa_nf"] for chip in chips])
-    shown = ("ber", "changed_bits", "chips", "ca_float", "ca", "pa", "ca_nf", "pa_nf", "rp", "rp_ci95")
+    shown = ("ber", "changed_bits", "chips", "ca_float", "ca", "ca_nf", "pa_nf", "rp", "rp_ci95")
     return {
         "network": result["config"]["base"]["name"],
         "bits": result["config"]["base"]["scheme"]["bits"],
         "train_ber": trained["ber"],
         **({"adversarial_bits": trained["adversarial_bits"]} if trained["adversarial_bits"] else {}),
         **{name: result[name] for name in shown},
-        "pa_std": result["pa_sd"],
+        "pa": alone["pa"],  # on all chips of the scale, whichever of them this module was measured on
+        "pa_std": alone["pa_sd"],
         "pa_nf_std": result["pa_nf_sd"],
         "pa_nf_ci95": None if interval is None else list(interval),
         "per_chip": {name: [chip[name] for chip in chips] for name in ("seed", "pa", "pa_nf", "changed_bits")},
@@ -136,12 +139,14 @@ def _title(name: str) -> str:
 def _counts_at(request: Request, name: str, data: str = "CIFAR-10") -> tuple[str, Any]:
     """Return a network or generator at this scale, and what a pass of it takes."""
     setting = request.scale.setting(data)
+    known = name.lower() in GENERATORS or name in setting.bases
+    require(known, f"scale {request.scale.name} must name a network for {name} under [bases].")
     own = name.lower() if name.lower() in GENERATORS else setting.bases[name]
     return own, counts(own, setting.images)
 
 
-def _saving(request: Request, row: Mapping[str, Any], by: str) -> float:
-    (_, base), (_, added) = _counts_at(request, row["base"]), _counts_at(request, row["generator"])
+def _saving(request: Request, row: Mapping[str, Any], by: str, data: str = "CIFAR-10") -> float:
+    (_, base), (_, added) = (_counts_at(request, row[name], data) for name in ("base", "generator"))
     weight_energy = default_curve().energy(default_curve().voltage(row["ber"]))
     if by == "accesses":
         return energy_saving(weight_energy, added.paper_accesses, base.paper_accesses)
@@ -182,9 +187,8 @@ def _table8(request: Request, row: Mapping[str, Any], record: Mapping[str, Any])
 
 
 def _table9_step(request: Request, row: Mapping[str, Any]) -> Step:
-    setting = request.scale.setting(row["dataset"])
-    generator = row["generator"]
-    return LatencyStep(setting.images, setting.bases[row["base"]], None if generator is None else generator.lower())
+    base, generator = request.base(row["dataset"], row["base"]), row["generator"]
+    return LatencyStep(base.images, base.network, None if generator is None else generator.lower(), request.device)
 
 
 def _table9(request: Request, row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,7 +203,8 @@ def _trade_off(table: str, title: str, **where: Any) -> Table:
     """Return a picture of accuracy against energy saved, of a table's rows at 1%."""
 
     def measured(request: Request, row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-        return {**_accuracies(request, row, record), "energy_saving": _saving(request, row, "accesses")}
+        saved = _saving(request, row, "accesses", published.measurement(table, row).data)
+        return {**_accuracies(request, row, record), "energy_saving": saved}
 
     def step(request: Request, row: Mapping[str, Any]) -> Step:
         return request.evaluation(published.measurement(table, row))
@@ -258,22 +263,29 @@ def choose(
         chosen[name] = list(TABLES[name].rows)
     for column, wanted in (where or {}).items():
         columns = {key for name in chosen for key in keys(name)}
-        if column not in columns:
+        if column not in columns | ({"base"} if "target" in columns else set()):
             raise unknown_name("column of the rows", column, sorted(columns))
-        legal = {_text(row[column]) for rows in chosen.values() for row in rows if column in row}
+        legal = {_value(row, column) for rows in chosen.values() for row in rows} - {None}
         for value in wanted:
             if value not in legal:
-                raise unknown_name(f"value of {column}", value, sorted(legal))
+                raise unknown_name(f"value of {column}", value, sorted(map(str, legal)))
         chosen = {
-            name: [row for row in rows if column not in row or _text(row[column]) in wanted]
-            for name, rows in chosen.items()
+            name: [row for row in rows if _value(row, column) in (None, *wanted)] for name, rows in chosen.items()
         }
+    chosen = {name: rows for name, rows in chosen.items() if rows}
+    require(len(chosen) > 0, "at least one row must have all the values of --rows: none has.")
     return chosen
 
 
 def keys(name: str) -> list[str]:
     """Return the columns that say what a table's rows are of."""
     return [key for key in TABLES[name].rows[0] if key not in TABLES[name].values]
+
+
+def _value(row: Mapping[str, Any], column: str) -> str | None:
+    """Return a row's value of a column as text, None where it has none; the base of a transfer is its target."""
+    value = row.get(column, row.get("target") if column == "base" else None)
+    return None if value is None else _text(value)
 
 
 def _text(value: Any) -> str:

@@ -1,0 +1,149 @@
+"""What runs steps: this process, worker processes here, or a Dask cluster elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import Any, Protocol
+
+import torch
+
+from neuralfuse.errors import ConfigError, MissingExtraError, UnfinishedError, require
+from neuralfuse.reproduce.perform import Outcome, perform
+from neuralfuse.reproduce.place import ANY_DEVICE, Place
+from neuralfuse.reproduce.steps import Step
+
+
+class Engine(Protocol):
+    """What runs steps, in any order and number at a time."""
+
+    def submit(self, step: Step, place: Place, turn: int) -> None:
+        """Run a step some time, those of earlier turns first."""
+
+    def next(self, seconds: float) -> Outcome | None:
+        """Return what became of a step, or None if nothing did for so long."""
+
+
+@dataclass
+class InProcess:
+    """Runs steps here, one after the other."""
+
+    threads: int
+    _waiting: list[tuple[int, Step, Place]] = field(default_factory=list)
+
+    def submit(self, step: Step, place: Place, turn: int) -> None:
+        """See `Engine`."""
+        self._waiting.append((turn, step, place))
+        self._waiting.sort(key=lambda one: one[0])
+
+    def next(self, seconds: float) -> Outcome | None:
+        """See `Engine`."""
+        if not self._waiting:
+            time.sleep(seconds)
+            return None
+        _, step, place = self._waiting.pop(0)
+        return perform(step, place, self.threads)
+
+
+class OnDask:
+    """Runs steps on the workers of a Dask cluster; the steps of a worker that dies move to another.
+
+    Args:
+        client: A ``distributed.Client``.
+        threads: Of torch, in each worker.
+    """
+
+    def __init__(self, client: Any, threads: int) -> None:
+        self.client, self.threads = client, threads
+        self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._running: dict[str, str] = {}
+        self._tries = 0
+
+    def submit(self, step: Step, place: Place, turn: int) -> None:
+        """See `Engine`."""
+        self._tries += 1
+        key = f"{step.address}-{self._tries}"
+        future = self.client.submit(_on_worker, step, place, self.threads, key=key, pure=False, priority=-turn)
+        self._running[future.key] = step.address
+        future.add_done_callback(self._done.put)
+
+    def next(self, seconds: float) -> Outcome | None:
+        """See `Engine`."""
+        try:
+            future = self._done.get(timeout=seconds)
+        except queue.Empty:
+            future = None
+        if self.client.status != "running" or (future is not None and future.status in ("cancelled", "lost")):
+            raise UnfinishedError(
+                "the Dask scheduler must stay until all steps are done: it is gone. The same command goes on from what "
+                "is kept."
+            )
+        if future is None:
+            return None
+        name = self._running.pop(future.key)
+        if future.status == "finished":
+            outcome: Outcome = future.result()
+            return outcome
+        return Outcome(name, error=f"no worker finished it: {' '.join(str(future.exception()).split())}")
+
+
+def _on_worker(step: Step, place: Place, threads: int) -> Outcome:
+    """Run a step in a worker process, on a GPU if it sees one and may; of several GPUs, each worker has its own."""
+    gpus = torch.cuda.device_count() if place.device in (ANY_DEVICE, "cuda") else 0
+    if gpus:
+        number = str(import_module("distributed").get_worker().name)
+        place = replace(place, device=f"cuda:{int(number) % gpus if number.isdigit() else 0}")
+    elif place.device == ANY_DEVICE:
+        place = replace(place, device="cpu")
+    return perform(step, place, threads)
+
+
+@contextmanager
+def engine(*, workers: int, threads: int, scheduler: str | None = None) -> Iterator[Engine]:
+    """Yield what runs steps: worker processes here, or those of a cluster.
+
+    Args:
+        workers: Worker processes; 0 to run in this one.
+        threads: Of torch, in each.
+        scheduler: Address of a Dask scheduler, whose workers are used instead.
+    Raises:
+        MissingExtraError: Dask is needed and not installed.
+        ConfigError: no scheduler answers.
+    """
+    if workers == 0 and scheduler is None:
+        yield InProcess(threads)
+        return
+    try:
+        dask, distributed = import_module("dask"), import_module("distributed")
+    except ImportError as error:
+        raise MissingExtraError(
+            "worker processes need Dask: pip install 'neuralfuse[reproduce]', or pass --workers 0 to do one step after "
+            "the other."
+        ) from error
+    quiet = {"logging": {"distributed": "critical"}, "distributed.comm.timeouts.connect": "10s"}
+    with dask.config.set(quiet):
+        if scheduler is not None:
+            try:
+                client = distributed.Client(scheduler, timeout=10)
+            except (OSError, ValueError, TimeoutError) as error:
+                raise ConfigError(
+                    f"--scheduler must be the address of a running Dask scheduler: {scheduler} does not answer: {error}"
+                ) from error
+            with client:
+                has = len(client.scheduler_info()["workers"])
+                require(
+                    has > 0, f"the scheduler at {scheduler} must have workers: start some with dask worker {scheduler}"
+                )
+                yield OnDask(client, threads)
+            return
+        local = distributed.LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0,
+            silence_logs=logging.CRITICAL,
+        )  # fmt: skip
+        with local, distributed.Client(local) as client:
+            yield OnDask(client, threads)

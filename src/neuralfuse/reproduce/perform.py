@@ -1,0 +1,76 @@
+"""Doing one step where it runs: never twice, never over a damaged one, and never with an exception."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from neuralfuse.errors import FileFormatError, NeuralFuseError
+from neuralfuse.reproduce.place import Place
+from neuralfuse.reproduce.steps import Step
+from neuralfuse.reproduce.store import MARKER
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one try of a step.
+
+    Attributes:
+        address: Of the step.
+        said: Lines for the user.
+        error: Why it failed; None where it did not.
+        busy: Whether another process is at work on it.
+        lost: What it needs and is not there any more, or damaged.
+    """
+
+    address: str
+    said: tuple[str, ...] = ()
+    error: str | None = None
+    busy: bool = False
+    lost: tuple[str, ...] = ()
+
+
+def perform(step: Step, place: Place, threads: int) -> Outcome:
+    """Do one step where it runs, unless another process has done it or is at it; never raise.
+
+    What an interrupted run left is gone on from; where it is damaged, the step is done from its beginning.
+    """
+    torch.set_num_threads(threads)
+    name = step.address
+    try:
+        with place.store.locked(name) as held:
+            return _perform(step, place) if held else Outcome(name, busy=True)
+    except Exception as error:  # whatever it is, no other step may be lost by it
+        text = " ".join(str(error).split())
+        return Outcome(name, error=text if isinstance(error, NeuralFuseError) else f"{type(error).__name__}: {text}")
+
+
+def _perform(step: Step, place: Place) -> Outcome:
+    store, name = place.store, step.address
+    said: list[str] = []
+    lost = tuple(other.address for other in step.needs if not stands(other, place, said))
+    if lost:
+        return Outcome(name, tuple(said), lost=lost)
+    if stands(step, place, said):
+        return Outcome(name)
+    if (store.folder(name) / MARKER).exists():  # damaged, or made from something else
+        store.discard(name)
+    try:
+        record = step.perform(place)
+    except FileFormatError as error:
+        said.append(f"{error} It is done from its beginning.")
+        store.discard(name)
+        record = step.perform(place)
+    run = record.pop("run")
+    store.finish(name, step.config(), record, run, [other.address for other in step.needs])
+    return Outcome(name, tuple(said))
+
+
+def stands(step: Step, place: Place, said: list[str]) -> bool:
+    """Return whether a step is finished and whole; if it is damaged, say so."""
+    try:
+        return place.store.record(step.address) is not None
+    except FileFormatError as error:
+        said.append(f"{error} It is done again.")
+        return False
