@@ -151,8 +151,6 @@ def test_rows_are_chosen_by_their_columns():
         choose(["table12"], {"bass": ["VGG11"]})
     with pytest.raises(UnknownNameError, match=r"unknown value of base 'VGG12'.*Legal: ResNet18, ResNet50, VGG11"):
         choose(["table12"], {"base": ["VGG12"]})
-    with pytest.raises(ConfigError, match="at least one row must have all the values of --rows: none has"):
-        choose(["table6"], {"kind": ["base"], "model": ["ConvL"]})
     targets = choose(["table1", "table10"], {"base": ["VGG16"]})
     assert {row["target"] for row in targets["table1"]} == {"VGG16"}
     assert "table10" not in targets, "it has no row of VGG16"

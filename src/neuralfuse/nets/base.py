@@ -45,41 +45,41 @@ def _preact(depths: tuple[int, ...], **options: Any) -> _Builder:
     return lambda *, classes, channels: PreActResNet(depths, classes=classes, channels=channels, **options)
 
 
-def _vgg(name: str, **options: Any) -> _Builder:
-    return lambda *, classes, channels: VGG(STAGES[name], classes=classes, channels=channels, **options)
+def _vgg(stages: tuple[int, ...], **options: Any) -> _Builder:
+    return lambda *, classes, channels: VGG(stages, classes=classes, channels=channels, **options)
 
 
 _PAPER = "the paper's, CIFAR form"
 _TORCHVISION = "the paper's, torchvision's form"
 _SMALL = "for CPUs: a quarter of the width"
 _EIGHTH = "for CPUs: an eighth of the width"
-_TINY = "for images of 8x8: an eighth of the width"
+_TINY = "for images of 8x8: three short stages, an eighth of the width"
 
 BASE_MODELS: dict[str, BaseSpec] = {
     "resnet18": BaseSpec(_resnet(BasicBlock, (2, 2, 2, 2)), 32, 1, _PAPER),
     "resnet50": BaseSpec(_resnet(Bottleneck, (3, 4, 6, 3)), 32, 1, _PAPER),
-    "vgg11": BaseSpec(_vgg("vgg11"), 32, 32, _PAPER),
-    "vgg16": BaseSpec(_vgg("vgg16"), 32, 32, _PAPER),
-    "vgg19": BaseSpec(_vgg("vgg19"), 32, 32, _PAPER),
+    "vgg11": BaseSpec(_vgg(STAGES["vgg11"]), 32, 32, _PAPER),
+    "vgg16": BaseSpec(_vgg(STAGES["vgg16"]), 32, 32, _PAPER),
+    "vgg19": BaseSpec(_vgg(STAGES["vgg19"]), 32, 32, _PAPER),
     "resnet18-imagenet": BaseSpec(_resnet(BasicBlock, (2, 2, 2, 2), stem="imagenet"), 224, 1, _TORCHVISION),
     "resnet50-imagenet": BaseSpec(_resnet(Bottleneck, (3, 4, 6, 3), stem="imagenet"), 224, 1, _TORCHVISION),
-    "vgg11-imagenet": BaseSpec(_vgg("vgg11", form="imagenet"), 224, 32, _TORCHVISION + ", with BatchNorm"),
-    "vgg16-imagenet": BaseSpec(_vgg("vgg16", form="imagenet"), 224, 32, _TORCHVISION + ", with BatchNorm"),
-    "vgg19-imagenet": BaseSpec(_vgg("vgg19", form="imagenet"), 224, 32, _TORCHVISION + ", with BatchNorm"),
+    "vgg11-imagenet": BaseSpec(_vgg(STAGES["vgg11"], form="imagenet"), 224, 32, _TORCHVISION + ", with BatchNorm"),
+    "vgg16-imagenet": BaseSpec(_vgg(STAGES["vgg16"], form="imagenet"), 224, 32, _TORCHVISION + ", with BatchNorm"),
+    "vgg19-imagenet": BaseSpec(_vgg(STAGES["vgg19"], form="imagenet"), 224, 32, _TORCHVISION + ", with BatchNorm"),
     "preact-resnet18": BaseSpec(_preact((2, 2, 2, 2)), 32, 1, "the paper's, section on adversarial perturbation"),
     "resnet8": BaseSpec(_resnet(BasicBlock, (1, 1, 1), width=16), 32, 1, "for CPUs: three stages of one block"),
     "resnet18-quarter": BaseSpec(_resnet(BasicBlock, (2, 2, 2, 2), width=16), 32, 1, _SMALL),
     "resnet50-eighth": BaseSpec(_resnet(Bottleneck, (3, 4, 6, 3), width=8), 32, 1, _EIGHTH),
-    "vgg11-quarter": BaseSpec(_vgg("vgg11", width=16), 32, 32, _SMALL),
-    "vgg16-quarter": BaseSpec(_vgg("vgg16", width=16), 32, 32, _SMALL),
-    "vgg19-quarter": BaseSpec(_vgg("vgg19", width=16), 32, 32, _SMALL),
+    "vgg11-quarter": BaseSpec(_vgg(STAGES["vgg11"], width=16), 32, 32, _SMALL),
+    "vgg16-quarter": BaseSpec(_vgg(STAGES["vgg16"], width=16), 32, 32, _SMALL),
+    "vgg19-quarter": BaseSpec(_vgg(STAGES["vgg19"], width=16), 32, 32, _SMALL),
     "preact-resnet18-quarter": BaseSpec(_preact((2, 2, 2, 2), width=16), 32, 1, _SMALL),
-    "resnet18-tiny": BaseSpec(_resnet(BasicBlock, (2, 2, 2, 2), width=8), 8, 1, _TINY),
-    "resnet50-tiny": BaseSpec(_resnet(Bottleneck, (2, 2, 2, 2), width=8), 8, 1, _TINY),
-    "vgg11-tiny": BaseSpec(_vgg("vgg11", width=8, pools=3), 8, 8, _TINY),
-    "vgg16-tiny": BaseSpec(_vgg("vgg16", width=8, pools=3), 8, 8, _TINY),
-    "vgg19-tiny": BaseSpec(_vgg("vgg19", width=8, pools=3), 8, 8, _TINY),
-    "preact-resnet18-tiny": BaseSpec(_preact((2, 2, 2, 2), width=8), 8, 1, _TINY),
+    "resnet18-tiny": BaseSpec(_resnet(BasicBlock, (1, 1, 1), width=8), 8, 1, _TINY),
+    "resnet50-tiny": BaseSpec(_resnet(Bottleneck, (1, 1, 1), width=8), 8, 1, _TINY),
+    "vgg11-tiny": BaseSpec(_vgg((1, 1, 1), width=8), 8, 8, _TINY),
+    "vgg16-tiny": BaseSpec(_vgg((1, 2, 2), width=8), 8, 8, _TINY),
+    "vgg19-tiny": BaseSpec(_vgg((1, 2, 3), width=8), 8, 8, _TINY),
+    "preact-resnet18-tiny": BaseSpec(_preact((1, 1, 1), width=8), 8, 1, _TINY),
 }
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-# Convolutions of each of the five stages; each ends with a 2x2 max-pool. Source: Simonyan & Zisserman (2014), table 1.
+# Convolutions of each stage; a stage ends with a 2x2 max-pool. Source: Simonyan & Zisserman (2014), table 1.
 STAGES = {
     "vgg11": (1, 1, 2, 2, 2),
     "vgg16": (2, 2, 3, 3, 3),
@@ -15,10 +15,7 @@ STAGES = {
 
 
 class VGG(nn.Module):
-    """A VGG network; parameter names are torchvision's (``features``, ``classifier``).
-
-    For images smaller than 32x32, only the last ``pools`` stages end with a max-pool.
-    """
+    """A VGG network; parameter names are torchvision's (``features``, ``classifier``)."""
 
     def __init__(
         self,
@@ -27,7 +24,6 @@ class VGG(nn.Module):
         classes: int,
         channels: int = 3,
         width: int = 64,
-        pools: int = 5,
         form: Literal["cifar", "imagenet"] = "cifar",
     ) -> None:
         super().__init__()
@@ -38,8 +34,7 @@ class VGG(nn.Module):
             for _ in range(depth):
                 layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
                 inputs = outputs
-            if stage >= len(stages) - pools:
-                layers.append(nn.MaxPool2d(2))
+            layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1 if form == "cifar" else 7)
         self.classifier: nn.Module = nn.Linear(inputs, classes) if form == "cifar" else _wide_head(inputs, classes)

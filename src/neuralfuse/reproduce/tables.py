@@ -272,9 +272,7 @@ def choose(
         chosen = {
             name: [row for row in rows if _value(row, column) in (None, *wanted)] for name, rows in chosen.items()
         }
-    chosen = {name: rows for name, rows in chosen.items() if rows}
-    require(len(chosen) > 0, "at least one row must have all the values of --rows: none has.")
-    return chosen
+    return {name: rows for name, rows in chosen.items() if rows}
 
 
 def keys(name: str) -> list[str]:
