@@ -30,12 +30,9 @@ def draw(record: Mapping[str, Any], path: Path) -> bool:
     figure, axes = plt.subplots(figsize=(7.6, 4.8), dpi=150, layout="constrained")
     (_by_number if "n" in rows[0]["of"] else _trade_off)(axes, rows)
     config = record["config"]
-    axes.set_title(record["title"], loc="left", fontsize=10, weight="bold")
+    setting = f"scale {config['scale']}, faults: {config['faults']}"
+    axes.set_title(f"{record['title']}\n{setting}", loc="left", fontsize=8.5, weight="bold")
     axes.set_ylabel("PA(NF) (%), mean and 95% interval over chips", fontsize=9)
-    axes.text(
-        1, 1.005, f"scale {config['scale']}, faults: {config['faults']}", transform=axes.transAxes, ha="right",
-        va="bottom", fontsize=7, color="#666666",
-    ) if len(record["title"]) < 60 else None  # fmt: skip
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#ececec", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -66,15 +63,12 @@ def _trade_off(axes: Any, rows: list[Mapping[str, Any]]) -> None:
         axes.plot([], [], mark, color="#444444", label=generator)
     for base in dict.fromkeys(row["of"]["base"] for row in rows):
         pa = next(row["measured"]["pa"] for row in rows if row["of"]["base"] == base)
-        axes.axhline(
-            pa,
-            color=_COLORS[base],
-            linewidth=0.9,
-            linestyle=":",
-            label=f"{base}, PA without" if several else "PA without",
-        )
+        label = f"{base}, PA without" if several else "PA without"
+        axes.axhline(pa, color=_COLORS[base], linewidth=0.9, linestyle=":", label=label)
     if rows[0]["published"] is not None:
         axes.plot([], [], "o", markerfacecolor="none", markeredgecolor="#444444", label="hollow: the paper")
+    if min(row["measured"]["energy_saving"] for row in rows) < -100:  # generators larger than the base model
+        axes.set_xscale("symlog", linthresh=100)
     axes.set_xlabel("energy of the weights' memory saved (%), at the voltage of 1% bit errors", fontsize=9)
 
 
@@ -83,9 +77,8 @@ def _by_number(axes: Any, rows: list[Mapping[str, Any]]) -> None:
     numbers = [row["of"]["n"] for row in rows]
     means = [row["measured"]["pa_nf"] for row in rows]
     bounds = [row["measured"]["pa_nf_ci95"] or (mean, mean) for row, mean in zip(rows, means, strict=True)]
-    axes.fill_between(
-        numbers, [low for low, _ in bounds], [high for _, high in bounds], color="#1f6f8b", alpha=0.18, linewidth=0
-    )
+    low, high = zip(*bounds, strict=True)
+    axes.fill_between(numbers, low, high, color="#1f6f8b", alpha=0.18, linewidth=0)
     axes.plot(numbers, means, "-o", color="#1f6f8b", label="PA(NF)")
     axes.plot(numbers, [row["measured"]["ca_nf"] for row in rows], "--", color="#1f6f8b", label="CA(NF)")
     axes.plot(numbers, [row["measured"]["pa"] for row in rows], ":", color="#b3432b", label="PA without")

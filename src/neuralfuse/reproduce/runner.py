@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from neuralfuse.reproduce.engines import Engine
-from neuralfuse.reproduce.perform import stands
+from neuralfuse.reproduce.perform import Outcome, stands
 from neuralfuse.reproduce.place import Place
 from neuralfuse.reproduce.steps import Step
 
@@ -85,52 +86,73 @@ def run(
         say: Told of every finished, damaged or failed step, a line each.
         watch: Called with the progress every half second or so.
     """
-    state = Progress({step.address: step for step in ordered(steps)})
-    turns = {name: turn for turn, name in enumerate(state.steps)}
-    state.finished = finished(state.steps.values(), place, say)
-    tries: dict[str, int] = {}
-    told: set[str] = set()
-    later: dict[str, float] = {}  # steps that another process is at, and when to ask again
-
-    def submit(step: Step, turn: int) -> None:
-        state.running.add(step.address)
-        on.submit(step, place, turn)
-
+    now = _Run(Progress({step.address: step for step in ordered(steps)}), place, on, retries, say)
+    now.state.finished = finished(now.state.steps.values(), place, say)
     while True:
-        for step in state.ready():
-            submit(step, turns[step.address])
-        for name in [name for name, moment in later.items() if moment <= time.monotonic()]:
-            del later[name]
-            submit(state.steps[name], turns[name] + len(turns))  # after all that nobody is at
-        watch(state)
-        if state.over:
-            return state
+        now.hand_out()
+        watch(now.state)
+        if now.state.over:
+            return now.state
         outcome = on.next(0.5)
-        if outcome is None:
-            continue
-        step, name = state.steps[outcome.address], outcome.address
+        if outcome is not None:
+            now.take(outcome)
+
+
+@dataclass
+class _Run:
+    """A run under way: what was tried, told, lost, and put off because another process is at it."""
+
+    state: Progress
+    place: Place
+    on: Engine
+    retries: int
+    say: Callable[[str], None]
+    tries: Counter[str] = field(default_factory=Counter)
+    told: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
+    later: dict[str, float] = field(default_factory=dict)
+
+    def hand_out(self) -> None:
+        """Give the engine all that can begin, in the order of the tables; what another process was at, after that."""
+        turns = {name: turn for turn, name in enumerate(self.state.steps)}
+        for step in self.state.ready():
+            self.state.running.add(step.address)
+            self.on.submit(step, self.place, turns[step.address])
+        for name in [name for name, moment in self.later.items() if moment <= time.monotonic()]:
+            del self.later[name]
+            self.on.submit(self.state.steps[name], self.place, turns[name] + len(turns))
+
+    def take(self, outcome: Outcome) -> None:
+        """Take note of what became of a step."""
+        state, name, step = self.state, outcome.address, self.state.steps[outcome.address]
         for line in outcome.said:
-            if line not in told:  # those who need a damaged step find it so too
-                say(line)
-                told.add(line)
+            if line not in self.told:  # those who need a damaged step find it so too
+                self.say(line)
+                self.told.add(line)
         if outcome.busy:
-            later[name] = time.monotonic() + _ASK_AGAIN
-        elif outcome.lost:
-            state.finished -= set(outcome.lost)
-            state.running.discard(name)
+            self.later[name] = time.monotonic() + _ASK_AGAIN
+            return
+        state.running.discard(name)
+        if outcome.lost:
+            self.lost |= set(outcome.lost)
+            state.finished -= self.lost
         elif outcome.error is None:
-            state.running.discard(name)
-            state.finished.add(name)
-            say(f"{len(state.finished)} of {len(state.steps)}: {step.title}")
-        elif tries.setdefault(name, 0) < retries:
-            tries[name] += 1
-            say(f"{step.title} failed: {outcome.error} It is tried again.")
-            submit(step, turns[name])
+            self._finish(step)
+        elif self.tries[name] < self.retries:
+            self.tries[name] += 1  # it is ready, and so handed out, again
+            self.say(f"{step.title} failed: {outcome.error} It is tried again.")
         else:
-            state.running.discard(name)
             state.failed[name] = outcome.error
-            place.store.fail(name, outcome.error)
-            say(f"{step.title} failed: {outcome.error}")
+            self.place.store.fail(name, outcome.error)
+            self.say(f"{step.title} failed: {outcome.error}")
+
+    def _finish(self, step: Step) -> None:
+        state, name = self.state, step.address
+        state.finished.add(name)
+        if name in self.lost:  # what was made from it may not fit it any more
+            self.lost.discard(name)
+            state.finished &= finished(state.steps.values(), self.place)
+        self.say(f"{len(state.finished)} of {len(state.steps)}: {step.title}")
 
 
 def finished(steps: Iterable[Step], place: Place, say: Callable[[str], None] = lambda line: None) -> set[str]:

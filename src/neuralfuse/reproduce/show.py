@@ -62,16 +62,14 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     """Return what a reader of the table must know."""
     rows, config = record["rows"], record["config"]
     waiting = sum(row["measured"] is None for row in rows)
-    lines = [
-        "in brackets: the paper" if rows and rows[0]["published"] is not None else "the paper measured no such errors"
-    ]
+    comparable = bool(rows) and rows[0]["published"] is not None
+    lines = ["in brackets: the paper" if comparable else "the paper measured no such errors"]
     for name, data in record["data"].items():
         if "files" in data:
             lines.append(f"{name} was read from {', '.join(data['files'])} files, which are not the original images")
-    if config["rate_factor"] != 1:
-        lines.append(
-            f"every rate is {config['rate_factor']:g} times the paper's: small networks have few cells to fail"
-        )
+    factor = config["rate_factor"]
+    if factor != 1 and record["steps"]:
+        lines.append(f"every rate is {factor:g} times the paper's: small networks have few cells to fail")
     if waiting:
         lines.append(f"{waiting} of {len(rows)} rows are not measured yet")
     shown = [row for row in rows if waiting == len(rows) or row["measured"] is not None]
@@ -108,12 +106,6 @@ def _number(name: str, value: Any, *, exact: bool = False) -> str:
         return "-"
     if name in _WHOLE:
         return f"{value:,.0f}"
-    return (
-        f"{value}"
-        if exact
-        else f"{value:+.1f}"
-        if name == "rp"
-        else f"{value:.2f}"
-        if name.endswith("_ms")
-        else f"{value:.1f}"
-    )
+    if exact:
+        return str(value)
+    return f"{value:{'+.1f' if name == 'rp' else '.2f' if name.endswith('_ms') else '.1f'}}"

@@ -18,9 +18,8 @@ from neuralfuse.reproduce.steps import BaseStep, EvaluationStep, LatencyStep, Mo
 
 Faults = Literal["reference", "stuck", "flip"]
 AWP = "-AWP"  # ends the name of a base model that is trained at adversarial weights
-GAMMA = (
-    0.01  # of its perturbation; source: Wu et al. (NeurIPS 2020) for adversarial images; NeuralFuse does not print it
-)
+GAMMA = 0.01
+"""Of that perturbation. Source: Wu et al. (NeurIPS 2020), for adversarial images; NeuralFuse does not print its own."""
 FEWER_OR_MORE = (1, 2, 5, 10, 20)  # chips a step in Figure 7, whose values the paper does not print
 
 
@@ -226,7 +225,7 @@ def _figure7_step(request: Request, row: Mapping[str, Any]) -> Step:
 
 
 _TRADE_OFF = "Accuracy at 1% bit errors against the weights' energy saved"
-_N = "How many perturbed models a training step has: ConvL for ResNet18 on CIFAR-10, at 1% bit errors"
+_N = "Perturbed models a training step, N: ConvL for ResNet18 on CIFAR-10 at 1% bit errors"
 _FIGURE7 = [{"base": "ResNet18", "ber": 0.01, "generator": "ConvL", "n": n} for n in FEWER_OR_MORE]
 
 TABLES: dict[str, Table] = {
