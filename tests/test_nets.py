@@ -162,3 +162,14 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"schema": "other/1"}')
     with pytest.raises(FileFormatError, match="must have schema 'neuralfuse/base/1': got 'other/1'"):
         load_base(tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(set(GENERATORS) - {"uip"}))
+def test_a_generator_s_narrowest_layer_has_an_eighth_of_the_image(name):
+    module = generator(name, channels=1, image_size=(16, 24), seed=0).eval()
+    layer, channels = module.narrowest
+    shapes = []
+    layer.register_forward_hook(lambda layer, inputs, output: shapes.append(tuple(output.shape)))
+    with torch.inference_mode():
+        module(torch.zeros(2, 1, 16, 24))
+    assert shapes == [(2, channels, 2, 3)]

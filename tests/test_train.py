@@ -106,14 +106,15 @@ def test_an_ensemble_s_gradient_is_the_mean(case):
     assert torch.allclose(leaf.grad, (one.grad + two.grad) / 2, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("estimator", ["crossed", "split"])
-def test_the_whole_step_equals_autograd_through_the_generator(estimator, small_net, data):
+@pytest.mark.parametrize(("estimator", "class_head"), [("crossed", 0.0), ("split", 0.0), ("split", 0.5)])
+def test_the_whole_step_equals_autograd_through_the_generator(estimator, class_head, small_net, data):
     """G's parameters get the gradient of one loss written out plainly, quantized weights and BatchNorm included."""
     fuse = NeuralFuse("convs", channels=1, image_size=(8, 8), seed=0)
     twin = copy.deepcopy(fuse).train()
-    config = EopmConfig(ber=0.05, n_chips=3, estimator=estimator, batch=8)
+    config = EopmConfig(ber=0.05, n_chips=3, estimator=estimator, batch=8, class_head=class_head)
     images, labels = data.train.images[:8], data.train.labels[:8]
-    _Eopm(fuse, [deploy(small_net)], data, config, Stuck(ber=0.05)).backward(images, labels, step=4)
+    task = _Eopm(fuse, [deploy(small_net)], data, config, Stuck(ber=0.05))
+    task.backward(images, labels, step=4)
 
     x = images.float() / 127.5 - 1  # no augmentation is known for the toy data
     weights = {one.parameter: fake_quantize(one.tensor, Scheme()) for one in Layers().select(twin)}
@@ -123,6 +124,12 @@ def test_the_whole_step_equals_autograd_through_the_generator(estimator, small_n
     for one in chosen:
         part = F.cross_entropy(faulted_copy(small_net, one.chip)(z[one.rows]), labels[one.rows], reduction="sum")
         loss = loss + 5.0 * part / (24 if estimator == "crossed" else 8)
+    if class_head:
+        encoder = copy.deepcopy(twin).generator.layers[:12]  # three times convolution, BatchNorm, ReLU and pool
+        parts = {**dict(twin.named_parameters()), **weights}
+        own = {name: parts[f"generator.layers.{name}"] for name, _ in encoder.named_parameters()}
+        features = torch.func.functional_call(encoder, own, (x,)).mean(dim=(2, 3))
+        loss = loss + 0.5 * F.cross_entropy(task.module.head(features), labels)
     loss.backward()
     own = dict(fuse.named_parameters())
     for name, parameter in twin.named_parameters():
@@ -198,10 +205,10 @@ def test_a_resumed_base_run_equals_the_uninterrupted_one(step, data, tmp_path):
     assert all(torch.equal(whole.state_dict()[name], again.state_dict()[name]) for name in whole.state_dict())
 
 
-@pytest.mark.parametrize("average", [0.0, 0.8])
+@pytest.mark.parametrize(("average", "class_head"), [(0.0, 0.0), (0.8, 0.0), (0.8, 1.0)])
 @pytest.mark.parametrize("step", [1, 4, 8])
-def test_a_resumed_eopm_run_equals_the_uninterrupted_one(step, average, data, small_net, tmp_path):
-    base, config = deploy(small_net), dataclasses.replace(EOPM, average=average)
+def test_a_resumed_eopm_run_equals_the_uninterrupted_one(step, average, class_head, data, small_net, tmp_path):
+    base, config = deploy(small_net), dataclasses.replace(EOPM, average=average, class_head=class_head)
     whole, wanted = run_fuse(data, tmp_path / "whole", base, config)
     with pytest.raises(Kill):
         run_fuse(data, tmp_path / "cut", base, config, listeners=[KillAt(step)])
@@ -298,6 +305,22 @@ def test_uip_and_float_generators_train(data, small_net):
         assert any(not torch.equal(before[key], value) for key, value in fuse.state_dict().items())
 
 
+def test_a_class_head_learns_beside_the_module_and_is_dropped(data, small_net, tmp_path):
+    config = EopmConfig(**{**EOPM.to_config(), "class_head": 1.0})
+    fuse, state = run_fuse(data, tmp_path / "a", deploy(small_net), config)
+    assert fuse.state_dict().keys() == small_fuse().state_dict().keys()
+    assert fuse.trained["class_head"] == 1.0
+    assert {"head.weight", "head.bias"} < state.best.keys()
+    plain, _ = run_fuse(data, tmp_path / "b", deploy(small_net), EOPM)
+    assert any(not torch.equal(fuse.state_dict()[name], tensor) for name, tensor in plain.state_dict().items())
+
+
+def test_a_generator_that_does_not_look_takes_no_class_head(data, small_net):
+    fuse = NeuralFuse("uip", channels=1, image_size=(8, 8), seed=0)
+    with pytest.raises(ConfigError, match="class_head needs a generator that encodes the image: got uip. Set it to 0"):
+        train_fuse(fuse, deploy(small_net), data, EopmConfig(ber=0.01, class_head=1.0))
+
+
 def test_base_training_learns(data):
     model = base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
     state = train_base(model, data, QatConfig(epochs=15, batch=16, lr=0.05))
@@ -379,6 +402,7 @@ def test_a_fault_model_with_more_to_it_is_trained_against(data, small_net):
         ({"lr": float("nan")}, ConfigError, "lr must be positive"),
         ({"average": 1.0}, ConfigError, "average must be in \\[0, 1\\): got average=1.0"),
         ({"lam": -1.0}, ConfigError, "lam must be at least 0"),
+        ({"class_head": -1.0}, ConfigError, "class_head must be at least 0"),
         ({"n_chips": 0}, ConfigError, "n_chips must be at least 1"),
         ({"generator_bits": 1}, ConfigError, "generator_bits must be 0"),
         ({"estimator": "crosed"}, UnknownNameError, "Did you mean 'crossed'"),

@@ -187,6 +187,8 @@ class EopmConfig(LoopConfig):
             one: the same expectation at 1 + 1 passes an image in the place of 1 + N.
         adversarial_bits: Bits to invert in a step, those whose change raises the loss most to first order (the paper's
             K), in place of random faults; 0 for random faults.
+        class_head: Weight of a second task for the generator while it learns: to tell the classes apart by a linear
+            layer on its narrowest layer (docs/adr/0010). 0 for none, as the paper.
         generator_bits: Word width of the generator's own convolution weights; 0 leaves them in floating point.
         validation_chips: Chips on which the state to keep is chosen.
         validation_images: Validation images used for that, at most.
@@ -198,6 +200,7 @@ class EopmConfig(LoopConfig):
     n_chips: int = 10
     estimator: Estimator = "split"
     adversarial_bits: int = 0
+    class_head: float = 0.0
     epochs: int = 10
     batch: int = 128
     lr: float = 1e-3
@@ -212,7 +215,8 @@ class EopmConfig(LoopConfig):
         super().__post_init__()
         if self.ber is not None:
             check_ber(self.ber)
-        require(self.lam >= 0 and math.isfinite(self.lam), f"lam must be at least 0: got lam={self.lam}.")
+        for name, weight in (("lam", self.lam), ("class_head", self.class_head)):
+            require(weight >= 0 and math.isfinite(weight), f"{name} must be at least 0: got {name}={weight}.")
         self._at_least(1, "n_chips", "validation_chips", "validation_images")
         self._at_least(0, "adversarial_bits")
         self._word_width("generator_bits")

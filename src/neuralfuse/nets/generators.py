@@ -37,6 +37,7 @@ class Encoder(nn.Module):
         width = channels
         for block in recipe.split():
             if block == "P":
+                self._narrowest = len(layers), width
                 layers.append(nn.MaxPool2d(2))
             elif block == "U":
                 layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
@@ -46,6 +47,12 @@ class Encoder(nn.Module):
                 width = outputs
         final = (_conv if last == "C" else _deconv)(width, channels)[0]
         self.layers = nn.Sequential(*layers, final, nn.BatchNorm2d(channels), nn.Tanh())
+
+    @property
+    def narrowest(self) -> tuple[nn.Module, int]:
+        """The layer whose output is smallest, an eighth of the image in height and width, and its channels."""
+        place, width = self._narrowest
+        return self.layers[place], width
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a perturbation in (-1, 1) of the images' shape (N, C, H, W)."""
@@ -70,6 +77,11 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(nn.ConvTranspose2d(wide, wide // 2, 2, 2) for wide in widths[:0:-1])
         self.merge = nn.ModuleList(_double(wide, wide // 2) for wide in widths[:0:-1])
         self.last = nn.Conv2d(width, channels, 1)
+
+    @property
+    def narrowest(self) -> tuple[nn.Module, int]:
+        """The layer whose output is smallest, an eighth of the image in height and width, and its channels."""
+        return self.down[-1], self.up[0].in_channels  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a perturbation of the images' shape (N, C, H, W)."""

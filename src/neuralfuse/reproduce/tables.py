@@ -64,10 +64,11 @@ class Request:
     def evaluation(self, of: Measurement, **eopm: Any) -> EvaluationStep:
         """Return the step that measures what a row of the paper measures."""
         setting, scale = self.scale.setting(of.data), self.scale
+        head = 0.0 if of.generator == "UIP" else setting.eopm.class_head  # it does not look at images
         bases = tuple(self.base(of.data, name) for name in of.sources)
         trained = replace(
             setting.eopm, ber=self.rate(of.train_ber), faults=self.faults, lam=of.lam, seed=self.seed,
-            adversarial_bits=_same_share(of, bases[0]), **eopm,
+            adversarial_bits=_same_share(of, bases[0]), class_head=head, **eopm,
         )  # fmt: skip
         return EvaluationStep(
             self.base(of.data, of.base), ModuleStep(bases, of.generator.lower(), trained), self.faults,

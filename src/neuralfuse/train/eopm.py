@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from neuralfuse.config import EopmConfig
 from neuralfuse.data import DataSet, augmentation
@@ -19,8 +20,9 @@ from neuralfuse.fuse import NeuralFuse, check_same_range
 from neuralfuse.memory import Deployed, side_by_side
 from neuralfuse.quant import Scheme, quantized_call, snap_
 from neuralfuse.scoring import accuracy, plain_inputs, transform
-from neuralfuse.seeds import generator
+from neuralfuse.seeds import derive, generator
 from neuralfuse.train.adversarial import worst_chip
+from neuralfuse.train.class_head import WithClassHead
 from neuralfuse.train.gradient import Pass, eopm_backward, passes
 from neuralfuse.train.listeners import Listener
 from neuralfuse.train.loop import State, Task, fit
@@ -37,7 +39,11 @@ class _Eopm(Task):
         faults: FaultModel,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.module: NeuralFuse = fuse
+        self.fuse = fuse
+        self.module: nn.Module = fuse
+        if config.class_head:
+            seed = derive(config.seed, "class head")
+            self.module = WithClassHead(fuse, classes=len(data.classes), seed=seed).to(fuse.scale.device)
         self.bases, self.config, self.ranks = bases, config, ranks
         self.faults = faults
         self.augment = augmentation(config.augment, data.name)
@@ -57,22 +63,29 @@ class _Eopm(Task):
         }
 
     def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
-        fuse, config = self.module, self.config
+        fuse, config = self.fuse, self.config
         draw = generator(config.seed, "augment", step, device=images.device)
         x = fuse.input_range.from_pixels(self.augment(images, draw)).to(fuse.scale.dtype)
         fuse.train()
-        output = quantized_call(fuse, x, self.scheme)
+        if isinstance(self.module, WithClassHead):
+            output, logits = self.module(x, self.scheme)
+        else:
+            output, logits = quantized_call(fuse, x, self.scheme), None
         leaf = output.detach().requires_grad_()
         perturbed = passes(config, self.faults, len(labels), step)
         if config.adversarial_bits:
             chip = worst_chip(self.bases[0], leaf.detach(), labels, config.adversarial_bits)
             perturbed = [Pass(chip, torch.arange(len(labels)))]
         clean, faulty = eopm_backward(self.bases, leaf, labels, perturbed, lam=config.lam, ranks=self.ranks)
-        output.backward(leaf.grad)  # type: ignore[no-untyped-call]
-        return {"clean": clean, "perturbed": faulty}
+        if logits is None:
+            torch.autograd.backward(output, leaf.grad)
+            return {"clean": clean, "perturbed": faulty}
+        own = F.cross_entropy(logits, labels)
+        torch.autograd.backward([output, own], [leaf.grad, torch.full_like(own, config.class_head)])
+        return {"clean": clean, "perturbed": faulty, "class_head": float(own.detach())}
 
     def validate(self) -> dict[str, float]:
-        fuse = quantized_copy(self.module, self.scheme)
+        fuse = quantized_copy(self.fuse, self.scheme)
         transformed, labels = transform(fuse, self.inputs), self.labels
         chips = [None, *validation_chips(self.faults, self.config.validation_chips)]
         found = transformed.new_zeros(len(self.bases), len(chips), dtype=torch.float64)
