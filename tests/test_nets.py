@@ -168,8 +168,10 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_a_generator_s_narrowest_layer_has_an_eighth_of_the_image(name):
     module = generator(name, channels=1, image_size=(16, 24), seed=0).eval()
     layer, channels = module.narrowest
-    shapes = []
-    layer.register_forward_hook(lambda layer, inputs, output: shapes.append(tuple(output.shape)))
+    seen = []
+    layer.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    images = torch.randn(2, 1, 16, 24, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        module(torch.zeros(2, 1, 16, 24))
-    assert shapes == [(2, channels, 2, 3)]
+        module(images)
+        assert seen[0].shape == (2, channels, 2, 3)
+        assert torch.equal(module.encode(images), seen[0])

@@ -15,13 +15,15 @@ from neuralfuse.reproduce import TABLES, Job, Place, Request, as_markdown, as_te
 from neuralfuse.reproduce import runner as running
 from neuralfuse.reproduce.cost import Speed, duration
 from neuralfuse.reproduce.engines import InProcess, OnDask
+from neuralfuse.reproduce.measurements import EvaluationStep
 from neuralfuse.reproduce.perform import Outcome, perform
 from neuralfuse.reproduce.record import table_record
 from neuralfuse.reproduce.runner import Progress, ordered
 from neuralfuse.reproduce.scale import FACTS
-from neuralfuse.reproduce.steps import EvaluationStep, ModuleStep, Step
+from neuralfuse.reproduce.steps import Step
 from neuralfuse.reproduce.store import Store
 from neuralfuse.reproduce.tables import choose, steps_of
+from neuralfuse.reproduce.trainings import ModuleStep
 
 REQUEST = Request(load_scale("smoke"))
 MEASURED = [name for name in TABLES if TABLES[name].step(REQUEST, TABLES[name].rows[0]) is not None]
@@ -576,7 +578,7 @@ def test_failed_steps_end_in_one_line_and_a_table_without_them(tmp_path, monkeyp
     def full_disk(*args, **options):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("neuralfuse.reproduce.steps.make_fuse", full_disk)
+    monkeypatch.setattr("neuralfuse.reproduce.trainings.make_fuse", full_disk)
     monkeypatch.chdir(tmp_path)
     arguments = "reproduce table12 --scale smoke --rows base=VGG11 --rows generator=UNetS --rows ber=0.01 --workers 0"
     assert run([*arguments.split(), "--out", "out"]) == 1

@@ -317,7 +317,7 @@ def test_a_class_head_learns_beside_the_module_and_is_dropped(data, small_net, t
 
 def test_a_generator_that_does_not_look_takes_no_class_head(data, small_net):
     fuse = NeuralFuse("uip", channels=1, image_size=(8, 8), seed=0)
-    with pytest.raises(ConfigError, match="class_head needs a generator that encodes the image: got uip. Set it to 0"):
+    with pytest.raises(ConfigError, match="only a generator that encodes the image can be taught classes: got uip"):
         train_fuse(fuse, deploy(small_net), data, EopmConfig(ber=0.01, class_head=1.0))
 
 

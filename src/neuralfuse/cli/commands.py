@@ -100,12 +100,51 @@ def train_base(
     common.show(record, text)
 
 
+def pretrain(
+    *,
+    out: Path,
+    qat: Annotated[QatConfig, _FLAT] = _QAT,
+    generator: str = "convl",
+    fit: Literal["exact", "pad"] = "exact",
+    data: Annotated[DataOptions, _FLAT] = _DATA,
+    resume: bool = False,
+    tensorboard: Path | None = None,
+    common: Annotated[Common, _FLAT] = _COMMON,
+) -> None:
+    """Teach a generator to tell classes apart: a start for train, the same one for all base models and voltages.
+
+    Example: neuralfuse pretrain --generator unets --data digits --out runs/start
+
+    Parameters
+    ----------
+    out
+        Folder for the module, for the option --start of train.
+    generator
+        convl, convs, deconvl, deconvs, unetl or unets.
+    fit
+        exact refuses image sizes that are no multiples of 8; pad pads and crops.
+    resume
+        Go on from the checkpoint in --out.
+    tensorboard
+        Folder for TensorBoard files.
+    """
+    from neuralfuse.pipeline import make_start  # noqa: PLC0415
+
+    device = common.set_up()
+    images = data.load(device)
+    watch = listeners(f"pretrain {generator}", tensorboard)
+    record = make_start(generator, images, qat, fit=fit, out=out, resume=resume, listeners=watch, device=device)
+    text = f"{generator} tells {record['accuracy']:.2f}% of the validation images' classes. Wrote {out}."
+    common.show(record, text)
+
+
 def train(
     *,
     base: list[str],
     out: Path,
     eopm: Annotated[EopmConfig, _FLAT] = _EOPM,
     generator: str = "convl",
+    start: Path | None = None,
     fit: Literal["exact", "pad"] = "exact",
     details: Annotated[FaultDetails, _FLAT] = _DETAILS,
     data: Annotated[DataOptions, _FLAT] = _DATA,
@@ -131,6 +170,8 @@ def train(
         Folder for the trained module.
     generator
         convl, convs, deconvl, deconvs, unetl, unets or uip.
+    start
+        Folder written by pretrain, or of a module trained before, whose weights to begin with.
     fit
         exact refuses image sizes that are no multiples of 8; pad pads and crops.
     resume
@@ -148,7 +189,7 @@ def train(
     ranks = Ranks.from_torchrun(device)
     watch = listeners(f"train {generator}", tensorboard) if ranks.first else []
     record = make_fuse(
-        generator, bases, images, eopm, faults=model, fit=fit, out=out,
+        generator, bases, images, eopm, start=start, faults=model, fit=fit, out=out,
         resume=resume or ranks.restarted(), listeners=watch, device=device, ranks=ranks,
     )  # fmt: skip
     text = (

@@ -27,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None] | App] = {
     "demo": commands.demo,
     "models": commands.models,
     "train-base": commands.train_base,
+    "pretrain": commands.pretrain,
     "train": commands.train,
     "evaluate": commands.evaluate,
     "energy": energy,

@@ -54,6 +54,10 @@ class Encoder(nn.Module):
         place, width = self._narrowest
         return self.layers[place], width
 
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the narrowest layer's output alone, (N, channels, H / 8, W / 8)."""
+        return self.layers[: self._narrowest[0] + 1](x)  # type: ignore[no-any-return]
+
     def forward(self, x: Tensor) -> Tensor:
         """Return a perturbation in (-1, 1) of the images' shape (N, C, H, W)."""
         return self.layers(x)  # type: ignore[no-any-return]
@@ -83,13 +87,21 @@ class UNet(nn.Module):
         """The layer whose output is smallest, an eighth of the image in height and width, and its channels."""
         return self.down[-1], self.up[0].in_channels  # type: ignore[return-value]
 
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the narrowest layer's output alone, (N, channels, H / 8, W / 8)."""
+        return self._levels(x)[-1]
+
+    def _levels(self, x: Tensor) -> list[Tensor]:
+        levels: list[Tensor] = []
+        for block in self.down:
+            x = block(self.pool(x) if levels else x)
+            levels.append(x)
+        return levels
+
     def forward(self, x: Tensor) -> Tensor:
         """Return a perturbation of the images' shape (N, C, H, W)."""
-        skips: list[Tensor] = []
-        for level, block in enumerate(self.down):
-            x = block(x if level == 0 else self.pool(x))
-            skips.append(x)
-        for up, merge, skip in zip(self.up, self.merge, skips[-2::-1], strict=True):
+        *skips, x = self._levels(x)
+        for up, merge, skip in zip(self.up, self.merge, skips[::-1], strict=True):
             x = merge(torch.cat([skip, up(x)], dim=1))
         return self.last(x)  # type: ignore[no-any-return]
 

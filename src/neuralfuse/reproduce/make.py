@@ -16,8 +16,9 @@ from neuralfuse.reproduce.engines import Engine
 from neuralfuse.reproduce.place import Place
 from neuralfuse.reproduce.record import table_record
 from neuralfuse.reproduce.runner import Progress, finished, ordered, run
-from neuralfuse.reproduce.steps import BaseStep, Step
+from neuralfuse.reproduce.steps import Step
 from neuralfuse.reproduce.tables import Request, choose, steps_of
+from neuralfuse.reproduce.trainings import BaseStep
 
 
 @dataclass(frozen=True)

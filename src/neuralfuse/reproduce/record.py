@@ -8,9 +8,11 @@ from typing import Any
 
 from neuralfuse import published
 from neuralfuse.errors import ConfigError, FileFormatError
+from neuralfuse.reproduce.measurements import EvaluationStep
 from neuralfuse.reproduce.place import Place
-from neuralfuse.reproduce.steps import BaseStep, EvaluationStep, Step
+from neuralfuse.reproduce.steps import Step
 from neuralfuse.reproduce.tables import TABLES, Request, keys
+from neuralfuse.reproduce.trainings import BaseStep
 
 SCHEMA = "neuralfuse/table/1"
 

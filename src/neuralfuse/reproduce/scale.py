@@ -52,12 +52,16 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What stands for one of the paper's data sets: images, networks by the paper's names, recipes."""
+    """What stands for one of the paper's data sets: images, networks by the paper's names, recipes.
+
+    With ``pretrain``, generators are first taught the classes, once for all modules.
+    """
 
     images: Images
     bases: Mapping[str, str]
     qat: QatConfig
     eopm: EopmConfig
+    pretrain: QatConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +97,8 @@ class Scale:
 
 
 _NUMBERS = ("chips", "until", "test_images", "rate_factor")
-_PARTS = ("title", *_NUMBERS, "data", "bases", "qat", "eopm")
-_OF_DATA = ("name", "image_size", "bases", "qat", "eopm")
+_PARTS = ("title", *_NUMBERS, "data", "bases", "qat", "pretrain", "eopm")
+_OF_DATA = ("name", "image_size", "bases", "qat", "pretrain", "eopm")
 
 
 def load_scale(name: str) -> Scale:
@@ -127,11 +131,13 @@ def _scale(name: str, table: dict[str, Any]) -> Scale:
         _known("base model", bases.values(), BASE_MODELS)
         qat = {**table.get("qat", {}), **own.get("qat", {})}
         recipe = qat.pop("recipe", "short")
+        pretrain = {**table.get("pretrain", {}), **own.get("pretrain", {})}
         settings[data] = Setting(
             images=Images(own["name"], own.get("image_size")),
             bases=bases,
             qat=base_recipe(recipe, **_options("[qat]", qat, QatConfig)),
             eopm=EopmConfig(**_options("[eopm]", {**table.get("eopm", {}), **own.get("eopm", {})}, EopmConfig)),
+            pretrain=QatConfig(**_options("[pretrain]", pretrain, QatConfig)) if pretrain else None,
         )
     numbers = {key: table[key] for key in _NUMBERS if key in table}
     for key, value in numbers.items():

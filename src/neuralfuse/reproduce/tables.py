@@ -13,8 +13,10 @@ from neuralfuse.evaluation import t_interval
 from neuralfuse.faults import default_curve
 from neuralfuse.nets import GENERATORS
 from neuralfuse.published import Measurement
+from neuralfuse.reproduce.measurements import EvaluationStep, LatencyStep
 from neuralfuse.reproduce.scale import Images, Scale
-from neuralfuse.reproduce.steps import BaseStep, EvaluationStep, LatencyStep, ModuleStep, Step, counts
+from neuralfuse.reproduce.steps import Step, counts
+from neuralfuse.reproduce.trainings import BaseStep, ModuleStep, StartStep
 
 Faults = Literal["reference", "stuck", "flip"]
 AWP = "-AWP"  # ends the name of a base model that is trained at adversarial weights
@@ -64,14 +66,15 @@ class Request:
     def evaluation(self, of: Measurement, **eopm: Any) -> EvaluationStep:
         """Return the step that measures what a row of the paper measures."""
         setting, scale = self.scale.setting(of.data), self.scale
-        head = 0.0 if of.generator == "UIP" else setting.eopm.class_head  # it does not look at images
+        generator, looks = of.generator.lower(), of.generator != "UIP"  # one that does not look learns no classes
         bases = tuple(self.base(of.data, name) for name in of.sources)
         trained = replace(
             setting.eopm, ber=self.rate(of.train_ber), faults=self.faults, lam=of.lam, seed=self.seed,
-            adversarial_bits=_same_share(of, bases[0]), class_head=head, **eopm,
+            adversarial_bits=_same_share(of, bases[0]), class_head=setting.eopm.class_head * looks, **eopm,
         )  # fmt: skip
+        start = StartStep(setting.images, generator, setting.pretrain) if setting.pretrain and looks else None
         return EvaluationStep(
-            self.base(of.data, of.base), ModuleStep(bases, of.generator.lower(), trained), self.faults,
+            self.base(of.data, of.base), ModuleStep(bases, generator, trained, start), self.faults,
             self.rate(of.ber), scale.chips, of.bits, scale.until, scale.test_images,
         )  # fmt: skip
 

@@ -1,5 +1,6 @@
-"""Training: quantization-aware base models, NeuralFuse by EOPM, and the one loop that both share."""
+"""Training: quantization-aware base models, NeuralFuse by EOPM and its start, and the one loop that all share."""
 
+from neuralfuse.train.classes import pretrain
 from neuralfuse.train.eopm import train_fuse
 from neuralfuse.train.gradient import Pass, eopm_backward, passes
 from neuralfuse.train.listeners import Listener, ProgressBar, TensorBoard
@@ -17,6 +18,7 @@ __all__ = [
     "TensorBoard",
     "eopm_backward",
     "passes",
+    "pretrain",
     "train_base",
     "train_fuse",
 ]

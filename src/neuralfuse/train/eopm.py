@@ -20,9 +20,9 @@ from neuralfuse.fuse import NeuralFuse, check_same_range
 from neuralfuse.memory import Deployed, side_by_side
 from neuralfuse.quant import Scheme, quantized_call, snap_
 from neuralfuse.scoring import accuracy, plain_inputs, transform
-from neuralfuse.seeds import derive, generator
+from neuralfuse.seeds import generator
 from neuralfuse.train.adversarial import worst_chip
-from neuralfuse.train.class_head import WithClassHead
+from neuralfuse.train.classes import WithClassHead
 from neuralfuse.train.gradient import Pass, eopm_backward, passes
 from neuralfuse.train.listeners import Listener
 from neuralfuse.train.loop import State, Task, fit
@@ -42,8 +42,7 @@ class _Eopm(Task):
         self.fuse = fuse
         self.module: nn.Module = fuse
         if config.class_head:
-            seed = derive(config.seed, "class head")
-            self.module = WithClassHead(fuse, classes=len(data.classes), seed=seed).to(fuse.scale.device)
+            self.module = WithClassHead(fuse, classes=len(data.classes), seed=config.seed).to(fuse.scale.device)
         self.bases, self.config, self.ranks = bases, config, ranks
         self.faults = faults
         self.augment = augmentation(config.augment, data.name)
@@ -60,6 +59,7 @@ class _Eopm(Task):
             "fault_model": faults.to_config(),
             "bases": [base.to_config() for base in bases],
             "data": data.to_config(),
+            **({"start": fuse.trained} if fuse.trained else {}),
         }
 
     def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
@@ -130,7 +130,8 @@ def train_fuse(
     """Train NeuralFuse by EOPM, in place, against frozen base models on its own device.
 
     Args:
-        fuse: The module to train; it ends with its best validated, quantized weights; ``trained`` says against what.
+        fuse: The module to train, from the weights that it has; it ends with its best validated, quantized ones;
+            ``trained`` says against what.
         bases: One base model, or several surrogates whose losses are averaged.
         data: Training and validation images.
         config: How.

@@ -1,136 +1,26 @@
-"""The three steps from images to a record, with what each leaves on disk: base model, NeuralFuse, evaluation."""
+"""Evaluation: what a base model and a NeuralFuse are worth on unseen chips, kept chip by chip, as a record."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.data import DataSet
 from neuralfuse.errors import FileFormatError, require
 from neuralfuse.evaluation import ChipResult, Evaluation, Run, Target, evaluate, evaluation_record
 from neuralfuse.faults import FaultModel, evaluation_chips, published_chips
 from neuralfuse.files import check_writable, fingerprint, read_json, write_json
-from neuralfuse.fuse import Fit, NeuralFuse
+from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import Deployed, deploy
-from neuralfuse.nets import BaseModel, base_model, save_base
+from neuralfuse.nets import BaseModel
+from neuralfuse.pipeline.training import base_config
 from neuralfuse.published import counterpart
 from neuralfuse.quant import Scheme
-from neuralfuse.ranges import InputRange
-from neuralfuse.scoring import accuracy, plain_inputs
-from neuralfuse.seeds import derive
-from neuralfuse.train import ALONE, Listener, Ranks, train_base, train_fuse
 
-TRAINING_SCHEMA = "neuralfuse/training/1"
 PARTIAL_SCHEMA = "neuralfuse/partial-evaluation/1"
 _PLAIN_MEMORY = {"name", "scheme", "layers", "left_out", "input_range", "fingerprint"}  # no readout, activations, ...
-
-
-def make_base(
-    name: str,
-    data: DataSet,
-    config: QatConfig,
-    *,
-    out: Path,
-    resume: bool = False,
-    listeners: Sequence[Listener] = (),
-    device: torch.device,
-) -> dict[str, Any]:
-    """Train a base model of the registry and write its folder; return the record of the training."""
-    run = Run(device)
-    module = base_model(
-        name,
-        classes=len(data.classes),
-        channels=data.channels,
-        image_size=data.image_size,
-        seed=derive(config.seed, "base", name) >> 1,
-    ).to(device)
-    state = train_base(module, data, config, out=out, resume=resume, listeners=listeners)
-    scheme, input_range = Scheme(bits=config.bits or 8), InputRange()
-    inputs, labels = plain_inputs(data.test, input_range), data.test.labels
-    results = {
-        "validation": state.best_score,
-        "ca_float": accuracy(module, inputs, labels),
-        "ca": accuracy(deploy(module, scheme=scheme), inputs, labels),
-    }
-    trained: dict[str, Any] = {"config": {**config.to_config(), "data": data.to_config()}, **results}
-    save_base(
-        BaseModel(
-            name=name,
-            module=module,
-            classes=len(data.classes),
-            channels=data.channels,
-            image_size=data.image_size,
-            scheme=scheme,
-            input_range=input_range,
-            trained=trained,
-        ),
-        out,
-    )
-    record = {
-        "schema": TRAINING_SCHEMA,
-        "config": {"base": name, **trained["config"]},
-        "best_step": state.best_step,
-        **results,
-        "history": state.history,
-        "run": run.facts(),
-    }
-    write_json(out / "training.json", record)
-    return record
-
-
-def make_fuse(
-    generator: str,
-    bases: Sequence[tuple[BaseModel, Deployed]],
-    data: DataSet,
-    config: EopmConfig,
-    *,
-    faults: FaultModel | None = None,
-    fit: Fit = "exact",
-    out: Path,
-    resume: bool = False,
-    listeners: Sequence[Listener] = (),
-    device: torch.device,
-    ranks: Ranks = ALONE,
-) -> dict[str, Any]:
-    """Train NeuralFuse against base models and write its folder; return the record of the training.
-
-    Of several processes that train together, the first one writes.
-    """
-    run = Run(device)
-    fuse = NeuralFuse(
-        generator,
-        channels=data.channels,
-        image_size=data.image_size,
-        input_range=bases[0][1].input_range,
-        fit=fit,
-        seed=derive(config.seed, "generator", generator) >> 1,
-    ).to(device)
-    deployed = [one for _, one in bases]
-    state = train_fuse(
-        fuse, deployed, data, config,
-        faults=faults, out=out, resume=resume, listeners=listeners if ranks.first else (), ranks=ranks,
-    )  # fmt: skip
-    best = next(entry for entry in state.history if entry["step"] == state.best_step)
-    fuse.trained["bases"] = [base_config(*base) for base in bases]
-    if ranks.first:
-        fuse.save_pretrained(out)
-    record = {
-        "schema": TRAINING_SCHEMA,
-        "config": fuse.trained,
-        "best_step": state.best_step,
-        "ca_nf": best["ca_nf"],
-        "pa_nf": best["pa_nf"],
-        "history": state.history,
-        "run": {**run.facts(), "processes": ranks.size},
-    }
-    if ranks.first:
-        write_json(out / "training.json", record)
-    return record
 
 
 def measure(
@@ -252,11 +142,6 @@ def _known(path: Path, config: Mapping[str, Any]) -> list[ChipResult]:
             "Pass the same options, or leave --resume out."
         )
     return [ChipResult(**entry) for entry in kept["per_chip"]]
-
-
-def base_config(model: BaseModel, deployed: Deployed) -> dict[str, Any]:
-    """Return what a result depends on of a base model."""
-    return {"name": model.name, **deployed.to_config()}
 
 
 def summary(record: Mapping[str, Any]) -> str:

@@ -1,0 +1,184 @@
+"""Trainings, each with the folder that it leaves: a base model, the start of a NeuralFuse, a NeuralFuse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neuralfuse.config import EopmConfig, QatConfig
+from neuralfuse.data import DataSet
+from neuralfuse.errors import ConfigError
+from neuralfuse.evaluation import Run
+from neuralfuse.faults import FaultModel
+from neuralfuse.files import fingerprint, write_json
+from neuralfuse.fuse import Fit, NeuralFuse
+from neuralfuse.memory import Deployed, deploy
+from neuralfuse.nets import BaseModel, base_model, save_base
+from neuralfuse.quant import Scheme
+from neuralfuse.ranges import InputRange
+from neuralfuse.scoring import accuracy, plain_inputs
+from neuralfuse.seeds import derive
+from neuralfuse.train import ALONE, Listener, Ranks, pretrain, train_base, train_fuse
+
+TRAINING_SCHEMA = "neuralfuse/training/1"
+
+
+def make_base(
+    name: str,
+    data: DataSet,
+    config: QatConfig,
+    *,
+    out: Path,
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+    device: torch.device,
+) -> dict[str, Any]:
+    """Train a base model of the registry and write its folder; return the record of the training."""
+    run = Run(device)
+    module = base_model(
+        name,
+        classes=len(data.classes),
+        channels=data.channels,
+        image_size=data.image_size,
+        seed=derive(config.seed, "base", name) >> 1,
+    ).to(device)
+    state = train_base(module, data, config, out=out, resume=resume, listeners=listeners)
+    scheme, input_range = Scheme(bits=config.bits or 8), InputRange()
+    inputs, labels = plain_inputs(data.test, input_range), data.test.labels
+    results = {
+        "validation": state.best_score,
+        "ca_float": accuracy(module, inputs, labels),
+        "ca": accuracy(deploy(module, scheme=scheme), inputs, labels),
+    }
+    trained: dict[str, Any] = {"config": {**config.to_config(), "data": data.to_config()}, **results}
+    save_base(
+        BaseModel(
+            name=name,
+            module=module,
+            classes=len(data.classes),
+            channels=data.channels,
+            image_size=data.image_size,
+            scheme=scheme,
+            input_range=input_range,
+            trained=trained,
+        ),
+        out,
+    )
+    record = {
+        "schema": TRAINING_SCHEMA,
+        "config": {"base": name, **trained["config"]},
+        "best_step": state.best_step,
+        **results,
+        "history": state.history,
+        "run": run.facts(),
+    }
+    write_json(out / "training.json", record)
+    return record
+
+
+def make_start(
+    generator: str,
+    data: DataSet,
+    config: QatConfig,
+    *,
+    fit: Fit = "exact",
+    out: Path,
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+    device: torch.device,
+) -> dict[str, Any]:
+    """Teach a generator the classes and write its folder, for `make_fuse` to start from; return the record."""
+    run = Run(device)
+    fuse = _untrained(generator, data, InputRange(), fit, config.seed).to(device)
+    state = pretrain(fuse, data, config, out=out, resume=resume, listeners=listeners)
+    fuse.save_pretrained(out)
+    record = {
+        "schema": TRAINING_SCHEMA,
+        "config": {"generator": generator, **fuse.trained},
+        "best_step": state.best_step,
+        "accuracy": state.best_score,
+        "history": state.history,
+        "run": run.facts(),
+    }
+    write_json(out / "training.json", record)
+    return record
+
+
+def make_fuse(
+    generator: str,
+    bases: Sequence[tuple[BaseModel, Deployed]],
+    data: DataSet,
+    config: EopmConfig,
+    *,
+    start: Path | None = None,
+    faults: FaultModel | None = None,
+    fit: Fit = "exact",
+    out: Path,
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+    device: torch.device,
+    ranks: Ranks = ALONE,
+) -> dict[str, Any]:
+    """Train NeuralFuse against base models and write its folder; return the record of the training.
+
+    Of several processes that train together, the first one writes. ``start`` is the folder of a module whose weights
+    to begin with.
+
+    Raises:
+        ConfigError: ``start`` holds another kind of module.
+    """
+    run = Run(device)
+    fuse = _untrained(generator, data, bases[0][1].input_range, fit, config.seed)
+    if start is not None:
+        _begin_with(fuse, start)
+    fuse.to(device)
+    deployed = [one for _, one in bases]
+    state = train_fuse(
+        fuse, deployed, data, config,
+        faults=faults, out=out, resume=resume, listeners=listeners if ranks.first else (), ranks=ranks,
+    )  # fmt: skip
+    best = next(entry for entry in state.history if entry["step"] == state.best_step)
+    fuse.trained["bases"] = [base_config(*base) for base in bases]
+    if ranks.first:
+        fuse.save_pretrained(out)
+    record = {
+        "schema": TRAINING_SCHEMA,
+        "config": fuse.trained,
+        "best_step": state.best_step,
+        "ca_nf": best["ca_nf"],
+        "pa_nf": best["pa_nf"],
+        "history": state.history,
+        "run": {**run.facts(), "processes": ranks.size},
+    }
+    if ranks.first:
+        write_json(out / "training.json", record)
+    return record
+
+
+def _untrained(generator: str, data: DataSet, input_range: InputRange, fit: Fit, seed: int) -> NeuralFuse:
+    return NeuralFuse(
+        generator,
+        channels=data.channels,
+        image_size=data.image_size,
+        input_range=input_range,
+        fit=fit,
+        seed=derive(seed, "generator", generator) >> 1,
+    )
+
+
+def _begin_with(fuse: NeuralFuse, folder: Path) -> None:
+    start = NeuralFuse.from_pretrained(folder)
+    for what in ("generator", "channels", "image_size"):
+        own, given = (getattr(one, "name" if what == "generator" else what) for one in (fuse, start))
+        if given != own and (what != "image_size" or fuse.name == "uip"):
+            raise ConfigError(f"--start {folder} must be of the same {what}: got {given}, and {own} is to be trained.")
+    fuse.load_state_dict(start.state_dict())
+    fuse.trained = {**start.trained, "fingerprint": fingerprint(*start.state_dict().values())}
+
+
+def base_config(model: BaseModel, deployed: Deployed) -> dict[str, Any]:
+    """Return what a result depends on of a base model."""
+    return {"name": model.name, **deployed.to_config()}

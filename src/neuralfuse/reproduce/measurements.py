@@ -1,0 +1,151 @@
+"""Steps that measure: accuracies on unseen chips, the latency of one image."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from neuralfuse.data import DataSet
+from neuralfuse.energy import latency
+from neuralfuse.evaluation import Run
+from neuralfuse.faults import fault_model
+from neuralfuse.fuse import NeuralFuse
+from neuralfuse.memory import deploy
+from neuralfuse.nets import base_model
+from neuralfuse.pipeline import measure
+from neuralfuse.quant import Scheme
+from neuralfuse.ranges import InputRange
+from neuralfuse.reproduce.place import Place
+from neuralfuse.reproduce.scale import FACTS, Images
+from neuralfuse.reproduce.steps import Step, counts
+from neuralfuse.reproduce.trainings import BaseStep, ModuleStep
+from neuralfuse.seeds import derive, generator
+
+
+@dataclass(frozen=True)
+class EvaluationStep(Step):
+    """Measure a base model on unseen chips, alone or behind a NeuralFuse."""
+
+    base: BaseStep
+    module: ModuleStep | None
+    faults: str
+    ber: float
+    chips: int
+    bits: int = 8
+    until: float | None = None
+    test_images: int = 0
+
+    kind = "evaluation"
+
+    @property
+    def alone(self) -> EvaluationStep:
+        """The same base model on the same chips, all of them, without NeuralFuse."""
+        return replace(self, module=None, until=None)
+
+    @property
+    def needs(self) -> tuple[Step, ...]:
+        """See `Step`."""
+        return (self.base,) if self.module is None else (self.base, self.module, self.alone)
+
+    def config(self) -> dict[str, Any]:
+        """See `Step`."""
+        return {
+            "base": self.base.address,
+            "module": None if self.module is None else self.module.address,
+            "faults": fault_model(self.faults, ber=self.ber).to_config(),
+            "bits": self.bits,
+            "chips": self.chips,
+            "until": self.until,
+            "test_images": self.test_images,
+        }
+
+    def perform(self, place: Place) -> dict[str, Any]:
+        """See `Step`."""
+        store, folder = place.store, place.store.folder(self.address)
+        done = 0
+
+        def say(text: str) -> None:
+            nonlocal done
+            done += 1
+            store.tell(self.address, done=done, total=self.chips, note=text)
+
+        plain = None
+        if self.module is not None:
+            before = store.record(self.alone.address)
+            plain = None if before is None else before["result"]
+        record = measure(
+            None if self.module is None else store.folder(self.module.address), self.base.open(place, self.bits),
+            self._data(place), fault_model(self.faults, ber=self.ber), chips=self.chips, until=self.until, plain=plain,
+            out=folder / "evaluation.json", resume=True, say=say,
+        )  # fmt: skip
+        return (
+            record if plain is None else {**record, "alone": {name: plain[name] for name in ("pa", "pa_sd", "chips")}}
+        )
+
+    def _data(self, place: Place) -> DataSet:
+        """Return the data with the test images that count: the first of an order that is the same for ever."""
+        data = place.images(self.base.images)
+        if not self.test_images:
+            return data
+        order = torch.randperm(len(data.test), generator=generator(data.name, "test images"))
+        return replace(data, test=data.test[order[: self.test_images].sort().values.to(data.test.images.device)])
+
+    @property
+    def title(self) -> str:
+        """See `Step`."""
+        bits = "" if self.bits == Scheme.bits else f", {self.bits} bits"
+        fuse = "" if self.module is None else f", behind {self.module.generator} ({self.module.against})"
+        return f"evaluate {self.base.network} on {self.base.images.name}, {self.ber:.4g} {self.faults}{bits}{fuse}"
+
+    @property
+    def macs(self) -> float:
+        """See `Step`."""
+        images = self.base.images
+        tested = min(self.test_images or FACTS[images.name].test, FACTS[images.name].test)
+        own = 0 if self.module is None else counts(self.module.generator, images).macs
+        return float(tested * (own + (1 + self.chips) * counts(self.base.network, images).macs))
+
+
+@dataclass(frozen=True)
+class LatencyStep(Step):
+    """Measure how long one image takes, without and with NeuralFuse; what the weights are does not matter."""
+
+    images: Images
+    network: str
+    generator: str | None
+    device: str
+
+    kind = "latency"
+
+    def config(self) -> dict[str, Any]:
+        """See `Step`."""
+        return asdict(self)
+
+    def perform(self, place: Place) -> dict[str, Any]:
+        """See `Step`; all that is measured varies from run to run."""
+        run = Run(torch.device(place.device))
+        facts = FACTS[self.images.name]
+        size = (self.images.size or facts.size,) * 2
+        seed = derive("latency") >> 1
+        base = base_model(self.network, classes=facts.classes, channels=facts.channels, image_size=size, seed=seed)
+        deployed = deploy(base.to(place.device))
+        fuse = None
+        if self.generator is not None:
+            fuse = NeuralFuse(
+                self.generator, channels=facts.channels, image_size=size, input_range=InputRange(), seed=seed
+            ).to(place.device).eval()  # fmt: skip
+        image = torch.zeros(1, facts.channels, *size, device=place.device)
+        return {"run": {**run.facts(), "latency_seconds": latency(deployed, fuse, image)}}
+
+    @property
+    def title(self) -> str:
+        """See `Step`."""
+        return f"time {self.network} on {self.images.name}" + (f" behind {self.generator}" if self.generator else "")
+
+    @property
+    def macs(self) -> float:
+        """See `Step`."""
+        names = [self.network, *([self.generator] if self.generator else [])]
+        return float(33 * 2 * sum(counts(name, self.images).macs for name in names))

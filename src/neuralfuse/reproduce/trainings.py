@@ -1,0 +1,176 @@
+"""Steps that train: a base model, the start of a generator, a NeuralFuse."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from neuralfuse.config import EopmConfig, LoopConfig, QatConfig
+from neuralfuse.memory import Deployed, deploy
+from neuralfuse.nets import BaseModel, load_base
+from neuralfuse.pipeline import make_base, make_fuse, make_start
+from neuralfuse.quant import Scheme
+from neuralfuse.reproduce.place import Place
+from neuralfuse.reproduce.scale import FACTS, Images
+from neuralfuse.reproduce.steps import Step, counts
+from neuralfuse.reproduce.store import Store
+
+
+@dataclass(frozen=True)
+class BaseStep(Step):
+    """Train a base model."""
+
+    images: Images
+    network: str
+    qat: QatConfig
+
+    kind = "base"
+
+    def config(self) -> dict[str, Any]:
+        """See `Step`."""
+        return {"images": asdict(self.images), "network": self.network, "qat": self.qat.to_config()}
+
+    def perform(self, place: Place) -> dict[str, Any]:
+        """See `Step`."""
+        folder = place.store.folder(self.address)
+        return make_base(
+            self.network, place.images(self.images), self.qat, out=folder, resume=True,
+            listeners=[_Telling(place.store, self.address)], device=torch.device(place.device),
+        )  # fmt: skip
+
+    def open(self, place: Place, bits: int = 8) -> tuple[BaseModel, Deployed]:
+        """Return the trained model, deployed; below its own width its weights are cut down as in the paper."""
+        model = load_base(place.store.folder(self.address))
+        scheme = model.scheme if bits == model.scheme.bits else Scheme(bits=bits, rounding="floor")
+        return model, deploy(model.module.to(place.device), scheme=scheme, input_range=model.input_range)
+
+    @property
+    def title(self) -> str:
+        """See `Step`."""
+        return f"train {self.network} on {self.images.name}" + (" with AWP" if self.qat.awp else "")
+
+    @property
+    def macs(self) -> float:
+        """See `Step`."""
+        facts = FACTS[self.images.name]
+        images = _images_seen(self.qat, facts.train)
+        return (6.0 if self.qat.awp else 3.0) * images * counts(self.network, self.images).macs
+
+
+@dataclass(frozen=True)
+class StartStep(Step):
+    """Teach a generator the classes, for all modules of it to start from."""
+
+    images: Images
+    generator: str
+    pretrain: QatConfig
+
+    kind = "start"
+
+    def config(self) -> dict[str, Any]:
+        """See `Step`."""
+        return {"images": asdict(self.images), "generator": self.generator, "pretrain": self.pretrain.to_config()}
+
+    def perform(self, place: Place) -> dict[str, Any]:
+        """See `Step`."""
+        return make_start(
+            self.generator, place.images(self.images), self.pretrain, out=place.store.folder(self.address),
+            resume=True, listeners=[_Telling(place.store, self.address)], device=torch.device(place.device),
+        )  # fmt: skip
+
+    @property
+    def title(self) -> str:
+        """See `Step`."""
+        return f"teach {self.generator} the classes of {self.images.name}"
+
+    @property
+    def macs(self) -> float:
+        """See `Step`."""
+        images = _images_seen(self.pretrain, FACTS[self.images.name].train)
+        return 3.0 * images * counts(self.generator, self.images).macs
+
+
+@dataclass(frozen=True)
+class ModuleStep(Step):
+    """Train a NeuralFuse against one or several base models."""
+
+    bases: tuple[BaseStep, ...]
+    generator: str
+    eopm: EopmConfig
+    start: StartStep | None = None
+
+    kind = "module"
+
+    @property
+    def needs(self) -> tuple[Step, ...]:
+        """See `Step`."""
+        return self.bases if self.start is None else (*self.bases, self.start)
+
+    def config(self) -> dict[str, Any]:
+        """See `Step`."""
+        return {
+            "bases": [base.address for base in self.bases],
+            "generator": self.generator,
+            "eopm": self.eopm.to_config(),
+            **({} if self.start is None else {"start": self.start.address}),
+        }
+
+    def perform(self, place: Place) -> dict[str, Any]:
+        """See `Step`."""
+        return make_fuse(
+            self.generator, [base.open(place) for base in self.bases], place.images(self.bases[0].images), self.eopm,
+            start=None if self.start is None else place.store.folder(self.start.address),
+            out=place.store.folder(self.address), resume=True, listeners=[_Telling(place.store, self.address)],
+            device=torch.device(place.device),
+        )  # fmt: skip
+
+    @property
+    def title(self) -> str:
+        """See `Step`."""
+        names = "+".join(base.network for base in self.bases)
+        return f"train {self.generator} for {names} on {self.bases[0].images.name}, {self.against}"
+
+    @property
+    def against(self) -> str:
+        """What it is trained against, in a few words."""
+        eopm = self.eopm
+        bits = f"{eopm.adversarial_bits} worst bits" if eopm.adversarial_bits else f"{eopm.ber:.4g} {eopm.faults}"
+        changed = [("lambda", eopm.lam, EopmConfig.lam), ("N", eopm.n_chips, EopmConfig.n_chips)]
+        return ", ".join([bits, *(f"{name} {value:g}" for name, value, usual in changed if value != usual)])
+
+    @property
+    def macs(self) -> float:
+        """See `Step`."""
+        eopm, images = self.eopm, self.bases[0].images
+        seen = _images_seen(eopm, FACTS[images.name].train)
+        passes = 1 + (eopm.n_chips if eopm.estimator == "crossed" else 1) + (eopm.adversarial_bits > 0)
+        bases = sum(counts(base.network, images).macs for base in self.bases) / len(self.bases)
+        return seen * (3 * counts(self.generator, images).macs + 2 * passes * bases)
+
+
+class _Telling:
+    """Leaves a note of a training's progress in the store, every second or so."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.name, self.told = store, name, 0.0
+
+    def stepped(self, step: int, total: int, losses: Mapping[str, float]) -> None:
+        if time.monotonic() - self.told > 1 or step == total:
+            note = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
+            self.store.tell(self.name, done=step, total=total, note=note)
+            self.told = time.monotonic()
+
+    def validated(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _images_seen(config: LoopConfig, train: int) -> float:
+    steps = config.epochs * (train // min(config.batch, train))
+    return float(min(steps, config.max_steps or steps) * config.batch)

@@ -1,0 +1,101 @@
+"""Teaching a generator to tell classes apart: before EOPM (`pretrain`), and beside it (`WithClassHead`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from neuralfuse.config import QatConfig
+from neuralfuse.data import DataSet
+from neuralfuse.errors import ConfigError
+from neuralfuse.fuse import NeuralFuse
+from neuralfuse.nets.base import seeded
+from neuralfuse.quant import Scheme, quantized_call
+from neuralfuse.seeds import derive
+from neuralfuse.train.listeners import Listener
+from neuralfuse.train.loop import State
+from neuralfuse.train.qat import train_base
+
+
+class WithClassHead(nn.Module):
+    """A NeuralFuse and, only while it learns, a linear classifier on its generator's narrowest layer.
+
+    Args:
+        fuse: The module that learns.
+        classes: Classes of the data.
+        seed: Seed of the head's initial weights.
+    Raises:
+        ConfigError: the generator has no such layer: ``uip``.
+    """
+
+    def __init__(self, fuse: NeuralFuse, *, classes: int, seed: int) -> None:
+        super().__init__()
+        narrowest: tuple[nn.Module, int] | None = getattr(fuse.generator, "narrowest", None)
+        if narrowest is None:
+            raise ConfigError(f"only a generator that encodes the image can be taught classes: got {fuse.name}.")
+        self.fuse = fuse
+        self._layer, channels = (narrowest[0],), narrowest[1]  # in a tuple: its weights are the module's already
+        self.head = seeded(lambda: nn.Linear(channels, classes), derive(seed, "class head") >> 1)
+
+    def forward(self, x: Tensor, scheme: Scheme | None = None) -> tuple[Tensor, Tensor]:
+        """Return F(x), its generator on weights fake-quantized by ``scheme``, and the head's logits (N, classes)."""
+        seen: list[Tensor] = []
+        hook = self._layer[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
+        try:
+            output = quantized_call(self.fuse, x, scheme)
+        finally:
+            hook.remove()
+        return output, self.classify(seen[0])
+
+    def classify(self, encoded: Tensor) -> Tensor:
+        """Return the head's logits (N, classes) for the narrowest layer's output (N, channels, H', W')."""
+        return self.head(encoded.mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+class _Classifier(nn.Module):
+    """The part of a generator that tells classes apart; sizes that it pads may be any here."""
+
+    def __init__(self, taught: WithClassHead) -> None:
+        super().__init__()
+        self.taught = taught
+
+    def forward(self, x: Tensor) -> Tensor:
+        fuse: Any = self.taught.fuse
+        return self.taught.classify(fuse.generator.encode(fuse.symmetric(x)))
+
+
+def pretrain(
+    fuse: NeuralFuse,
+    data: DataSet,
+    config: QatConfig | None = None,
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+) -> State:
+    """Teach a module's generator to tell classes apart, in place; faults and base models are not known yet.
+
+    A start for `train_fuse` with a class head, and the same one for all base models, rates and fault models.
+
+    Args:
+        fuse: The module, of a generator that encodes the image.
+        data: Training and validation images.
+        config: The recipe, that of a base model.
+        out: Folder for checkpoints.
+        resume: Go on from the checkpoint there.
+        listeners: Who to tell of steps and validations.
+    Returns:
+        The run's state; ``best_score`` is the best validation accuracy in percent.
+    Raises:
+        ConfigError: the generator does not look at the image: ``uip``.
+    """
+    config = config or QatConfig()
+    taught = WithClassHead(fuse, classes=len(data.classes), seed=config.seed).to(fuse.scale.device)
+    state = train_base(
+        _Classifier(taught), data, config, input_range=fuse.input_range, out=out, resume=resume, listeners=listeners
+    )
+    fuse.trained = {"task": "classes", **config.to_config(), "data": data.to_config(), "accuracy": state.best_score}
+    return state
