@@ -46,6 +46,22 @@ def test_models_lists_networks(capsys):
     assert "11,173,962" in capsys.readouterr().out
 
 
+def test_a_module_starts_from_another(trained, capsys, tmp_path):
+    start = tmp_path / "start"
+    assert run(["pretrain", "--generator", "unets", "--data", "digits", "--epochs", "2", "--out", str(start)]) == 0
+    assert "unets tells " in capsys.readouterr().out
+    config = json.loads((start / "config.json").read_text())
+    assert config["trained"]["task"] == "classes"
+    own = [*TRAIN, "--base", str(trained / "base"), "--out", str(tmp_path / "fuse"), "--class-head", "1"]
+    assert run([*own, "--start", str(start)]) == 0
+    trained_on = json.loads((tmp_path / "fuse" / "config.json").read_text())["trained"]
+    assert trained_on["start"]["accuracy"] == config["trained"]["accuracy"]
+    assert trained_on["class_head"] == 1.0
+    capsys.readouterr()
+    fails(capsys, [*own, "--start", str(start), "--generator", "convs"], "must be of the same generator: got unets")
+    fails(capsys, [*own, "--start", str(tmp_path)], "config.json")
+
+
 def test_the_whole_path(trained, capsys, tmp_path):
     capsys.readouterr()
     out = tmp_path / "record.json"

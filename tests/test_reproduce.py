@@ -113,6 +113,26 @@ def test_tables_share_steps():
     assert ours <= theirs
 
 
+def test_modules_of_a_generator_share_the_start_that_knows_no_base_model():
+    modules = [
+        step for step in ordered(steps_of(choose(["table11", "table12"]), REQUEST)) if isinstance(step, ModuleStep)
+    ]
+    starts = {(step.generator, step.start) for step in modules}
+    assert len(starts) == 7
+    for generator, start in starts:
+        if generator == "uip":
+            assert start is None, "a universal perturbation does not look"
+        else:
+            assert start.generator == generator
+            assert start.needs == ()
+    for step in modules:
+        assert step.eopm.class_head == (0 if step.generator == "uip" else 1)
+        assert step.start in (None, *step.needs)
+    paper = next(step for step in modules if step.generator == "convs")
+    assert replace(paper, start=None).address != paper.address
+    assert "start" not in replace(paper, start=None).config()
+
+
 def test_equal_steps_have_one_address_in_all_tables():
     steps = ordered(steps_of(choose(["all"]), REQUEST))
     assert len({step.address for step in steps}) == len(set(steps)) == len(steps)
@@ -135,7 +155,7 @@ def test_meanings_of_the_rate_are_tables_of_their_own(tmp_path):
         Job.of(["table12"], {}, Request(load_scale("smoke"), faults), Place(tmp_path)) for faults in ("stuck", "flip")
     ]
     assert jobs[0].path("table12") != jobs[1].path("table12")
-    assert not {step.address for step in jobs[0].steps if step.kind != "base"} & {
+    assert not {step.address for step in jobs[0].steps if step.kind not in ("base", "start")} & {
         step.address for step in jobs[1].steps
     }
     (record,) = jobs[1].records()
@@ -507,7 +527,7 @@ def test_status_says_where_steps_stand(tmp_path, capsys):
         arguments = "reproduce table12 --scale smoke --rows base=VGG11 --rows generator=UNetS --rows ber=0.01 --status"
         assert run([*arguments.split(), "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("0 finished, 1 running, 1 failed, 2 waiting; at most about ")
+    assert lines[0].startswith("0 finished, 1 running, 1 failed, 3 waiting; at most about ")
     assert lines[1] == "failed: train vgg11-tiny on digits: OSError: no space left on device"
     assert lines[2].startswith("running: train unets for vgg11-tiny on digits, 0.03 reference, N 1: 3 of 20")
 
@@ -583,7 +603,7 @@ def test_failed_steps_end_in_one_line_and_a_table_without_them(tmp_path, monkeyp
     arguments = "reproduce table12 --scale smoke --rows base=VGG11 --rows generator=UNetS --rows ber=0.01 --workers 0"
     assert run([*arguments.split(), "--out", "out"]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("neuralfuse: 1 of 4 steps failed and 1 need them; all else is kept in ")
+    assert line.startswith("neuralfuse: 1 of 5 steps failed and 1 need them; all else is kept in ")
     assert line.endswith("train unets for vgg11-tiny on digits, 0.03 reference, N 1: OSError: no space left on device")
     record = json.loads((tmp_path / "out" / "table12-smoke-reference.json").read_text())
     assert all(row["measured"] is None for row in record["rows"])

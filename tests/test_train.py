@@ -28,7 +28,7 @@ from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy
 from neuralfuse.nets import base_model
 from neuralfuse.quant import Layers, Scheme, fake_quantize
-from neuralfuse.train import Pass, ProgressBar, TensorBoard, eopm_backward, passes, train_base, train_fuse
+from neuralfuse.train import Pass, ProgressBar, TensorBoard, eopm_backward, passes, pretrain, train_base, train_fuse
 from neuralfuse.train.eopm import _Eopm
 from neuralfuse.train.loop import CHECKPOINT, Batches
 
@@ -319,6 +319,34 @@ def test_a_generator_that_does_not_look_takes_no_class_head(data, small_net):
     fuse = NeuralFuse("uip", channels=1, image_size=(8, 8), seed=0)
     with pytest.raises(ConfigError, match="only a generator that encodes the image can be taught classes: got uip"):
         train_fuse(fuse, deploy(small_net), data, EopmConfig(ber=0.01, class_head=1.0))
+
+
+@pytest.mark.parametrize("name", ["convs", "unets"])
+def test_pretraining_teaches_the_encoder_alone(name, data):
+    fuse = NeuralFuse(name, channels=1, image_size=(8, 8), seed=0)
+    before = copy.deepcopy(fuse.state_dict())
+    state = pretrain(fuse, data, QatConfig(epochs=6, batch=16, lr=0.05))
+    assert state.best_score > 60, "five classes"
+    assert fuse.trained["task"] == "classes"
+    assert fuse.trained["accuracy"] == state.best_score
+    changed = {key for key, tensor in fuse.state_dict().items() if not torch.equal(tensor, before[key])}
+    drawing = ("up.", "merge.", "last.") if name == "unets" else tuple(f"layers.{place}." for place in range(12, 40))
+    assert changed
+    assert not any(key.removeprefix("generator.").startswith(drawing) for key in changed)
+
+
+def test_pretraining_needs_a_generator_that_looks(data):
+    with pytest.raises(ConfigError, match="only a generator that encodes the image can be taught classes: got uip"):
+        pretrain(NeuralFuse("uip", channels=1, image_size=(8, 8), seed=0), data)
+
+
+def test_a_module_trained_before_says_so_in_what_it_becomes(data, small_net, tmp_path):
+    fuse = small_fuse()
+    fuse.trained = {"task": "classes", "accuracy": 90.0}
+    train_fuse(fuse, deploy(small_net), data, EOPM, out=tmp_path)
+    assert fuse.trained["start"] == {"task": "classes", "accuracy": 90.0}
+    with pytest.raises(FileFormatError, match="checkpoint of this very run"):
+        run_fuse(data, tmp_path, deploy(small_net), resume=True)
 
 
 def test_base_training_learns(data):

@@ -72,7 +72,9 @@ class Request:
             setting.eopm, ber=self.rate(of.train_ber), faults=self.faults, lam=of.lam, seed=self.seed,
             adversarial_bits=_same_share(of, bases[0]), class_head=setting.eopm.class_head * looks, **eopm,
         )  # fmt: skip
-        start = StartStep(setting.images, generator, setting.pretrain) if setting.pretrain and looks else None
+        start = None
+        if setting.pretrain and looks:
+            start = StartStep(setting.images, generator, replace(setting.pretrain, seed=self.seed))
         return EvaluationStep(
             self.base(of.data, of.base), ModuleStep(bases, generator, trained, start), self.faults,
             self.rate(of.ber), scale.chips, of.bits, scale.until, scale.test_images,
