@@ -58,7 +58,8 @@ def test_a_module_starts_from_another(trained, capsys, tmp_path):
     assert trained_on["start"]["accuracy"] == config["trained"]["accuracy"]
     assert trained_on["class_head"] == 1.0
     capsys.readouterr()
-    fails(capsys, [*own, "--start", str(start), "--generator", "convs"], "must be of the same generator: got unets")
+    other = ["convs" if word == "unets" else word for word in own]
+    fails(capsys, [*other, "--start", str(start)], "must be of the same generator: got unets")
     fails(capsys, [*own, "--start", str(tmp_path)], "config.json")
 
 

@@ -529,7 +529,7 @@ def test_status_says_where_steps_stand(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("0 finished, 1 running, 1 failed, 3 waiting; at most about ")
     assert lines[1] == "failed: train vgg11-tiny on digits: OSError: no space left on device"
-    assert lines[2].startswith("running: train unets for vgg11-tiny on digits, 0.03 reference, N 1: 3 of 20")
+    assert lines[2].startswith("running: teach unets the classes of digits: 3 of 20")
 
 
 def test_published_values_stand_beside_measured_ones(tmp_path):
