@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from conftest import ROOT
 from neuralfuse import published
 from neuralfuse.cli.main import run
 from neuralfuse.errors import ConfigError, DataError, OutputError, UnfinishedError, UnknownNameError
@@ -609,3 +610,12 @@ def test_failed_steps_end_in_one_line_and_a_table_without_them(tmp_path, monkeyp
     assert all(row["measured"] is None for row in record["rows"])
     assert issubclass(UnfinishedError, RuntimeError)
     assert issubclass(DataError, ValueError)
+
+
+def test_the_scale_without_classes_is_cpu_in_all_else():
+    cpu, without = load_scale("cpu"), load_scale(str(ROOT / "results" / "paper" / "without-class-head.toml"))
+    assert set(without.settings) == {"CIFAR-10", "GTSRB"}
+    for data, own in without.settings.items():
+        with_them = cpu.settings[data]
+        assert own == replace(with_them, pretrain=None, eopm=replace(with_them.eopm, class_head=0.0, lr=2e-3))
+    assert replace(cpu, name="", title="", settings={}) == replace(without, name="", title="", settings={})
