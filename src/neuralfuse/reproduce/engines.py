@@ -142,7 +142,7 @@ def engine(*, workers: int, threads: int, scheduler: str | None = None) -> Itera
                 yield OnDask(client, threads)
             return
         local = distributed.LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0,
+            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", memory_limit=0,
             silence_logs=logging.CRITICAL,
         )  # fmt: skip
         with local, distributed.Client(local) as client:
