@@ -612,6 +612,14 @@ def test_failed_steps_end_in_one_line_and_a_table_without_them(tmp_path, monkeyp
     assert issubclass(DataError, ValueError)
 
 
+def test_a_table_says_that_generators_were_taught_classes(tmp_path):
+    record = table_record("table12", TABLES["table12"].rows[:1], REQUEST, Place(tmp_path))
+    line = "generators were also taught the classes, the paper's were not"
+    for module, told in (({"eopm": {"class_head": 0.0}}, False), ({"eopm": {"class_head": 1.0}}, True)):
+        assert (line in as_text({**record, "steps": {"module-1": module}})) == told
+    assert line not in as_text(record)
+
+
 def test_the_scale_without_classes_is_cpu_in_all_else():
     cpu, without = load_scale("cpu"), load_scale(str(ROOT / "results" / "paper" / "without-class-head.toml"))
     assert set(without.settings) == {"CIFAR-10", "GTSRB"}

@@ -70,6 +70,9 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     factor = config["rate_factor"]
     if factor != 1 and record["steps"]:
         lines.append(f"every rate is {factor:g} times the paper's: small networks have few cells to fail")
+    steps = record["steps"].values()
+    if any("start" in step or step.get("eopm", {}).get("class_head") for step in steps):
+        lines.append("generators were also taught the classes, the paper's were not")
     if waiting:
         lines.append(f"{waiting} of {len(rows)} rows are not measured yet")
     shown = [row for row in rows if waiting == len(rows) or row["measured"] is not None]
