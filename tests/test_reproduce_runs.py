@@ -220,5 +220,5 @@ def test_a_dask_worker_killed_in_the_middle_costs_one_step(undisturbed, tmp_path
     assert without_run(record) == undisturbed
     after = done(out)
     assert before.items() <= after.items(), "what was finished is not done again"
-    finished = [line for line in errors.splitlines() if " of 11: " in line]
-    assert len(finished) == len(set(finished)) == 11, errors
+    finished = [line for line in errors.splitlines() if " of 13: " in line]
+    assert len(finished) == len(set(finished)) == 13, errors
