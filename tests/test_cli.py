@@ -59,7 +59,7 @@ def test_a_module_starts_from_another(trained, capsys, tmp_path):
     assert trained_on["class_head"] == 1.0
     capsys.readouterr()
     other = ["convs" if word == "unets" else word for word in own]
-    fails(capsys, [*other, "--start", str(start)], "must be of the same generator: got unets")
+    fails(capsys, [*other, "--start", str(start)], "must hold convs for 1 channels: got unets for 1 channels")
     fails(capsys, [*own, "--start", str(tmp_path)], "config.json")
 
 

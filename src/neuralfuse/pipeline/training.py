@@ -10,7 +10,7 @@ import torch
 
 from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.data import DataSet
-from neuralfuse.errors import ConfigError
+from neuralfuse.errors import require
 from neuralfuse.evaluation import Run
 from neuralfuse.faults import FaultModel
 from neuralfuse.files import fingerprint, write_json
@@ -171,12 +171,15 @@ def _untrained(generator: str, data: DataSet, input_range: InputRange, fit: Fit,
 
 def _begin_with(fuse: NeuralFuse, folder: Path) -> None:
     start = NeuralFuse.from_pretrained(folder)
-    for what in ("generator", "channels", "image_size"):
-        own, given = (getattr(one, "name" if what == "generator" else what) for one in (fuse, start))
-        if given != own and (what != "image_size" or fuse.name == "uip"):
-            raise ConfigError(f"--start {folder} must be of the same {what}: got {given}, and {own} is to be trained.")
+    require(_kind(start) == _kind(fuse), f"--start {folder} must hold {_kind(fuse)}: got {_kind(start)}.")
     fuse.load_state_dict(start.state_dict())
     fuse.trained = {**start.trained, "fingerprint": fingerprint(*start.state_dict().values())}
+
+
+def _kind(fuse: NeuralFuse) -> str:
+    """Return what two modules must have in common to have the same weights."""
+    size = f" of {fuse.image_size[0]}x{fuse.image_size[1]}" if fuse.name == "uip" else ""
+    return f"{fuse.name} for {fuse.channels} channels{size}"
 
 
 def base_config(model: BaseModel, deployed: Deployed) -> dict[str, Any]:
