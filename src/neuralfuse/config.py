@@ -128,6 +128,10 @@ class QatConfig(LoopConfig):
         label_smoothing: Share of the target spread over all classes.
         awp: Adversarial weight perturbation: train at weights moved by this share of their norm to where the loss is
             worst.
+        clip: Largest magnitude of a weight that the memory stores (weight clipping); 0 for no limit.
+        ber: Rate of bit errors to train with (RandBET): beside its loss as it is, the model's loss on a fresh chip in
+            every step; 0 for none.
+        faults: Name of the fault model of those.
     """
 
     epochs: int = 15
@@ -138,6 +142,9 @@ class QatConfig(LoopConfig):
     bits: int = 8
     label_smoothing: float = 0.1
     awp: float = 0.0
+    clip: float = 0.0
+    ber: float = 0.0
+    faults: str = "flip"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,6 +152,18 @@ class QatConfig(LoopConfig):
         value = self.label_smoothing
         require(0 <= value < 1, f"label_smoothing must be in [0, 1): got label_smoothing={value}.")
         require(0 <= self.awp < 1, f"awp must be in [0, 1): got awp={self.awp}.")
+        require(self.clip >= 0 and math.isfinite(self.clip), f"clip must be at least 0: got clip={self.clip}.")
+        check_ber(self.ber)
+        require(self.bits > 0 or self.ber == 0, "bits must be 2 or more to train with bit errors: got bits=0.")
+        require(self.awp == 0 or self.ber == 0, "awp and ber must not be used together: leave one at 0.")
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the configuration as JSON; options that came later appear where they are used only, so that earlier
+        records and checkpoints stay equal."""
+        made = super().to_config()
+        unused = [] if self.clip else ["clip"]
+        unused += [] if self.ber else ["ber", "faults"]
+        return {name: value for name, value in made.items() if name not in unused}
 
 
 # "paper" is the reference's: 300 epochs at a small constant rate, plain momentum, its own augmentation.

@@ -46,6 +46,9 @@ class Task(ABC):
     def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
         """Add the gradient of one mini-batch (uint8 images) to the module's parameters; return the losses by name."""
 
+    def stepped(self) -> None:  # noqa: B027
+        """Do what is to be done after each step of the optimizer; nothing by default."""
+
     @abstractmethod
     def validate(self) -> dict[str, float]:
         """Return metrics in percent; ``score`` decides which state is best."""
@@ -133,6 +136,7 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             losses = _backward(task, batches, state.step, config.seed)
             optimizer.step()
+            task.stepped()
             state.step += 1
             average.update(task.module, state.step)
             for listener in listeners:

@@ -1,0 +1,130 @@
+"""Error-aware training of base models: weight clipping and random bit errors, against oracles made by hand."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from neuralfuse.config import QatConfig
+from neuralfuse.data import load_data
+from neuralfuse.errors import ConfigError
+from neuralfuse.evaluation import evaluate, t_interval
+from neuralfuse.faults import Chip, evaluation_chips, fault_model, training_chip
+from neuralfuse.memory import deploy
+from neuralfuse.nets import base_model
+from neuralfuse.quant import Layers, Scheme
+from neuralfuse.ranges import InputRange
+from neuralfuse.train import train_base
+from neuralfuse.train.qat import _Qat
+from neuralfuse.train.randbet import perturbed_call, perturbed_parameters
+
+CHIP = Chip(fault_model("flip", ber=0.2), 3)
+SHORT = QatConfig(epochs=2, batch=16, lr=0.05, augment="none", label_smoothing=0.0)
+
+
+def test_weights_are_read_through_the_chip_as_deployed_ones_are(small_net):
+    made = perturbed_parameters(small_net, CHIP, Scheme())
+    deployed = deploy(small_net)
+    reading = deployed.memory.read(CHIP)
+    by_hand = deployed.memory.values.clone()
+    by_hand[reading.index] = reading.values
+    for name, tensor in deployed.memory.parameters(by_hand).items():
+        assert torch.equal(made[name], tensor)
+    assert set(made) == {stored.parameter for stored in deployed.memory.stored}
+
+
+def test_the_gradient_is_the_one_at_the_faulty_weights(small_net):
+    x = torch.linspace(-1, 1, 2 * 36).view(2, 1, 6, 6)
+    perturbed_call(small_net, x, CHIP, Scheme()).square().sum().backward()
+    faulty = copy.deepcopy(small_net)
+    faulty.zero_grad()
+    read = {name: tensor.detach() for name, tensor in perturbed_parameters(small_net, CHIP, Scheme()).items()}
+    faulty.load_state_dict({**faulty.state_dict(), **read})
+    faulty(x).square().sum().backward()
+    for (name, one), other in zip(small_net.named_parameters(), faulty.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-5), name
+
+
+def _task(data, config):
+    module = base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
+    return _Qat(module, data, config, InputRange(), Layers())
+
+
+def test_errors_begin_once_the_model_has_learned_something(data):
+    task = _task(data, replace(SHORT, ber=0.01))
+    images, labels = data.train.images[:32], data.train.labels[:32]
+    untaught = task.backward(images, labels, 0)
+    assert (untaught["loss"] < 0.76 * math.log(2)) == ("perturbed" in untaught)
+    with torch.no_grad():
+        task.module.fc.weight.zero_()
+        task.module.fc.bias.zero_()  # guesses: the loss is log 2
+    assert "perturbed" not in task.backward(images, labels, 1)
+    train_base(task.module, data, replace(SHORT, epochs=10))
+    assert "perturbed" in task.backward(images, labels, 2)
+
+
+def test_the_step_adds_the_gradients_of_both_losses(data):
+    images, labels = data.train.images[:32], data.train.labels[:32]
+    plain, both = (_task(data, replace(SHORT, ber=ber)) for ber in (0.0, 0.05))
+    train_base(plain.module, data, replace(SHORT, epochs=10))
+    both.module.load_state_dict(plain.module.state_dict())
+    for task in (plain, both):
+        task.module.zero_grad(set_to_none=False)
+        task.backward(images, labels, 7)
+    chip = training_chip(fault_model("flip", ber=0.05), SHORT.seed, 7)
+    F.cross_entropy(perturbed_call(plain.module, InputRange().from_bytes(images), chip, Scheme()), labels).backward()
+    for (name, one), other in zip(plain.module.named_parameters(), both.module.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-5), name
+    assert int(both.module.bn1.num_batches_tracked) == int(plain.module.bn1.num_batches_tracked)
+
+
+def test_clipped_weights_stay_in_their_limits(data):
+    module = base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
+    before = max(float(stored.tensor.detach().abs().max()) for stored in Layers().select(module))
+    train_base(module, data, replace(SHORT, clip=0.07))
+    largest = [float(stored.tensor.detach().abs().max()) for stored in Layers().select(module)]
+    assert before > 0.07 and max(largest) <= 0.07 + 1e-7
+    assert float(module.bn1.weight.detach().abs().max()) > 0.07  # what is not stored is not clipped
+
+
+def test_options_that_are_not_used_leave_records_as_they_were():
+    assert not {"clip", "ber", "faults"} & set(QatConfig().to_config())
+    assert QatConfig(clip=0.1).to_config()["clip"] == 0.1
+    assert {"ber": 0.01, "faults": "flip"}.items() <= QatConfig(ber=0.01).to_config().items()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"clip": -0.1}, "clip must be at least 0"),
+        ({"ber": 2.0}, "ber"),
+        ({"ber": 0.01, "bits": 0}, "bits must be 2 or more to train with bit errors"),
+        ({"ber": 0.01, "awp": 0.01}, "awp and ber must not be used together"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, says):
+    with pytest.raises(ConfigError, match=says):
+        QatConfig(**options)
+
+
+@pytest.mark.slow
+def test_randbet_makes_fewer_errors_than_plain_qat():
+    """At 0.5% and 1% flips, over the same chips, on each of three training seeds."""
+    data = load_data("digits")
+    for seed in range(3):
+        models = []
+        for options in ({}, {"ber": 0.01, "clip": 0.2}):
+            module = base_model("vgg11-tiny", classes=10, channels=1, image_size=(8, 8), seed=seed)
+            train_base(module, data, QatConfig(epochs=15, batch=64, seed=seed, **options))
+            models.append(deploy(module))
+        for ber in (0.005, 0.01):
+            chips = evaluation_chips(fault_model("flip", ber=ber), 20)
+            plain, randbet = (evaluate(model, data.test, chips) for model in models)
+            pairs = zip(plain.per_chip, randbet.per_chip, strict=True)
+            low, _ = t_interval([other.pa - one.pa for one, other in pairs])
+            assert low > 0, (seed, ber, plain.pa, randbet.pa)
