@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from neuralfuse.config import QatConfig
 from neuralfuse.data import load_data
-from neuralfuse.errors import ConfigError
+from neuralfuse.errors import NeuralFuseError
 from neuralfuse.evaluation import evaluate, t_interval
 from neuralfuse.faults import Chip, evaluation_chips, fault_model, training_chip
 from neuralfuse.memory import deploy
@@ -108,7 +108,7 @@ def test_options_that_are_not_used_leave_records_as_they_were():
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, says):
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(NeuralFuseError, match=says):
         QatConfig(**options)
 
 
