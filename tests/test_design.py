@@ -22,6 +22,7 @@ ROOMS = [
     {"train"},
     {"evaluation"},
     {"pipeline"},
+    {"methods"},
     {"plan", "reproduce"},
     {"demo"},
     {"cli"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -62,6 +63,10 @@ class Perturbed(nn.Module):
             self.reading, self._read_at = base.memory.read(self.chip, read=read), read
         self.reads += 1
         return base.run(x, self, self._activations, read)
+
+    def module(self) -> nn.Module:
+        """Return an independent copy of the model that holds the weights as this chip had them read last."""
+        return self._base[0].holding(self.reading)
 
     def patch(self, weights: FloatWeights) -> Patch:
         """Return what the latest reading changes in these weights."""
@@ -136,6 +141,18 @@ class Deployed(nn.Module):
         weights = self._runner.weights(x)
         parameters = weights.clean if perturbed is None else self.weights_through(perturbed)
         return self._runner.run(x, parameters, activations, read)
+
+    def holding(self, reading: Reading | None = None) -> nn.Module:
+        """Return an independent copy of the model, in eval mode, that holds the stored weights, or what was read."""
+        values = self.memory.values
+        if reading is not None:
+            values = values.index_copy(0, reading.index, reading.values)
+        own = copy.deepcopy(self.model).eval()
+        held = dict(own.named_parameters())
+        with torch.no_grad():
+            for name, value in self.memory.parameters(values).items():
+                held[name].copy_(value)
+        return own
 
     def weights_through(self, perturbed: Perturbed) -> dict[str, Tensor]:
         """Return the stored parameters as a chip has them read; those of the latest one are kept at hand.

@@ -1,0 +1,81 @@
+"""Protection by activations: none may be larger than the clean model's ever are. No retraining."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from neuralfuse.memory import Deployed
+from neuralfuse.methods.base import Access, Method, Protected, Setting, calibration_images
+
+
+@dataclass(frozen=True)
+class ClippedActivations(Method):
+    """What every layer hands on is clipped to the range that it has in the model without bit errors.
+
+    The layers are the BatchNorms, or those whose weights are stored where there are none; never the last one.
+
+    Attributes:
+        images: Validation images by which the ranges are found.
+    Source:
+        Chen, Li, Pattabiraman: A Low-cost Fault Corrector for Deep Neural Networks through Range Restriction (Ranger),
+        DSN 2021.
+    """
+
+    name: ClassVar[str] = "clip-activations"
+    needs: ClassVar[tuple[Access, ...]] = ("activations",)
+    images: int = 1000
+
+    def protect(self, made: Protected, setting: Setting) -> Protected:
+        """See `Method`."""
+        inputs = made.deployed.input_range.from_bytes(calibration_images(setting, self.images))
+        ranges = activation_ranges(made.deployed, inputs)
+        module = copy.deepcopy(made.model.module)
+        for name, (low, high) in ranges.items():
+            module.get_submodule(name).register_forward_hook(_Clip(low, high))
+        return made.holding(module, fold=False)
+
+
+def activation_ranges(deployed: Deployed, inputs: Tensor, batch: int = 100) -> dict[str, tuple[float, float]]:
+    """Return the smallest and largest output of each layer of a model without bit errors, by the layer's name."""
+    clean = deployed.holding()
+    found: dict[str, tuple[float, float]] = {}
+    for name, layer in _layers(clean, deployed):
+        found[name] = (float("inf"), float("-inf"))
+        layer.register_forward_hook(_Watch(found, name))
+    with torch.inference_mode():
+        for part in torch.split(inputs, batch):
+            clean(part)
+    return found
+
+
+def _layers(module: nn.Module, deployed: Deployed) -> Iterator[tuple[str, nn.Module]]:
+    norms = [name for name, one in module.named_modules() if isinstance(one, _BatchNorm)]
+    stored = [one.parameter.rpartition(".")[0] for one in deployed.memory.stored]
+    for name in norms or stored[:-1]:
+        yield name, module.get_submodule(name)
+
+
+@dataclass(frozen=True)
+class _Watch:
+    found: dict[str, tuple[float, float]]
+    name: str
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        low, high = self.found[self.name]
+        self.found[self.name] = (min(low, float(output.min())), max(high, float(output.max())))
+
+
+@dataclass(frozen=True)
+class _Clip:
+    low: float
+    high: float
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output.clamp(self.low, self.high)

@@ -1,0 +1,96 @@
+"""Protection by normalization: statistics of the faulty model in the place of the clean one's. No retraining."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from neuralfuse.errors import require
+from neuralfuse.memory import Perturbed
+from neuralfuse.methods.base import Access, Method, Protected, Setting, calibration_images
+
+
+@dataclass(frozen=True)
+class BatchStatistics(Method):
+    """Every BatchNorm normalizes by the batch at hand; the model can no longer answer one image at a time.
+
+    Attributes:
+        batch: Images a batch.
+    Source:
+        Stutz et al., MLSys 2021 (arXiv 2006.13977), supplement: 8-bit ResNet-like net at 0.5% flips, error 52.5% with
+        running statistics and 9.6% with those of the batch.
+    """
+
+    name: ClassVar[str] = "batch-statistics"
+    needs: ClassVar[tuple[Access, ...]] = ("statistics",)
+    batch: int = 100
+
+    def protect(self, made: Protected, setting: Setting) -> Protected:
+        """See `Method`."""
+        require(self.batch >= 2, f"batch must be at least 2: got batch={self.batch}.")
+        module = copy.deepcopy(made.model.module)
+        for norm in _norms(module):
+            norm.track_running_stats = False
+            norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+        held = made.holding(module, fold=False, micro_batch=0)  # the images of a batch see each other
+
+        def on_chip(chip: Perturbed) -> Callable[[Tensor], Tensor]:
+            return lambda x: torch.cat([chip(part) for part in x.tensor_split(math.ceil(len(x) / self.batch))])
+
+        return held.acting(on_chip)
+
+
+@dataclass(frozen=True)
+class Reestimated(Method):
+    """Each chip estimates the running statistics anew on its own faulty weights, from unlabelled images.
+
+    Attributes:
+        images: Validation images to estimate from.
+        batch: How many of them at a time.
+    """
+
+    name: ClassVar[str] = "reestimate"
+    needs: ClassVar[tuple[Access, ...]] = ("statistics",)
+    images: int = 1000
+    batch: int = 100
+
+    def protect(self, made: Protected, setting: Setting) -> Protected:
+        """See `Method`."""
+        require(self.batch >= 2, f"batch must be at least 2: got batch={self.batch}.")
+        _norms(made.model.module)
+        inputs = made.deployed.input_range.from_bytes(calibration_images(setting, self.images))
+
+        def on_chip(chip: Perturbed) -> nn.Module:
+            return estimate_statistics(chip.module(), inputs, self.batch)
+
+        return made.acting(on_chip)
+
+
+def estimate_statistics(module: nn.Module, inputs: Tensor, batch: int) -> nn.Module:
+    """Set the running statistics of all BatchNorms to the mean over batches of inputs; in place, in eval mode."""
+    norms = _norms(module)
+    kept = [norm.momentum for norm in norms]
+    module.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches
+        norm.train()
+    with torch.inference_mode():
+        for part in inputs.tensor_split(math.ceil(len(inputs) / batch)):
+            module(part)
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.momentum = momentum
+    return module.eval()
+
+
+def _norms(module: nn.Module) -> list[_BatchNorm]:
+    found = [one for one in module.modules() if isinstance(one, _BatchNorm)]
+    require(len(found) > 0, "the model must have BatchNorm for its statistics to be replaced: it has none.")
+    return found

@@ -1,0 +1,70 @@
+"""Protection by what is stored and how: weights, words, cells. No retraining."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from neuralfuse.errors import require
+from neuralfuse.memory import ZeroFaultyWords
+from neuralfuse.methods.base import Access, Method, Protected, Setting
+
+
+@dataclass(frozen=True)
+class ClippedQuantization(Method):
+    """Weights are clipped to a percentile of their magnitude before they are quantized, each tensor by its own.
+
+    A code's largest bit then means less, at the price of the few weights that lie beyond.
+
+    Attributes:
+        keep: Share of a tensor's weights that are not clipped.
+    """
+
+    name: ClassVar[str] = "clip-quantization"
+    needs: ClassVar[tuple[Access, ...]] = ("weights",)
+    keep: float = 0.999
+
+    def protect(self, made: Protected, setting: Setting) -> Protected:
+        """See `Method`."""
+        require(0 < self.keep <= 1, f"keep must be in (0, 1]: got keep={self.keep}.")
+        module = copy.deepcopy(made.model.module)
+        with torch.no_grad():
+            for stored in made.deployed.memory.layers.select(module):
+                sizes = stored.tensor.abs().flatten()
+                limit = sizes.kthvalue(max(1, round(self.keep * len(sizes)))).values
+                stored.tensor.clamp_(-limit, limit)
+        return made.holding(module)
+
+
+@dataclass(frozen=True)
+class ProtectedBits(Method):
+    """The cells of the most significant bits keep the highest voltage, and do not fail.
+
+    Attributes:
+        bits: How many of each word.
+    """
+
+    name: ClassVar[str] = "protected-bits"
+    needs: ClassVar[tuple[Access, ...]] = ("memory",)
+    bits: int = 1
+
+    def protect(self, made: Protected, setting: Setting) -> Protected:
+        """See `Method`."""
+        width = made.deployed.memory.layout.bits
+        require(0 <= self.bits <= width, f"protected bits must be in 0..{width}: got {self.bits}.")
+        return replace(made, hardened=max(self.bits, made.hardened))
+
+
+@dataclass(frozen=True)
+class ZeroedWords(Method):
+    """A word with a cell that a test of the chip found faulty reads as zero."""
+
+    name: ClassVar[str] = "zero-faulty-words"
+    needs: ClassVar[tuple[Access, ...]] = ("memory", "fault map")
+
+    def protect(self, made: Protected, setting: Setting) -> Protected:
+        """See `Method`."""
+        return made.holding(made.model.module, readout=ZeroFaultyWords())
