@@ -24,6 +24,7 @@ ROOMS = [
     {"pipeline"},
     {"methods"},
     {"plan", "reproduce"},
+    {"compare"},
     {"demo"},
     {"cli"},
 ]

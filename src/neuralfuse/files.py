@@ -59,7 +59,11 @@ def check_writable(folder: Path) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write one JSON object, atomically, with a list of numbers on one line. NaN is refused: it is not JSON."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+    write_text(path, _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, atomically."""
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
@@ -153,7 +157,7 @@ def write_model(folder: Path, module: nn.Module, config: Mapping[str, Any]) -> N
     write_atomically(folder / "model.safetensors.new", lambda file: save_file(_plain(module.state_dict()), file))
     (folder / "config.json").unlink(missing_ok=True)
     (folder / "model.safetensors.new").replace(folder / "model.safetensors")
-    write_atomically(folder / "config.json", lambda file: file.write_text(text, encoding="utf-8"))
+    write_text(folder / "config.json", text)
 
 
 def fingerprint(*tensors: Tensor) -> str:

@@ -195,11 +195,12 @@ def _is_folder(reference: str) -> bool:
     """Say whether a reference is a folder (else it is a factory); raise if it is neither."""
     from neuralfuse.nets import BASE_MODELS  # noqa: PLC0415
 
+    known = reference.partition("@")[0]
     if Path(reference).is_dir():
         return True
     if ":" in reference:
         return False
-    if reference in BASE_MODELS:
+    if known in BASE_MODELS:
         raise ConfigError(
             f"--base must be a trained model here: {reference} is only a name. Run `neuralfuse train-base --base "
             f"{reference} --out FOLDER` and pass that folder."

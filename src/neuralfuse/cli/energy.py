@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from neuralfuse.cli.common import Common
 from neuralfuse.cli.faults import open_curve
-from neuralfuse.errors import ConfigError, require, unknown_name
+from neuralfuse.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from neuralfuse.energy import SystolicArray, Technology
@@ -171,16 +171,14 @@ def open_base(
     """Return a base model to be counted; one given by name has no weights unless it is to be ``real``."""
     import torch  # noqa: PLC0415
 
-    from neuralfuse.nets import BASE_MODELS, BaseModel, base_model, load_base  # noqa: PLC0415
+    from neuralfuse.nets import BaseModel, base_model, base_spec, load_base  # noqa: PLC0415
     from neuralfuse.nets.store import load_factory  # noqa: PLC0415
 
     if Path(reference).is_dir():
         return load_base(reference)
     if ":" in reference:
         return load_factory(reference, classes=classes, channels=channels, image_size=image_size or (32, 32))
-    if reference not in BASE_MODELS:
-        raise unknown_name("base model", reference, BASE_MODELS)
-    size = image_size or (BASE_MODELS[reference].image_size,) * 2
+    size = image_size or (base_spec(reference).image_size,) * 2
     with torch.device("cpu" if real else "meta"):
         module = base_model(reference, classes=classes, channels=channels, image_size=size, seed=0)
     return BaseModel(name=reference, module=module, classes=classes, channels=channels, image_size=size)

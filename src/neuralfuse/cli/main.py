@@ -16,6 +16,7 @@ from cyclopts.config import Dict, Toml
 
 from neuralfuse.cli import commands
 from neuralfuse.cli.chip import chip_app
+from neuralfuse.cli.compare import compare
 from neuralfuse.cli.energy import energy
 from neuralfuse.cli.plan import plan
 from neuralfuse.cli.reproduce import reproduce
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Callable[..., None] | App] = {
     "energy": energy,
     "plan": plan,
     "reproduce": reproduce,
+    "compare": compare,
     "chip": chip_app,
 }
 
@@ -79,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _how_to_go_on(tokens: Sequence[str]) -> str:
     command = tokens[0] if tokens else ""
-    if command == "reproduce":
+    if command in {"reproduce", "compare"}:
         return " The same command goes on from what it kept."
     if command in {"train-base", "train", "evaluate", "plan"} and "--out" in " ".join(tokens):
         return " The same command with --resume goes on from what it kept."

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from neuralfuse.cli.common import Common, say
+from neuralfuse.cli.common import Common
+from neuralfuse.cli.work import Display, usual_workers
 from neuralfuse.errors import ConfigError, require
-
-if TYPE_CHECKING:
-    from neuralfuse.reproduce import Place, Progress
 
 _FLAT = Parameter(name="*")
 _COMMON = Common()
@@ -87,11 +82,12 @@ def reproduce(
     request = Request(load_scale(scale), faults, seed, device)  # type: ignore[arg-type]
     job = Job.of(tables, _wanted(rows or []), request, place)
     threads = common.threads or 1
-    hands = _usual_workers(device, threads) if workers is None else workers
+    hands = usual_workers(device, threads) if workers is None else workers
     if dry_run or status:
-        common.show(job.status(), standing(job) if status else outline(job, hands))
+        work = job.work
+        common.show(work.status(), standing(work) if status else outline(work, job.count, hands))
         return
-    with engine(workers=hands, threads=threads, scheduler=scheduler) as on, _Display(place) as display:
+    with engine(workers=hands, threads=threads, scheduler=scheduler) as on, Display(place) as display:
         records = job.run(on, retries=retries, say=display.say, watch=display.watch)
     text = "\n\n".join(as_text(record) for record in records)
     wrote = ", ".join(job.path(record["table"]).name for record in records)
@@ -107,58 +103,3 @@ def _wanted(rows: list[str]) -> dict[str, list[str]]:
             raise ConfigError(f"--rows must be COLUMN=VALUE, e.g. base=VGG11: got {text!r}.")
         wanted.setdefault(column, []).append(value)
     return wanted
-
-
-def _usual_workers(device: str, threads: int) -> int:
-    import torch  # noqa: PLC0415
-
-    if device == "cuda":
-        return max(1, torch.cuda.device_count())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if device.startswith("cuda") else max(1, cores // threads)
-
-
-class _Display:
-    """Lines on standard error, and on a terminal a bar for all steps and one for each that runs."""
-
-    def __init__(self, place: Place) -> None:
-        from rich.console import Console  # noqa: PLC0415
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
-
-        self.place = place
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bars = Progress(*columns, console=console, transient=True) if console.is_terminal else None
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> _Display:
-        if self._bars is not None:
-            self._bars.start()
-            self._tasks[""] = self._bars.add_task("all steps")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-
-    def say(self, line: str) -> None:
-        """Show a line."""
-        if self._bars is None:
-            say(line)
-        else:
-            self._bars.console.print(line, highlight=False, markup=False)
-        sys.stderr.flush()
-
-    def watch(self, progress: Progress) -> None:
-        """Show where every running step is."""
-        if self._bars is None:
-            return
-        self._bars.update(self._tasks[""], completed=len(progress.finished), total=len(progress.steps))
-        for name in [name for name in self._tasks if name and name not in progress.running]:
-            self._bars.remove_task(self._tasks.pop(name))
-        for name in progress.running:
-            note = self.place.store.progress(name)
-            if note and time.time() - note["time"] < 60:  # older ones are of an interrupted run
-                if name not in self._tasks:
-                    self._tasks[name] = self._bars.add_task(progress.steps[name].title[:60])
-                self._bars.update(self._tasks[name], completed=note["done"], total=note["total"])

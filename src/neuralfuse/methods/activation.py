@@ -30,6 +30,7 @@ class ClippedActivations(Method):
 
     name: ClassVar[str] = "clip-activations"
     needs: ClassVar[tuple[Access, ...]] = ("activations",)
+    for_faults: ClassVar[bool] = False
     images: int = 1000
 
     def protect(self, made: Protected, setting: Setting) -> Protected:

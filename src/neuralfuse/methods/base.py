@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -99,10 +99,12 @@ class Method(ABC):
     Attributes:
         name: As it is asked for.
         needs: What of the model, the memory or the chip it must have access to.
+        for_faults: Whether what it makes depends on the faults it prepares for, or on how a NeuralFuse is trained.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[Access, ...]]
+    for_faults: ClassVar[bool] = True
 
     @abstractmethod
     def protect(self, made: Protected, setting: Setting) -> Protected:
@@ -110,6 +112,16 @@ class Method(ABC):
 
         Whatever is trained lies in ``setting.folder``; the same call again must find it there.
         """
+
+    @property
+    def label(self) -> str:
+        """Its name, with the options that differ from the usual ones."""
+        options = [
+            f"{one.name}={value:g}" if isinstance(value := getattr(self, one.name), float) else f"{one.name}={value}"
+            for one in fields(self)
+            if getattr(self, one.name) != one.default
+        ]
+        return self.name + (f":{','.join(options)}" if options else "")
 
     def to_config(self) -> dict[str, Any]:
         """Return the method as JSON."""
@@ -122,6 +134,7 @@ class NoProtection(Method):
 
     name: ClassVar[str] = "none"
     needs: ClassVar[tuple[Access, ...]] = ()
+    for_faults: ClassVar[bool] = False
 
     def protect(self, made: Protected, setting: Setting) -> Protected:
         """See `Method`."""

@@ -49,9 +49,13 @@ def measure(
         return ChipResult(chip.seed, value, None, perturbed.changed_bits, perturbed.reading.not_finite)
 
     nominal = accuracy(answering(made.deployed.perturbed(Chip(Flip(ber=0.0), 0))), inputs, labels)
+    the_faults = hardened(faults, made)
+    the_chips = evaluation_chips(the_faults, chips)
+    if the_faults.cell_rate == 0:
+        return nominal, [ChipResult(chip.seed, nominal, None, 0.0) for chip in the_chips]
     results = []
     at_once = made.deployed.at_once(inputs[:2])
-    with closing(side_by_side(one, evaluation_chips(hardened(faults, made), chips), at_once)) as measured:
+    with closing(side_by_side(one, the_chips, at_once)) as measured:
         for result in measured:
             results.append(result)
             if known is None or result.seed not in known:

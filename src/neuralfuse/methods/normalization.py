@@ -30,6 +30,7 @@ class BatchStatistics(Method):
 
     name: ClassVar[str] = "batch-statistics"
     needs: ClassVar[tuple[Access, ...]] = ("statistics",)
+    for_faults: ClassVar[bool] = False
     batch: int = 100
 
     def protect(self, made: Protected, setting: Setting) -> Protected:
@@ -58,6 +59,7 @@ class Reestimated(Method):
 
     name: ClassVar[str] = "reestimate"
     needs: ClassVar[tuple[Access, ...]] = ("statistics",)
+    for_faults: ClassVar[bool] = False
     images: int = 1000
     batch: int = 100
 

@@ -14,14 +14,14 @@ from neuralfuse.methods.activation import ClippedActivations
 from neuralfuse.methods.base import Method, NoProtection
 from neuralfuse.methods.normalization import BatchStatistics, Reestimated
 from neuralfuse.methods.storage import ClippedQuantization, ProtectedBits, ZeroedWords
-from neuralfuse.methods.trained import AdversarialWeights, Fused, RandBet, WeightClipping
+from neuralfuse.methods.trained import AdversarialWeights, Fused, RandBet, Smaller, WeightClipping
 from neuralfuse.nets import GENERATORS
 
 METHODS: dict[str, type[Method]] = {
     one.name: one
     for one in (
         NoProtection, Fused, BatchStatistics, Reestimated, ClippedActivations, ClippedQuantization, ProtectedBits,
-        ZeroedWords, WeightClipping, RandBet, AdversarialWeights,
+        ZeroedWords, WeightClipping, RandBet, AdversarialWeights, Smaller,
     )
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ class ClippedQuantization(Method):
 
     name: ClassVar[str] = "clip-quantization"
     needs: ClassVar[tuple[Access, ...]] = ("weights",)
+    for_faults: ClassVar[bool] = False
     keep: float = 0.999
 
     def protect(self, made: Protected, setting: Setting) -> Protected:
@@ -49,6 +50,7 @@ class ProtectedBits(Method):
 
     name: ClassVar[str] = "protected-bits"
     needs: ClassVar[tuple[Access, ...]] = ("memory",)
+    for_faults: ClassVar[bool] = False
     bits: int = 1
 
     def protect(self, made: Protected, setting: Setting) -> Protected:
@@ -64,6 +66,7 @@ class ZeroedWords(Method):
 
     name: ClassVar[str] = "zero-faulty-words"
     needs: ClassVar[tuple[Access, ...]] = ("memory", "fault map")
+    for_faults: ClassVar[bool] = False
 
     def protect(self, made: Protected, setting: Setting) -> Protected:
         """See `Method`."""

@@ -6,11 +6,15 @@ from abc import abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
-from neuralfuse.config import QatConfig
+import torch
+
+from neuralfuse.config import EopmConfig, QatConfig
+from neuralfuse.energy import count
 from neuralfuse.errors import require
+from neuralfuse.faults import FaultModel, default_curve
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.methods.base import Access, Method, Protected, Setting
-from neuralfuse.nets import BASE_MODELS, BaseModel, load_base
+from neuralfuse.nets import BASE_MODELS, BaseModel, base_spec, load_base
 from neuralfuse.pipeline import make_base, make_fuse
 
 
@@ -28,7 +32,7 @@ class Retrained(Method):
         """See `Method`."""
         recipe = replace(recipe_of(made.model), **self.changes(setting))
         folder = setting.folder
-        if not (folder / "training.json").exists():
+        if not (folder / "config.json").exists():
             make_base(
                 made.model.name, setting.data, recipe,
                 out=folder, resume=True, listeners=setting.listeners, device=setting.device,
@@ -45,7 +49,7 @@ def recipe_of(model: BaseModel) -> QatConfig:
     """
     config, known = model.trained.get("config", {}), {one.name for one in fields(QatConfig)}
     require(
-        model.name in BASE_MODELS and "epochs" in config,
+        model.name.partition("@")[0] in BASE_MODELS and "epochs" in config,
         f"to be trained anew, a base model must come from neuralfuse train-base: {model.name} does not.",
     )
     return QatConfig(**{name: value for name, value in config.items() if name in known})
@@ -62,6 +66,7 @@ class WeightClipping(Retrained):
     """
 
     name: ClassVar[str] = "weight-clipping"
+    for_faults: ClassVar[bool] = False
     limit: float = 0.1
 
     def changes(self, setting: Setting) -> dict[str, Any]:
@@ -98,11 +103,57 @@ class AdversarialWeights(Retrained):
     """
 
     name: ClassVar[str] = "awp"
+    for_faults: ClassVar[bool] = False
     gamma: float = 0.01
 
     def changes(self, setting: Setting) -> dict[str, Any]:
         """See `Retrained`."""
         return {"awp": self.gamma}
+
+
+@dataclass(frozen=True)
+class Smaller(Method):
+    """Not a protection: the smaller member of the model's family that costs the same energy at full voltage.
+
+    It has the most channels with which its weight accesses there cost no more than the model's own at the voltage of
+    the faults, and is trained by the model's recipe. No cell of it fails.
+
+    Attributes:
+        width: Channels of its first stage; 0 to find them so.
+    """
+
+    name: ClassVar[str] = "smaller"
+    needs: ClassVar[tuple[Access, ...]] = ("weights", "training")
+    width: int = 0
+
+    def protect(self, made: Protected, setting: Setting) -> Protected:
+        """See `Method`."""
+        recipe, folder = recipe_of(made.model), setting.folder
+        if not (folder / "config.json").exists():
+            name = f"{made.model.name.partition('@')[0]}@{self.width or same_energy_width(made.model, setting.faults)}"
+            make_base(
+                name, setting.data, recipe,
+                out=folder, resume=True, listeners=setting.listeners, device=setting.device,
+            )  # fmt: skip
+        base = load_base(folder)
+        held = made.holding(base.module.to(setting.device))
+        return replace(held, model=base, hardened=held.deployed.memory.layout.bits)
+
+
+def same_energy_width(model: BaseModel, faults: FaultModel) -> int:
+    """Return the width of `Smaller`."""
+    curve, size = default_curve(), model.image_size
+    spec = base_spec(model.name)
+
+    def accesses(width: int) -> float:
+        with torch.device("meta"):
+            network = spec.member(width)(classes=model.classes, channels=model.channels)
+        return count(network, channels=model.channels, image_size=size).paper_accesses
+
+    most = accesses(spec.width) * curve.energy(curve.voltage(faults.ber))
+    fits = [width for width in range(1, spec.width + 1) if accesses(width) <= most]
+    require(len(fits) > 0, f"the family of {model.name} must have a member that costs as little: none does.")
+    return max(fits)
 
 
 @dataclass(frozen=True)
@@ -120,14 +171,21 @@ class Fused(Method):
     def protect(self, made: Protected, setting: Setting) -> Protected:
         """See `Method`."""
         require(made.fuse is None, "only one NeuralFuse may stand before a model: two were put together.")
-        folder, eopm = setting.folder, setting.eopm
-        if self.generator == "uip":
-            eopm = replace(eopm, class_head=0.0)  # does not look at the image
-        if not (folder / "training.json").exists():
+        folder = setting.folder
+        if not (folder / "config.json").exists():
             make_fuse(
                 self.generator, [(made.model, made.deployed)], setting.data,
-                replace(eopm, ber=setting.faults.ber, faults=setting.faults.kind),
+                replace(self.training(setting.eopm), ber=setting.faults.ber, faults=setting.faults.kind),
                 faults=setting.faults, start=setting.starts.get(self.generator), out=folder, resume=True,
                 listeners=setting.listeners, device=setting.device,
             )  # fmt: skip
         return replace(made, fuse=NeuralFuse.from_pretrained(folder).to(setting.device))
+
+    def training(self, eopm: EopmConfig) -> EopmConfig:
+        """Return how this generator is trained: one that does not look at the image learns no classes."""
+        return replace(eopm, class_head=0.0) if self.generator == "uip" else eopm
+
+    @property
+    def label(self) -> str:
+        """The generator's name."""
+        return self.generator

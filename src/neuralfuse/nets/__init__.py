@@ -1,6 +1,6 @@
 """The networks: base models of the paper and small ones for CPUs, and the six generators with the UIP baseline."""
 
-from neuralfuse.nets.base import BASE_MODELS, BaseModel, base_model, parameter_count
+from neuralfuse.nets.base import BASE_MODELS, BaseModel, base_model, base_spec, parameter_count
 from neuralfuse.nets.catalogue import catalogue
 from neuralfuse.nets.generators import GENERATORS, check_size, generator
 from neuralfuse.nets.store import load_base, save_base
@@ -10,6 +10,7 @@ __all__ = [
     "GENERATORS",
     "BaseModel",
     "base_model",
+    "base_spec",
     "catalogue",
     "check_size",
     "generator",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -20,33 +20,59 @@ class _Builder(Protocol):
     def __call__(self, *, classes: int, channels: int) -> nn.Module: ...
 
 
+_Family = tuple[int, Callable[[int], _Builder]]  # the usual width, and the builder at any
+
+
 @dataclass(frozen=True)
 class BaseSpec:
     """One entry of the registry.
 
     Attributes:
-        build: Makes the network for a number of classes and input channels.
         image_size: The size (H = W) it is meant for.
         smallest: The smallest H and W it can take.
         note: Where it comes from.
+        width: Channels of its first stage.
+        member: Makes the builder of the same network at another width.
     """
 
-    build: _Builder
     image_size: int
     smallest: int
     note: str
+    width: int
+    member: Callable[[int], _Builder]
+
+    @property
+    def build(self) -> _Builder:
+        """Makes the network for a number of classes and input channels."""
+        return self.member(self.width)
 
 
-def _resnet(block: type[BasicBlock | Bottleneck], depths: tuple[int, ...], **options: Any) -> _Builder:
-    return lambda *, classes, channels: ResNet(block, depths, classes=classes, channels=channels, **options)
+def _resnet(block: type[BasicBlock | Bottleneck], depths: tuple[int, ...], width: int = 64, **form: Any) -> _Family:
+    def member(width: int) -> _Builder:
+        return lambda *, classes, channels: ResNet(
+            block, depths, classes=classes, channels=channels, width=width, **form
+        )
+
+    return width, member
 
 
-def _preact(depths: tuple[int, ...], **options: Any) -> _Builder:
-    return lambda *, classes, channels: PreActResNet(depths, classes=classes, channels=channels, **options)
+def _preact(depths: tuple[int, ...], width: int = 64) -> _Family:
+    def member(width: int) -> _Builder:
+        return lambda *, classes, channels: PreActResNet(depths, classes=classes, channels=channels, width=width)
+
+    return width, member
 
 
-def _vgg(stages: tuple[int, ...], **options: Any) -> _Builder:
-    return lambda *, classes, channels: VGG(stages, classes=classes, channels=channels, **options)
+def _vgg(stages: tuple[int, ...], width: int = 64, **form: Any) -> _Family:
+    def member(width: int) -> _Builder:
+        return lambda *, classes, channels: VGG(stages, classes=classes, channels=channels, width=width, **form)
+
+    return width, member
+
+
+def _spec(family: _Family, image_size: int, smallest: int, note: str) -> BaseSpec:
+    width, member = family
+    return BaseSpec(image_size, smallest, note, width, member)
 
 
 _PAPER = "the paper's, CIFAR form"
@@ -56,31 +82,49 @@ _EIGHTH = "for CPUs: an eighth of the width"
 _TINY = "for images of 8x8: three short stages, an eighth of the width"
 
 BASE_MODELS: dict[str, BaseSpec] = {
-    "resnet18": BaseSpec(_resnet(BasicBlock, (2, 2, 2, 2)), 32, 1, _PAPER),
-    "resnet50": BaseSpec(_resnet(Bottleneck, (3, 4, 6, 3)), 32, 1, _PAPER),
-    "vgg11": BaseSpec(_vgg(STAGES["vgg11"]), 32, 32, _PAPER),
-    "vgg16": BaseSpec(_vgg(STAGES["vgg16"]), 32, 32, _PAPER),
-    "vgg19": BaseSpec(_vgg(STAGES["vgg19"]), 32, 32, _PAPER),
-    "resnet18-imagenet": BaseSpec(_resnet(BasicBlock, (2, 2, 2, 2), stem="imagenet"), 224, 1, _TORCHVISION),
-    "resnet50-imagenet": BaseSpec(_resnet(Bottleneck, (3, 4, 6, 3), stem="imagenet"), 224, 1, _TORCHVISION),
-    "vgg11-imagenet": BaseSpec(_vgg(STAGES["vgg11"], form="imagenet"), 224, 32, _TORCHVISION + ", with BatchNorm"),
-    "vgg16-imagenet": BaseSpec(_vgg(STAGES["vgg16"], form="imagenet"), 224, 32, _TORCHVISION + ", with BatchNorm"),
-    "vgg19-imagenet": BaseSpec(_vgg(STAGES["vgg19"], form="imagenet"), 224, 32, _TORCHVISION + ", with BatchNorm"),
-    "preact-resnet18": BaseSpec(_preact((2, 2, 2, 2)), 32, 1, "the paper's, section on adversarial perturbation"),
-    "resnet8": BaseSpec(_resnet(BasicBlock, (1, 1, 1), width=16), 32, 1, "for CPUs: three stages of one block"),
-    "resnet18-quarter": BaseSpec(_resnet(BasicBlock, (2, 2, 2, 2), width=16), 32, 1, _SMALL),
-    "resnet50-eighth": BaseSpec(_resnet(Bottleneck, (3, 4, 6, 3), width=8), 32, 1, _EIGHTH),
-    "vgg11-quarter": BaseSpec(_vgg(STAGES["vgg11"], width=16), 32, 32, _SMALL),
-    "vgg16-quarter": BaseSpec(_vgg(STAGES["vgg16"], width=16), 32, 32, _SMALL),
-    "vgg19-quarter": BaseSpec(_vgg(STAGES["vgg19"], width=16), 32, 32, _SMALL),
-    "preact-resnet18-quarter": BaseSpec(_preact((2, 2, 2, 2), width=16), 32, 1, _SMALL),
-    "resnet18-tiny": BaseSpec(_resnet(BasicBlock, (1, 1, 1), width=8), 8, 1, _TINY),
-    "resnet50-tiny": BaseSpec(_resnet(Bottleneck, (1, 1, 1), width=8), 8, 1, _TINY),
-    "vgg11-tiny": BaseSpec(_vgg((1, 1, 1), width=8), 8, 8, _TINY),
-    "vgg16-tiny": BaseSpec(_vgg((1, 2, 2), width=8), 8, 8, _TINY),
-    "vgg19-tiny": BaseSpec(_vgg((1, 2, 3), width=8), 8, 8, _TINY),
-    "preact-resnet18-tiny": BaseSpec(_preact((1, 1, 1), width=8), 8, 1, _TINY),
+    "resnet18": _spec(_resnet(BasicBlock, (2, 2, 2, 2)), 32, 1, _PAPER),
+    "resnet50": _spec(_resnet(Bottleneck, (3, 4, 6, 3)), 32, 1, _PAPER),
+    "vgg11": _spec(_vgg(STAGES["vgg11"]), 32, 32, _PAPER),
+    "vgg16": _spec(_vgg(STAGES["vgg16"]), 32, 32, _PAPER),
+    "vgg19": _spec(_vgg(STAGES["vgg19"]), 32, 32, _PAPER),
+    "resnet18-imagenet": _spec(_resnet(BasicBlock, (2, 2, 2, 2), stem="imagenet"), 224, 1, _TORCHVISION),
+    "resnet50-imagenet": _spec(_resnet(Bottleneck, (3, 4, 6, 3), stem="imagenet"), 224, 1, _TORCHVISION),
+    "vgg11-imagenet": _spec(_vgg(STAGES["vgg11"], form="imagenet"), 224, 32, _TORCHVISION + ", with BatchNorm"),
+    "vgg16-imagenet": _spec(_vgg(STAGES["vgg16"], form="imagenet"), 224, 32, _TORCHVISION + ", with BatchNorm"),
+    "vgg19-imagenet": _spec(_vgg(STAGES["vgg19"], form="imagenet"), 224, 32, _TORCHVISION + ", with BatchNorm"),
+    "preact-resnet18": _spec(_preact((2, 2, 2, 2)), 32, 1, "the paper's, section on adversarial perturbation"),
+    "resnet8": _spec(_resnet(BasicBlock, (1, 1, 1), width=16), 32, 1, "for CPUs: three stages of one block"),
+    "resnet18-quarter": _spec(_resnet(BasicBlock, (2, 2, 2, 2), width=16), 32, 1, _SMALL),
+    "resnet50-eighth": _spec(_resnet(Bottleneck, (3, 4, 6, 3), width=8), 32, 1, _EIGHTH),
+    "vgg11-quarter": _spec(_vgg(STAGES["vgg11"], width=16), 32, 32, _SMALL),
+    "vgg16-quarter": _spec(_vgg(STAGES["vgg16"], width=16), 32, 32, _SMALL),
+    "vgg19-quarter": _spec(_vgg(STAGES["vgg19"], width=16), 32, 32, _SMALL),
+    "preact-resnet18-quarter": _spec(_preact((2, 2, 2, 2), width=16), 32, 1, _SMALL),
+    "resnet18-tiny": _spec(_resnet(BasicBlock, (1, 1, 1), width=8), 8, 1, _TINY),
+    "resnet50-tiny": _spec(_resnet(Bottleneck, (1, 1, 1), width=8), 8, 1, _TINY),
+    "vgg11-tiny": _spec(_vgg((1, 1, 1), width=8), 8, 8, _TINY),
+    "vgg16-tiny": _spec(_vgg((1, 2, 2), width=8), 8, 8, _TINY),
+    "vgg19-tiny": _spec(_vgg((1, 2, 3), width=8), 8, 8, _TINY),
+    "preact-resnet18-tiny": _spec(_preact((1, 1, 1), width=8), 8, 1, _TINY),
 }
+
+
+def base_spec(name: str) -> BaseSpec:
+    """Return an entry of `BASE_MODELS`, or for ``NAME@WIDTH`` the same network with that many first channels.
+
+    Raises:
+        UnknownNameError: there is no such model.
+        ConfigError: the width is no whole number of at least 1.
+    """
+    known, at, width = name.partition("@")
+    if known not in BASE_MODELS:
+        raise unknown_name("base model", name, BASE_MODELS)
+    spec = BASE_MODELS[known]
+    if not at:
+        return spec
+    legal = width.isascii() and width.isdigit() and 1 <= int(width) <= 4096
+    require(legal, f"the width of a base model, NAME@WIDTH, must be in 1..4096: got {name!r}.")
+    return replace(spec, width=int(width))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +158,7 @@ def base_model(
     """Return an untrained base model.
 
     Args:
-        name: A key of `BASE_MODELS`.
+        name: A key of `BASE_MODELS`, with ``@WIDTH`` behind it for another number of first channels.
         classes: Number of classes.
         channels: Input channels.
         image_size: (H, W) of the images it will see.
@@ -123,9 +167,7 @@ def base_model(
         UnknownNameError: there is no such model.
         ShapeError: the images are too small for it.
     """
-    if name not in BASE_MODELS:
-        raise unknown_name("base model", name, BASE_MODELS)
-    spec = BASE_MODELS[name]
+    spec = base_spec(name)
     require(classes >= 2, f"classes must be at least 2: got classes={classes}.")
     require(channels >= 1, f"channels must be at least 1: got channels={channels}.")
     if min(image_size) < spec.smallest:

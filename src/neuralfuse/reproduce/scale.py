@@ -12,7 +12,7 @@ from typing import Any
 
 from neuralfuse.config import EopmConfig, LoopConfig, QatConfig, base_recipe
 from neuralfuse.errors import ConfigError, require, unknown_name
-from neuralfuse.nets import BASE_MODELS
+from neuralfuse.nets import base_spec
 
 SCALES = ("full", "cpu", "smoke")
 
@@ -128,7 +128,8 @@ def _scale(name: str, table: dict[str, Any]) -> Scale:
         _known(f"entry of [data.{data}]", own, _OF_DATA)
         _known("data set", [own["name"]], FACTS)
         bases = {**table["bases"], **own.get("bases", {})}
-        _known("base model", bases.values(), BASE_MODELS)
+        for network in bases.values():
+            base_spec(network)
         qat = {**table.get("qat", {}), **own.get("qat", {})}
         recipe = qat.pop("recipe", "short")
         pretrain = {**table.get("pretrain", {}), **own.get("pretrain", {})}

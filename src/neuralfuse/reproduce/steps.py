@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from neuralfuse.energy import GENERATOR_LAYERS, Counts, count
-from neuralfuse.nets import BASE_MODELS, GENERATORS
+from neuralfuse.nets import GENERATORS, base_spec
 from neuralfuse.quant import DEFAULT_LAYERS
 from neuralfuse.reproduce.place import Place
 from neuralfuse.reproduce.scale import FACTS, Images
@@ -62,6 +62,6 @@ def counts(name: str, images: Images) -> Counts:
         if own:
             network = GENERATORS[name](facts.channels, size)
         else:
-            network = BASE_MODELS[name].build(classes=facts.classes, channels=facts.channels)
+            network = base_spec(name).build(classes=facts.classes, channels=facts.channels)
     layers = GENERATOR_LAYERS if own else DEFAULT_LAYERS
     return count(network, channels=facts.channels, image_size=size, layers=layers)

@@ -56,7 +56,7 @@ class Store:
         if marker is None or any(self._content(need) != content for need, content in marker["needs"].items()):
             return None
         for file, digest in marker["files"].items() if whole else ():
-            if _file_digest(self.folder(name) / file) != digest:
+            if file_digest(self.folder(name) / file) != digest:
                 raise FileFormatError(
                     f"{self.folder(name) / file} must be as it was written: it is missing or damaged."
                 )
@@ -73,7 +73,7 @@ class Store:
         """Mark a step as finished; the files in its folder, but for checkpoints, belong to it from now on."""
         folder = self.folder(name)
         kept = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
-        files = {path.name: _file_digest(path) for path in kept if path.name not in (*LEFT_BEHIND, MARKER)}
+        files = {path.name: file_digest(path) for path in kept if path.name not in (*LEFT_BEHIND, MARKER)}
         made = {"config": dict(config), "result": dict(result), "files": files}
         made["needs"] = {need: self._content(need) for need in needs}
         body = {**made, "content": _digest(made), "run": dict(run)}
@@ -173,7 +173,8 @@ def _digest(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _file_digest(path: Path) -> str | None:
+def file_digest(path: Path) -> str | None:
+    """Return the SHA-256 digest of a file, None where it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

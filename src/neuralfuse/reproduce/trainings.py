@@ -39,7 +39,7 @@ class BaseStep(Step):
         folder = place.store.folder(self.address)
         return make_base(
             self.network, place.images(self.images), self.qat, out=folder, resume=True,
-            listeners=[_Telling(place.store, self.address)], device=torch.device(place.device),
+            listeners=[Telling(place.store, self.address)], device=torch.device(place.device),
         )  # fmt: skip
 
     def open(self, place: Place, bits: int = 8) -> tuple[BaseModel, Deployed]:
@@ -79,7 +79,7 @@ class StartStep(Step):
         """See `Step`."""
         return make_start(
             self.generator, place.images(self.images), self.pretrain, out=place.store.folder(self.address),
-            resume=True, listeners=[_Telling(place.store, self.address)], device=torch.device(place.device),
+            resume=True, listeners=[Telling(place.store, self.address)], device=torch.device(place.device),
         )  # fmt: skip
 
     @property
@@ -124,7 +124,7 @@ class ModuleStep(Step):
         return make_fuse(
             self.generator, [base.open(place) for base in self.bases], place.images(self.bases[0].images), self.eopm,
             start=None if self.start is None else place.store.folder(self.start.address),
-            out=place.store.folder(self.address), resume=True, listeners=[_Telling(place.store, self.address)],
+            out=place.store.folder(self.address), resume=True, listeners=[Telling(place.store, self.address)],
             device=torch.device(place.device),
         )  # fmt: skip
 
@@ -152,23 +152,24 @@ class ModuleStep(Step):
         return seen * (3 * counts(self.generator, images).macs + 2 * passes * bases)
 
 
-class _Telling:
+class Telling:
     """Leaves a note of a training's progress in the store, every second or so."""
 
     def __init__(self, store: Store, name: str) -> None:
         self.store, self.name, self.told = store, name, 0.0
 
     def stepped(self, step: int, total: int, losses: Mapping[str, float]) -> None:
+        """Leave a note, unless there is a fresh one."""
         if time.monotonic() - self.told > 1 or step == total:
             note = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
             self.store.tell(self.name, done=step, total=total, note=note)
             self.told = time.monotonic()
 
     def validated(self, step: int, metrics: Mapping[str, float]) -> None:
-        pass
+        """Leave nothing."""
 
     def close(self) -> None:
-        pass
+        """Leave nothing."""
 
 
 def _images_seen(config: LoopConfig, train: int) -> float:

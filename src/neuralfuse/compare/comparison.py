@@ -1,0 +1,204 @@
+"""A comparison: which methods, for which model, at which faults; the steps it takes and the record it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from neuralfuse.compare.steps import ComparisonStep, GivenBase, ProtectionStep
+from neuralfuse.errors import require, unknown_name
+from neuralfuse.evaluation import mean, sample_sd, t_interval
+from neuralfuse.faults import default_curve, fault_model
+from neuralfuse.methods import Method, needs, parse
+from neuralfuse.methods.trained import Fused
+from neuralfuse.nets import base_spec, load_base
+from neuralfuse.reproduce.place import Place
+from neuralfuse.reproduce.scale import Scale, Setting
+from neuralfuse.reproduce.store import file_digest
+from neuralfuse.reproduce.trainings import BaseStep, StartStep
+from neuralfuse.reproduce.used import Used
+from neuralfuse.reproduce.work import Work
+
+SCHEMA = "neuralfuse/comparison/1"
+NONE = "none"
+USUAL = (
+    NONE, "convl", "convs", "deconvl", "deconvs", "unetl", "unets", "uip", "batch-statistics", "reestimate",
+    "clip-activations", "clip-quantization", "protected-bits", "zero-faulty-words", "weight-clipping", "randbet", "awp",
+    "smaller",
+)  # fmt: skip
+"""What is compared where nothing is named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        scale: What stands for data and recipes.
+        data: One of its data sets, by the scale's name or its own.
+        base: One of its base models, by the paper's name, a network's name, or the folder of a trained one.
+        methods: As `neuralfuse.methods.parse` reads them; no protection comes first in any case.
+        faults: Names of fault models.
+        rates: Shares of faulty cells (of inverted bits, for ``flip``) to measure at.
+        train_rate: The one that methods prepare for.
+        seed: Of all trainings.
+        chips: Unseen chips, the same for all methods; 0 for as many as the scale has.
+    """
+
+    scale: Scale
+    data: str
+    base: str
+    methods: Sequence[str]
+    faults: Sequence[str]
+    rates: Sequence[float]
+    train_rate: float
+    seed: int = 0
+    chips: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.faults:
+            fault_model(name, ber=self.train_rate)
+        for name in ("faults", "rates"):
+            require(len(getattr(self, name)) > 0, f"there must be at least one of {name}: got none.")
+        for rate in self.rates:
+            fault_model(self.faults[0], ber=rate)
+
+    @property
+    def setting(self) -> Setting:
+        """What stands for the data set at this scale."""
+        settings = self.scale.settings
+        own = {one.images.name: name for name, one in settings.items()}
+        name = self.data if self.data in settings else own.get(self.data)
+        if name is None:
+            raise unknown_name(f"data set of scale {self.scale.name}", self.data, [*settings, *own])
+        return settings[name]
+
+    @property
+    def base_step(self) -> BaseStep:
+        """The training of the base model, or the one that was handed over."""
+        setting, folder = self.setting, Path(self.base)
+        if folder.is_dir():
+            given = load_base(folder)
+            digest = "-".join(str(file_digest(folder / name)) for name in ("config.json", "model.safetensors"))
+            return GivenBase(setting.images, given.name, setting.qat, folder=folder.absolute(), digest=digest)
+        network = setting.bases.get(self.base, self.base)
+        base_spec(network)
+        return BaseStep(setting.images, network, replace(setting.qat, seed=self.seed))
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        seed = f"-seed{self.seed}" if self.seed else ""
+        return f"comparison-{self.base_step.network}-{self.setting.images.name}{seed}".replace(":", "-")
+
+    @property
+    def chains(self) -> dict[str, tuple[Method, ...]]:
+        """The methods by what was asked for, no protection first."""
+        return {text: parse(text) for text in dict.fromkeys((NONE, *self.methods))}
+
+    def protection(self, chain: tuple[Method, ...], faults: str) -> ProtectionStep:
+        """Return the step that protects the base model by some methods, one after the other."""
+        setting, last = self.setting, chain[-1]
+        eopm = replace(setting.eopm, ber=self.train_rate, faults=faults, seed=self.seed)
+        start = None
+        if setting.pretrain and isinstance(last, Fused) and last.generator != "uip":
+            start = StartStep(setting.images, last.generator, replace(setting.pretrain, seed=self.seed))
+        return ProtectionStep(self.base_step, chain, eopm, start)
+
+    @property
+    def rows(self) -> list[tuple[str, ComparisonStep]]:
+        """Each row: what was asked for, and the step that measures it."""
+        return [
+            (text, ComparisonStep(self.protection(chain, faults), faults, rate, self.count, self.scale.test_images))
+            for faults in self.faults
+            for rate in self.rates
+            for text, chain in self.chains.items()
+        ]
+
+    @property
+    def count(self) -> int:
+        """How many chips are measured."""
+        return self.chips or self.scale.chips
+
+    def work(self, place: Place) -> Work:
+        """Return all steps, and where they are done."""
+        return Work.of([step for _, step in self.rows], place)
+
+    def record(self, place: Place) -> dict[str, Any]:
+        """Return the comparison as it stands: each row with what was measured, None where it was not yet."""
+        used, rows = Used(place), []
+        plain: dict[tuple[str, float], tuple[Any, Any]] = {}  # by faults and rate: no protection
+        for text, step in self.rows:
+            found = used.record(step.protection), used.record(step)
+            if text == NONE:
+                plain[step.faults, step.ber] = found
+            known = [one["result"] for one in (*found, *plain[step.faults, step.ber]) if one is not None]
+            rows.append(
+                {
+                    "method": text,
+                    "needs": needs(step.protection.methods),
+                    "stages": [method.to_config() for method in step.protection.methods],
+                    "faults": step.faults,
+                    "ber": step.ber,
+                    "measured": _values(step.ber, *known) if len(known) == 4 else None,
+                    "step": step.address,
+                }
+            )
+        base = used.record(self.base_step)
+        return {
+            "schema": SCHEMA,
+            "config": {
+                "scale": self.scale.name,
+                "scale_title": self.scale.title,
+                "base": self.base_step.network,
+                "train_rate": self.train_rate,
+                "chips": self.count,
+                "test_images": self.scale.test_images,
+                "seed": self.seed,
+            },
+            "data": None if base is None else base["result"]["config"]["data"],
+            "rows": rows,
+            "steps": used.configs,
+            "run": used.runs,
+        }
+
+
+def _values(
+    ber: float,
+    cost: Mapping[str, Any],
+    result: Mapping[str, Any],
+    plain_cost: Mapping[str, Any],
+    plain: Mapping[str, Any],
+) -> dict[str, Any]:
+    accuracies, before = result["per_chip"]["pa"], plain["per_chip"]["pa"]
+    gains = [one - other for one, other in zip(accuracies, before, strict=True)]
+    return {
+        "ca": result["ca"],
+        "pa": mean(accuracies),
+        "pa_sd": sample_sd(accuracies),
+        "pa_ci95": t_interval(accuracies),
+        "gain": mean(gains),
+        "gain_ci95": t_interval(gains),
+        "energy": memory_energy(ber, cost, plain_cost["accesses"]),
+        "parameters": cost["parameters"] + cost["added_parameters"],
+        "changed_bits": mean(result["per_chip"]["changed_bits"]),
+        "per_chip": result["per_chip"],
+    }
+
+
+def memory_energy(ber: float, cost: Mapping[str, Any], accesses: float) -> float:
+    """Return the energy of the weights' accesses at the voltage of a rate, over the plain model's at full voltage.
+
+    Args:
+        ber: The rate.
+        cost: Of the protected model: its ``accesses``, those of what stands before it (``added_accesses``, at full
+            voltage), the share of its cells that are ``hardened`` (at full voltage) and the ``overhead`` in cells.
+        accesses: Of the plain model.
+    """
+    curve = default_curve()
+    low = curve.energy(curve.voltage(ber))
+    share = cost["hardened"]
+    own = cost["accesses"] * (1 + cost["overhead"]) * (share + (1 - share) * low)
+    return float((own + cost["added_accesses"]) / accesses)

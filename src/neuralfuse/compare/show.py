@@ -1,0 +1,92 @@
+"""A comparison as text, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+HEADS = ("method", "needs", "CA", "accuracy on faulty chips", "gain [95% interval]", "energy")
+
+
+def grids(record: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
+    """Yield a heading and the cells, heads first, for each meaning of the rate and each rate."""
+    of = dict.fromkeys((row["faults"], row["ber"]) for row in record["rows"])
+    for faults, ber in of:
+        rows = [row for row in record["rows"] if (row["faults"], row["ber"]) == (faults, ber)]
+        yield f"{100 * ber:.3g}% {faults}", [list(HEADS), *(cells(row) for row in rows)]
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """Return one row's cells."""
+    measured = row["measured"]
+    access = ", ".join(row["needs"]) or "-"
+    if measured is None:
+        return [row["method"], access, *["-"] * 4]
+    low, high = measured["gain_ci95"] or (float("nan"),) * 2
+    gain = "-" if row["method"] == "none" else f"{measured['gain']:+.1f} [{low:+.1f}, {high:+.1f}]"
+    spread = "" if measured["pa_sd"] is None else f"+-{measured['pa_sd']:.1f}"
+    return [
+        row["method"], access, f"{measured['ca']:.1f}", f"{measured['pa']:.1f}{spread}", gain,
+        f"{100 * measured['energy']:.0f}%",
+    ]  # fmt: skip
+
+
+def as_text(record: Mapping[str, Any]) -> str:
+    """Return a comparison as aligned text."""
+    parts = [heading(record)]
+    for title, grid in grids(record):
+        widths = [max(len(line[place]) for line in grid) for place in range(len(grid[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in grid]
+        parts.append("\n".join([title, *(line.rstrip() for line in lines)]))
+    return "\n\n".join([*parts, *notes(record)])
+
+
+def as_markdown(record: Mapping[str, Any]) -> list[str]:
+    """Return a comparison as lines of Markdown, one table for each rate."""
+    lines: list[str] = []
+    for title, (heads, *rows) in grids(record):
+        lines += [f"**{title}**", "", f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+        lines += [*(f"| {' | '.join(row)} |" for row in rows), ""]
+    return lines
+
+
+def as_latex(record: Mapping[str, Any]) -> str:
+    """Return a comparison as LaTeX tables (package booktabs)."""
+    tables = []
+    for title, (heads, *rows) in grids(record):
+        body = "\n".join(_latex_line(row) for row in rows)
+        tables.append(
+            "\\begin{table}\n\\caption{" + _escaped(f"{record['config']['base']}, {title}") + "}\n\\begin{tabular}{"
+            f"{'l' * 2 + 'r' * (len(heads) - 2)}}}\n\\toprule\n{_latex_line(heads)}\n\\midrule\n{body}\n\\bottomrule\n"
+            "\\end{tabular}\n\\end{table}\n"
+        )
+    return "\n".join(tables)
+
+
+def heading(record: Mapping[str, Any]) -> str:
+    """Return what was compared."""
+    config, data = record["config"], record["data"]
+    where = "" if data is None else f" on {data['name']}"
+    return (
+        f"{config['base']}{where}, {config['chips']} unseen chips, methods prepared for {100 * config['train_rate']:g}%"
+    )
+
+
+def notes(record: Mapping[str, Any]) -> list[str]:
+    """Return what a reader must know."""
+    lines = [
+        "energy: accesses of the weights at the rate's voltage, over those of the plain model at full voltage; gain: "
+        "over no protection, on the same chips"
+    ]
+    waiting = sum(row["measured"] is None for row in record["rows"])
+    return lines + ([f"{waiting} of {len(record['rows'])} rows are not measured yet"] if waiting else [])
+
+
+def _latex_line(row: Sequence[str]) -> str:
+    return " & ".join(_escaped(cell) for cell in row) + r" \\"
+
+
+def _escaped(text: str) -> str:
+    for char in "&%#_{}":
+        text = text.replace(char, f"\\{char}")
+    return text.replace("+-", r"$\pm$")

@@ -1,0 +1,241 @@
+"""Steps of a comparison: a model as handed over, one method of protection after the other, and what it is worth."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neuralfuse.config import EopmConfig
+from neuralfuse.data import Split
+from neuralfuse.energy import GENERATOR_LAYERS, count
+from neuralfuse.errors import FileFormatError
+from neuralfuse.evaluation import ChipResult, Run
+from neuralfuse.faults import fault_model
+from neuralfuse.files import read_json, write_json
+from neuralfuse.methods import Method, Protected, Setting, measure
+from neuralfuse.methods.trained import Fused
+from neuralfuse.nets import load_base
+from neuralfuse.reproduce.place import Place
+from neuralfuse.reproduce.scale import FACTS
+from neuralfuse.reproduce.steps import Step, counts
+from neuralfuse.reproduce.trainings import BaseStep, ModuleStep, StartStep, Telling
+from neuralfuse.seeds import generator
+
+PARTIAL = "evaluation.json"
+PARTIAL_SCHEMA = "neuralfuse/partial-comparison/1"
+
+
+@dataclass(frozen=True)
+class GivenBase(BaseStep):
+    """A base model that a user trained: copied, so that it is the same for all steps.
+
+    Attributes:
+        folder: Where it lies.
+        digest: Of its files.
+    """
+
+    folder: Path = Path()
+    digest: str = ""
+
+    def config(self) -> dict[str, Any]:
+        """See `Step`."""
+        return {"images": asdict(self.images), "network": self.network, "given": self.digest}
+
+    def perform(self, place: Place) -> dict[str, Any]:
+        """See `Step`."""
+        run = Run()
+        for name in ("config.json", "model.safetensors"):
+            shutil.copyfile(self.folder / name, place.store.folder(self.address) / name)
+        trained = load_base(place.store.folder(self.address)).trained
+        data = place.images(self.images).to_config()
+        return {"config": {**trained.get("config", {}), "data": data}, "run": run.facts()}
+
+    @property
+    def title(self) -> str:
+        """See `Step`."""
+        return f"copy {self.network} from {self.folder}"
+
+    @property
+    def macs(self) -> float:
+        """See `Step`."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class ProtectionStep(Step):
+    """One method, on top of those before it.
+
+    Attributes:
+        base: The base model.
+        methods: Those before it, then itself.
+        eopm: How a NeuralFuse is trained, with the faults that the methods prepare for.
+        start: The generator that knows the classes, where the last method is a NeuralFuse that starts from one.
+    """
+
+    base: BaseStep
+    methods: tuple[Method, ...]
+    eopm: EopmConfig
+    start: StartStep | None = None
+
+    kind = "protection"
+
+    @property
+    def before(self) -> ProtectionStep | None:
+        """The step of the methods before it."""
+        return replace(self, methods=self.methods[:-1], start=None) if len(self.methods) > 1 else None
+
+    @property
+    def module(self) -> ModuleStep | None:
+        """The same training as a table's, where there is one: a NeuralFuse for the base model as it is."""
+        last = self.methods[-1]
+        if self.before is not None or not isinstance(last, Fused):
+            return None
+        return ModuleStep((self.base,), last.generator, last.training(self.eopm), self.start)
+
+    @property
+    def needs(self) -> tuple[Step, ...]:
+        """See `Step`."""
+        return (self.base, *(one for one in (self.before, self.start, self.module) if one is not None))
+
+    def config(self) -> dict[str, Any]:
+        """See `Step`."""
+        last = self.methods[-1]
+        return {
+            "base": self.base.address,
+            "before": None if self.before is None else self.before.address,
+            **last.to_config(),
+            **({"eopm": self.eopm.to_config()} if last.for_faults else {}),
+            **({} if self.start is None else {"start": self.start.address}),
+        }
+
+    def protected(self, place: Place) -> Protected:
+        """Return the protected model; what its methods train is trained where it is not yet."""
+        if self.before is None:
+            model, deployed = self.base.open(place)
+            made = Protected(model=model, deployed=deployed)
+        else:
+            made = self.before.protected(place)
+        store = place.store
+        setting = Setting(
+            data=place.images(self.base.images),
+            faults=fault_model(self.eopm.faults, ber=self.eopm.ber),
+            eopm=self.eopm,
+            starts={} if self.start is None else {self.start.generator: store.folder(self.start.address)},
+            folder=store.folder((self.module or self).address),
+            device=torch.device(place.device),
+            listeners=[Telling(store, self.address)],
+        )
+        return self.methods[-1].protect(made, setting)
+
+    def perform(self, place: Place) -> dict[str, Any]:
+        """See `Step`."""
+        run = Run(torch.device(place.device))
+        made = self.protected(place)
+        channels, *size = place.images(self.base.images).test.images.shape[1:]
+        layers = made.deployed.memory.layers
+        model = count(made.model.module, channels=channels, image_size=(size[0], size[1]), layers=layers)
+        added = None
+        if made.fuse is not None:
+            added = count(made.fuse, channels=channels, image_size=(size[0], size[1]), layers=GENERATOR_LAYERS)
+        memory = made.deployed.memory
+        return {
+            "parameters": model.parameters,
+            "added_parameters": 0 if added is None else added.parameters,
+            "accesses": model.paper_accesses,
+            "added_accesses": 0 if added is None else added.paper_accesses,
+            "overhead": memory.readout.overhead(memory.layout),
+            "hardened": made.hardened / memory.layout.bits,
+            "run": run.facts(),
+        }
+
+    @property
+    def title(self) -> str:
+        """See `Step`."""
+        names = " + ".join(method.label for method in self.methods)
+        return f"protect {self.base.network} on {self.base.images.name}: {names}"
+
+    @property
+    def macs(self) -> float:
+        """See `Step`."""
+        last = self.methods[-1]
+        if isinstance(last, Fused):
+            return 0.0 if self.module else ModuleStep((self.base,), last.generator, self.eopm, None).macs
+        return 2 * self.base.macs if "training" in last.needs else 0.0
+
+
+@dataclass(frozen=True)
+class ComparisonStep(Step):
+    """Measure a protected model on unseen chips."""
+
+    protection: ProtectionStep
+    faults: str
+    ber: float
+    chips: int
+    test_images: int = 0
+
+    kind = "comparison"
+
+    @property
+    def needs(self) -> tuple[Step, ...]:
+        """See `Step`."""
+        return (self.protection,)
+
+    def config(self) -> dict[str, Any]:
+        """See `Step`."""
+        return {
+            "protection": self.protection.address,
+            "faults": fault_model(self.faults, ber=self.ber).to_config(),
+            "chips": self.chips,
+            "test_images": self.test_images,
+        }
+
+    def perform(self, place: Place) -> dict[str, Any]:
+        """See `Step`."""
+        run = Run(torch.device(place.device))
+        store, path = place.store, place.store.folder(self.address) / PARTIAL
+        found = _known(path, self.config())
+
+        def keep(result: ChipResult) -> None:
+            found.append(result)
+            values = [asdict(one) for one in found]
+            write_json(path, {"schema": PARTIAL_SCHEMA, "config": self.config(), "per_chip": values})
+            store.tell(self.address, done=len(found), total=self.chips, note=f"accuracy {result.pa:.2f}%")
+
+        nominal, results = measure(
+            self.protection.protected(place), self._test_images(place), fault_model(self.faults, ber=self.ber),
+            self.chips, known={one.seed: one for one in found}, report=keep,
+        )  # fmt: skip
+        chips = {name: [getattr(one, name) for one in results] for name in ("seed", "pa", "changed_bits")}
+        return {"ca": nominal, "per_chip": chips, "run": run.facts()}
+
+    def _test_images(self, place: Place) -> Split:
+        """Return test images in an order that mixes the classes, the same for ever: some methods look at batches."""
+        data = place.images(self.protection.base.images)
+        order = torch.randperm(len(data.test), generator=generator(data.name, "test images"))
+        return data.test[order[: self.test_images or len(order)].to(data.test.images.device)]
+
+    @property
+    def title(self) -> str:
+        """See `Step`."""
+        return f"{self.protection.title.replace('protect', 'measure', 1)}, {self.ber:.4g} {self.faults}"
+
+    @property
+    def macs(self) -> float:
+        """See `Step`."""
+        images, base = self.protection.base.images, self.protection.base.network
+        tested = min(self.test_images or FACTS[images.name].test, FACTS[images.name].test)
+        return float(tested * (1 + self.chips) * counts(base, images).macs)
+
+
+def _known(path: Path, config: dict[str, Any]) -> list[ChipResult]:
+    """Return what an interrupted run had measured."""
+    if not path.exists():
+        return []
+    kept = read_json(path, PARTIAL_SCHEMA)
+    if kept["config"] != config:
+        raise FileFormatError(f"{path} must belong to this very comparison: it is of another.")
+    return [ChipResult(**one) for one in kept["per_chip"]]

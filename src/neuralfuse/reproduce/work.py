@@ -1,0 +1,135 @@
+"""Steps as work to be done: what is needed first, how far it is, how long it will take, and doing it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from neuralfuse.errors import DataError, UnfinishedError
+from neuralfuse.files import check_writable
+from neuralfuse.reproduce.cost import duration, speed
+from neuralfuse.reproduce.engines import Engine
+from neuralfuse.reproduce.place import Place
+from neuralfuse.reproduce.runner import Progress, finished, ordered, run
+from neuralfuse.reproduce.steps import Step
+from neuralfuse.reproduce.store import Store
+from neuralfuse.reproduce.trainings import BaseStep
+
+
+@dataclass(frozen=True)
+class Work:
+    """Steps, and where they are done.
+
+    Attributes:
+        steps: All of them, each after what it needs.
+        place: Where.
+    """
+
+    steps: Sequence[Step]
+    place: Place
+
+    @staticmethod
+    def of(wanted: Sequence[Step], place: Place) -> Work:
+        """Return the work of some steps and all that they need."""
+        return Work(ordered(wanted), place)
+
+    def fetch_data(self) -> None:
+        """Raise a `DataError` unless the images of all steps to do are there, or can be fetched."""
+        done = finished(self.steps, self.place)
+        left = (step.images for step in self.steps if isinstance(step, BaseStep))
+        wanted = dict.fromkeys(left) if len(done) < len(self.steps) else {}
+        for images in wanted:
+            try:
+                self.place.fetch(images)
+            except DataError as error:
+                raise DataError(f"{error} --scale smoke needs no images but those of the package.") from error
+
+    def run(
+        self,
+        on: Engine,
+        *,
+        retries: int,
+        say: Callable[[str], None],
+        watch: Callable[[Progress], None] = lambda progress: None,
+    ) -> Progress:
+        """Do all steps that are not finished; what failed is in the progress that comes back."""
+        self.fetch_data()
+        check_writable(self.place.root)
+        place = replace(self.place, download=False)  # what workers need is there now
+        return run(self.steps, place, on, retries=retries, say=say, watch=watch)
+
+    def check(self, end: Progress) -> None:
+        """Raise an `UnfinishedError` if steps failed."""
+        if end.failed:
+            first = next(iter(end.failed.items()))
+            raise UnfinishedError(
+                f"{len(end.failed)} of {len(end.steps)} steps failed and {len(end.blocked)} need them; all else is "
+                f"kept in {self.place.root}. The first: {end.steps[first[0]].title}: {first[1]}"
+            )
+
+    def status(self) -> dict[str, Any]:
+        """Return where every step stands: finished, running, failed, or waiting, and how long the rest will take."""
+        steps, store = self.steps, self.place.store
+        done = finished(steps, self.place)
+        pace = speed(steps, self.place)
+        return {
+            "source": pace.source,
+            "workers_seconds": sum(pace.seconds(step) for step in steps if step.address not in done),
+            "steps": [
+                {
+                    "address": step.address,
+                    "title": step.title,
+                    "state": (state := _state(store, step, done)),
+                    "seconds": 0.0 if state == "finished" else pace.seconds(step),
+                    **({"progress": store.progress(step.address)} if state == "running" else {}),
+                    **({"error": store.failure(step.address)} if state == "failed" else {}),
+                }
+                for step in steps
+            ],
+        }
+
+
+def _state(store: Store, step: Step, done: set[str]) -> str:
+    if step.address in done:
+        return "finished"
+    if store.is_held(step.address):
+        return "running"
+    return "waiting" if store.failure(step.address) is None else "failed"
+
+
+def outline(work: Work, rows: int, workers: int) -> str:
+    """Return what would be done for so many rows, step by step, with estimated times."""
+    status = work.status()
+    lines = [f"{'about':>12}  step"]
+    for step in status["steps"]:
+        lines.append(f"{'finished' if step['state'] == 'finished' else duration(step['seconds']):>12}  {step['title']}")
+    waiting = sum(step["state"] != "finished" for step in status["steps"])
+    kinds = Counter(step["address"].partition("-")[0] for step in status["steps"])
+    parts = ", ".join(f"{number} {kind} steps" for kind, number in kinds.items()) or "no steps"
+    left = duration(status["workers_seconds"] / max(1, workers))
+    lines += [
+        "",
+        f"{rows} rows: {parts}, {waiting} of them to do",
+        f"at most about {left} with {max(1, workers)} at a time, {status['source']}",
+    ]
+    return "\n".join(lines)
+
+
+def standing(work: Work) -> str:
+    """Return how far it is."""
+    status = work.status()
+    states = [step["state"] for step in status["steps"]]
+    lines = [
+        ", ".join(f"{states.count(state)} {state}" for state in ("finished", "running", "failed", "waiting"))
+        + f"; at most about {duration(status['workers_seconds'])} of one worker left, {status['source']}"
+    ]
+    for step in status["steps"]:
+        if step["state"] == "running":
+            note = step["progress"]
+            part = f"{note.get('done', 0)} of {note.get('total', '?')} {note.get('note', '')}"
+            lines.append(f"running: {step['title']}: {part}")
+        if step["state"] == "failed":
+            lines.append(f"failed: {step['title']}: {step['error']}")
+    return "\n".join(lines)

@@ -1,0 +1,188 @@
+"""Comparisons: which steps they take, what they share, what a row says; one comparison from end to end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from neuralfuse.cli.main import run
+from neuralfuse.compare import USUAL, Comparison, as_latex, as_markdown, as_text, memory_energy
+from neuralfuse.compare.steps import PARTIAL, PARTIAL_SCHEMA, ComparisonStep
+from neuralfuse.config import QatConfig
+from neuralfuse.data import load_data
+from neuralfuse.errors import NeuralFuseError
+from neuralfuse.evaluation import t_interval
+from neuralfuse.faults import default_curve
+from neuralfuse.files import write_json
+from neuralfuse.nets import load_base
+from neuralfuse.pipeline import make_base
+from neuralfuse.published import Measurement
+from neuralfuse.reproduce import Place, Request, engine, load_scale
+
+SMOKE = load_scale("smoke")
+QUICK = Comparison(
+    scale=SMOKE, data="GTSRB", base="VGG11", methods=["batch-statistics", "protected-bits:bits=2"], faults=["flip"],
+    rates=[0.01], train_rate=0.01, chips=3,
+)  # fmt: skip
+
+
+def steps(comparison: Comparison) -> dict[tuple[str, str], ComparisonStep]:
+    return {(text, step.faults): step for text, step in comparison.rows}
+
+
+def test_a_neuralfuse_for_the_plain_model_is_the_one_of_the_paper_s_table():
+    found = steps(replace(QUICK, methods=["convl"], faults=["reference"]))["convl", "reference"].protection.module
+    of = Measurement(data="GTSRB", base="VGG11", sources=("VGG11",), generator="ConvL", train_ber=0.01, ber=0.01)
+    assert found.address == Request(replace(SMOKE, rate_factor=1.0), "reference").evaluation(of).module.address
+
+
+def test_what_does_not_depend_on_the_faults_is_trained_once():
+    made = steps(replace(QUICK, methods=["weight-clipping", "randbet", "convl"], faults=["stuck", "flip"]))
+    address = {key: step.protection.address for key, step in made.items()}
+    assert address["weight-clipping", "stuck"] == address["weight-clipping", "flip"]
+    assert address["randbet", "stuck"] != address["randbet", "flip"]
+    assert address["convl", "stuck"] != address["convl", "flip"]
+
+
+def test_methods_put_together_share_the_first_one():
+    made = steps(replace(QUICK, methods=["randbet", "randbet+convl"]))
+    both = made["randbet+convl", "flip"].protection
+    assert both.before == made["randbet", "flip"].protection
+    assert both.module is None and both.start == replace(both).start
+    plain = made["none", "flip"].protection
+    assert plain.before is None and plain.needs == (QUICK.base_step,)
+
+
+def test_the_energy_is_that_of_every_cell_at_its_voltage():
+    curve = default_curve()
+    low = curve.energy(curve.voltage(0.01))
+    cost = {"accesses": 100.0, "added_accesses": 7.0, "hardened": 0.25, "overhead": 0.125}
+    cells = 100.0 * 1.125
+    by_hand = (cells * 0.25 * 1.0 + cells * 0.75 * low + 7.0) / 80.0
+    assert memory_energy(0.01, cost, 80.0) == pytest.approx(by_hand)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    place = Place(tmp_path_factory.mktemp("compare"))
+    with engine(workers=0, threads=1, scheduler=None) as on:
+        work = QUICK.work(place)
+        work.check(work.run(on, retries=0, say=lambda line: None))
+    return place, QUICK.record(place)
+
+
+def test_a_row_says_what_its_chips_say(made):
+    _, record = made
+    plain, batch, bits = record["rows"]
+    assert [row["method"] for row in record["rows"]] == ["none", "batch-statistics", "protected-bits:bits=2"]
+    gains = [
+        one - other
+        for one, other in zip(bits["measured"]["per_chip"]["pa"], plain["measured"]["per_chip"]["pa"], strict=True)
+    ]
+    assert bits["measured"]["gain"] == pytest.approx(sum(gains) / 3)
+    assert bits["measured"]["gain_ci95"] == pytest.approx(list(t_interval(gains)))
+    assert plain["measured"]["gain"] == 0.0
+    seeds = [row["measured"]["per_chip"]["seed"] for row in record["rows"]]
+    assert seeds[0] == seeds[1] == seeds[2]
+    assert bits["measured"]["changed_bits"] < plain["measured"]["changed_bits"]
+    assert batch["needs"] == ["statistics"] and plain["needs"] == []
+    low = default_curve().energy(default_curve().voltage(0.01))
+    assert plain["measured"]["energy"] == pytest.approx(low)
+    assert bits["measured"]["energy"] == pytest.approx(0.25 + 0.75 * low)
+
+
+def test_test_images_mix_the_classes(made):
+    place, _ = made
+    step = QUICK.rows[0][1]
+    split = step._test_images(place)
+    assert len(split) == SMOKE.test_images
+    first = [row["measured"]["per_chip"] for row in made[1]["rows"]]
+    assert len(first) == 3
+    whole = load_data("digits").test
+    assert not torch.equal(split.labels, whole.labels[: len(split)])
+    assert len(split.labels[:50].unique()) == 10
+
+
+def test_an_interrupted_measurement_goes_on(made):
+    place, record = made
+    step = QUICK.rows[0][1]
+    wanted = place.store.record(step.address)["result"]["per_chip"]
+    path = place.store.folder(step.address) / PARTIAL
+    first = {"seed": wanted["seed"][0], "pa": 12.5, "pa_nf": None, "changed_bits": 0.5, "not_finite": 0}
+    write_json(path, {"schema": PARTIAL_SCHEMA, "config": step.config(), "per_chip": [first]})
+    result = step.perform(place)["per_chip"]
+    path.unlink()
+    assert result["pa"] == [12.5, *wanted["pa"][1:]]
+
+
+def test_tables_in_three_forms(made):
+    _, record = made
+    text, latex = as_text(record), as_latex(record)
+    assert "1% flip" in text and "protected-bits:bits=2" in text
+    assert as_markdown(record)[2].startswith("| method | needs | CA |")
+    assert r"\toprule" in latex and r"1\% flip" in latex and latex.count(r"\\") == 4
+    waiting = QUICK.record(Place(made[0].root / "empty"))
+    assert "3 of 3 rows are not measured yet" in as_text(waiting)
+    assert all(row["measured"] is None for row in waiting["rows"])
+
+
+def test_a_model_that_was_handed_over_is_copied_and_used(tmp_path):
+    folder = tmp_path / "mine"
+    make_base(
+        "vgg11-tiny", load_data("digits"), QatConfig(epochs=1), out=folder, device=torch.device("cpu")
+    )  # fmt: skip
+    place, mine = Place(tmp_path / "out"), replace(QUICK, base=str(folder), methods=[])
+    with engine(workers=0, threads=1, scheduler=None) as on:
+        work = mine.work(place)
+        work.check(work.run(on, retries=0, say=lambda line: None))
+    (row,) = mine.record(place)["rows"]
+    assert row["measured"]["ca"] == pytest.approx(load_base(folder).trained["ca"], abs=10)
+    copied = place.store.folder(mine.base_step.address) / "model.safetensors"
+    assert copied.read_bytes() == (folder / "model.safetensors").read_bytes()
+    before = mine.base_step.address
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    assert mine.base_step.address != before
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data": "mnist"}, "unknown data set of scale smoke 'mnist'"),
+        ({"base": "VGG12"}, "unknown base model 'VGG12'"),
+        ({"faults": ["flop"]}, "unknown fault model 'flop'"),
+        ({"rates": [2.0]}, "must be in .0, 1.: got ber=2"),
+        ({"rates": []}, "at least one of rates"),
+        ({"methods": ["randbot"]}, "Did you mean 'randbet'"),
+    ],
+)
+def test_what_there_is_not_is_refused_with_what_there_is(changes, says):
+    with pytest.raises(NeuralFuseError, match=says):
+        replace(QUICK, **changes).rows  # noqa: B018
+
+
+def test_the_command_lists_its_steps(tmp_path, capsys):
+    arguments = ["compare", "--scale", "smoke", "--data", "GTSRB", "--base", "VGG11", "randbet+convs", "--dry-run"]
+    assert run([*arguments, "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "protect vgg11-tiny on digits: randbet + convs" in out and "12 rows" in out
+    assert run([*arguments, "--rates", "3", "--out", str(tmp_path)]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_all_methods_from_the_command_line(tmp_path, capsys):
+    arguments = ["--scale", "smoke", "--data", "GTSRB", "--base", "VGG11", "--rates", "0.01", "--chips", "10"]
+    more = ["convl+batch-statistics", "randbet+convl"]
+    assert run(["compare", *USUAL[1:], *more, *arguments, "--workers", "2", "--out", str(tmp_path), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "comparison-vgg11-tiny-digits.json").read_text()) == record
+    rows = {(row["method"], row["faults"]): row["measured"] for row in record["rows"]}
+    assert len(rows) == 2 * (len(USUAL) + len(more)) and None not in rows.values()
+    for method in ("batch-statistics", "reestimate", "protected-bits", "weight-clipping", "randbet"):
+        assert rows[method, "flip"]["gain_ci95"][0] > 0, method
+    assert len(set(rows["smaller", "flip"]["per_chip"]["pa"])) == 1
+    assert rows["smaller", "flip"]["energy"] <= rows["none", "flip"]["energy"]
+    assert (tmp_path / "comparison-vgg11-tiny-digits.tex").read_text().count("randbet") == 4
