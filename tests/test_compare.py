@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
+from conftest import ROOT
 from neuralfuse.cli.main import run
 from neuralfuse.compare import USUAL, Comparison, as_latex, as_markdown, as_text, memory_energy
 from neuralfuse.compare.steps import PARTIAL, PARTIAL_SCHEMA, ComparisonStep
@@ -17,6 +19,7 @@ from neuralfuse.errors import NeuralFuseError
 from neuralfuse.evaluation import t_interval
 from neuralfuse.faults import default_curve
 from neuralfuse.files import write_json
+from neuralfuse.methods import needs, parse
 from neuralfuse.nets import load_base
 from neuralfuse.pipeline import make_base
 from neuralfuse.published import Measurement
@@ -186,3 +189,11 @@ def test_all_methods_from_the_command_line(tmp_path, capsys):
     assert len(set(rows["smaller", "flip"]["per_chip"]["pa"])) == 1
     assert rows["smaller", "flip"]["energy"] <= rows["none", "flip"]["energy"]
     assert (tmp_path / "comparison-vgg11-tiny-digits.tex").read_text().count("randbet") == 4
+
+
+def test_the_page_names_every_method():
+    page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    listed = {name: access for names, _, access in rows for name in re.findall(r"`(.+?)`", names)}
+    assert set(listed) == set(USUAL)
+    assert all(listed[name] == (", ".join(needs(parse(name))) or "-") for name in USUAL)

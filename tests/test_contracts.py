@@ -91,6 +91,14 @@ def test_the_example_recovers_a_model_of_one_s_own(tmp_path):
     assert (tmp_path / "my-fuse" / "config.json").exists()
 
 
+def test_the_example_compares_a_method_of_one_s_own(tmp_path):
+    example = ROOT / "examples" / "own_method.py"
+    assert len(example.read_text().splitlines()) <= 40
+    done = shell(f"python {example}", tmp_path)
+    assert done.stdout.count("own_method:Shifts ") == 2  # once for each meaning of the rate
+    assert (tmp_path / "reproduce" / "comparison-vgg11-tiny-digits.json").exists()
+
+
 def test_the_page_for_a_chip_of_one_s_own_runs(tmp_path):
     """Its commands in order, from made-up measurements to both pictures."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")

@@ -17,7 +17,7 @@ from neuralfuse.errors import NeuralFuseError
 from neuralfuse.evaluation import t_interval
 from neuralfuse.faults import Chip, evaluation_chips, fault_model
 from neuralfuse.memory import ZeroFaultyWords, deploy
-from neuralfuse.methods import METHODS, Method, Protected, Setting, measure, needs, parse
+from neuralfuse.methods import METHODS, Method, Protected, Setting, measure, needs, parse, seconds
 from neuralfuse.methods.activation import activation_ranges
 from neuralfuse.methods.base import calibration_images
 from neuralfuse.nets import BaseModel, base_model
@@ -181,6 +181,19 @@ def test_what_is_known_is_not_measured_again(made, setting):
     known = {one.seed: one for one in results[:3]}
     _, again = measure(made, setting.data.test, FLIPS, 4, known=known, report=told.append)
     assert again == results and told == results[3:]
+
+
+def test_a_method_that_replaces_the_model_on_a_chip_comes_before_those_around_it(made, setting):
+    protected("reestimate:images=20+batch-statistics", made, setting)
+    with pytest.raises(NeuralFuseError, match="must come before those around it"):
+        protected("batch-statistics+reestimate:images=20", made, setting)
+
+
+def test_time_is_measured_in_turn(made, setting):
+    x = plain_inputs(setting.data.test, made.deployed.input_range)
+    slow = made.answering(lambda model: lambda x: sum(model(x) for _ in range(40)))
+    plain, taken = seconds(slow, made, x)
+    assert 0 < plain < taken
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,7 @@ class Comparison:
             found = used.record(step.protection), used.record(step)
             if text == NONE:
                 plain[step.faults, step.ber] = found
-            known = [one["result"] for one in (*found, *plain[step.faults, step.ber]) if one is not None]
+            known = [one for one in (*found, *plain[step.faults, step.ber]) if one is not None]
             rows.append(
                 {
                     "method": text,
@@ -172,7 +172,9 @@ def _values(
     plain_cost: Mapping[str, Any],
     plain: Mapping[str, Any],
 ) -> dict[str, Any]:
-    accuracies, before = result["per_chip"]["pa"], plain["per_chip"]["pa"]
+    taken, cost = cost["run"]["seconds_a_batch"], cost["result"]
+    result, before = result["result"], plain["result"]["per_chip"]["pa"]
+    accuracies = result["per_chip"]["pa"]
     gains = [one - other for one, other in zip(accuracies, before, strict=True)]
     return {
         "ca": result["ca"],
@@ -181,7 +183,8 @@ def _values(
         "pa_ci95": t_interval(accuracies),
         "gain": mean(gains),
         "gain_ci95": t_interval(gains),
-        "energy": memory_energy(ber, cost, plain_cost["accesses"]),
+        "energy": memory_energy(ber, cost, plain_cost["result"]["accesses"]),
+        "time": taken["protected"] / taken["plain"],
         "parameters": cost["parameters"] + cost["added_parameters"],
         "changed_bits": mean(result["per_chip"]["changed_bits"]),
         "per_chip": result["per_chip"],

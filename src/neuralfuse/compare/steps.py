@@ -16,7 +16,7 @@ from neuralfuse.errors import FileFormatError
 from neuralfuse.evaluation import ChipResult, Run
 from neuralfuse.faults import fault_model
 from neuralfuse.files import read_json, write_json
-from neuralfuse.methods import Method, Protected, Setting, measure
+from neuralfuse.methods import Method, Protected, Setting, measure, seconds
 from neuralfuse.methods.trained import Fused
 from neuralfuse.nets import load_base
 from neuralfuse.reproduce.place import Place
@@ -26,6 +26,7 @@ from neuralfuse.reproduce.trainings import BaseStep, ModuleStep, StartStep, Tell
 from neuralfuse.seeds import generator
 
 PARTIAL = "evaluation.json"
+_TIMED = 100  # images
 PARTIAL_SCHEMA = "neuralfuse/partial-comparison/1"
 
 
@@ -114,11 +115,7 @@ class ProtectionStep(Step):
 
     def protected(self, place: Place) -> Protected:
         """Return the protected model; what its methods train is trained where it is not yet."""
-        if self.before is None:
-            model, deployed = self.base.open(place)
-            made = Protected(model=model, deployed=deployed)
-        else:
-            made = self.before.protected(place)
+        made = self._plain(place) if self.before is None else self.before.protected(place)
         store = place.store
         setting = Setting(
             data=place.images(self.base.images),
@@ -131,6 +128,10 @@ class ProtectionStep(Step):
         )
         return self.methods[-1].protect(made, setting)
 
+    def _plain(self, place: Place) -> Protected:
+        model, deployed = self.base.open(place)
+        return Protected(model=model, deployed=deployed)
+
     def perform(self, place: Place) -> dict[str, Any]:
         """See `Step`."""
         run = Run(torch.device(place.device))
@@ -142,6 +143,8 @@ class ProtectionStep(Step):
         if made.fuse is not None:
             added = count(made.fuse, channels=channels, image_size=(size[0], size[1]), layers=GENERATOR_LAYERS)
         memory = made.deployed.memory
+        images = place.images(self.base.images).test.images[:_TIMED]
+        plain, taken = seconds(made, self._plain(place), made.deployed.input_range.from_bytes(images))
         return {
             "parameters": model.parameters,
             "added_parameters": 0 if added is None else added.parameters,
@@ -149,7 +152,7 @@ class ProtectionStep(Step):
             "added_accesses": 0 if added is None else added.paper_accesses,
             "overhead": memory.readout.overhead(memory.layout),
             "hardened": made.hardened / memory.layout.bits,
-            "run": run.facts(),
+            "run": {**run.facts(), "seconds_a_batch": {"images": len(images), "plain": plain, "protected": taken}},
         }
 
     @property

@@ -21,7 +21,8 @@ from neuralfuse.seeds import generator
 from neuralfuse.train import Listener
 
 Access = Literal["inputs", "gradients", "statistics", "activations", "weights", "training", "memory", "fault map"]
-OnChip = Callable[[Perturbed], Callable[[Tensor], Tensor]]
+Answer = Callable[[Tensor], Tensor]
+OnChip = Callable[[Perturbed], Answer]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +83,21 @@ class Protected:
         )  # fmt: skip
         return replace(self, model=replace(self.model, module=module), deployed=deployed)
 
-    def acting(self, on_chip: OnChip) -> Protected:
-        """Return the same with something that is made of each perturbed model.
+    def answer(self, perturbed: Perturbed) -> Answer:
+        """Return what answers on a chip, inputs of the model -> logits."""
+        return perturbed if self.on_chip is None else self.on_chip(perturbed)
+
+    def answering(self, change: Callable[[Answer], Answer]) -> Protected:
+        """Return the same with something around whatever answers on a chip."""
+        return replace(self, on_chip=lambda perturbed: change(self.answer(perturbed)))
+
+    def replacing(self, on_chip: OnChip) -> Protected:
+        """Return the same with something in the place of each perturbed model.
 
         Raises:
-            ConfigError: there is such a thing already.
+            ConfigError: a method before this one is around it already.
         """
-        require(self.on_chip is None, "only one method may act on each chip: two were put together.")
+        require(self.on_chip is None, "a method that replaces what runs on a chip must come before those around it.")
         return replace(self, on_chip=on_chip)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from neuralfuse.errors import require
 from neuralfuse.memory import Perturbed
-from neuralfuse.methods.base import Access, Method, Protected, Setting, calibration_images
+from neuralfuse.methods.base import Access, Answer, Method, Protected, Setting, calibration_images
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,10 @@ class BatchStatistics(Method):
             norm.running_mean = norm.running_var = norm.num_batches_tracked = None
         held = made.holding(module, fold=False, micro_batch=0)  # the images of a batch see each other
 
-        def on_chip(chip: Perturbed) -> Callable[[Tensor], Tensor]:
-            return lambda x: torch.cat([chip(part) for part in x.tensor_split(math.ceil(len(x) / self.batch))])
+        def in_batches(model: Answer) -> Answer:
+            return lambda x: torch.cat([model(part) for part in x.tensor_split(math.ceil(len(x) / self.batch))])
 
-        return held.acting(on_chip)
+        return held.answering(in_batches)
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Reestimated(Method):
         def on_chip(chip: Perturbed) -> nn.Module:
             return estimate_statistics(chip.module(), inputs, self.batch)
 
-        return made.acting(on_chip)
+        return made.replacing(on_chip)
 
 
 def estimate_statistics(module: nn.Module, inputs: Tensor, batch: int) -> nn.Module:
