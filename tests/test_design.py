@@ -25,6 +25,7 @@ ROOMS = [
     {"methods"},
     {"plan", "reproduce"},
     {"compare"},
+    {"report"},
     {"demo"},
     {"cli"},
 ]

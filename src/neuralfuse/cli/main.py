@@ -19,6 +19,7 @@ from neuralfuse.cli.chip import chip_app
 from neuralfuse.cli.compare import compare
 from neuralfuse.cli.energy import energy
 from neuralfuse.cli.plan import plan
+from neuralfuse.cli.report import portrait, report
 from neuralfuse.cli.reproduce import reproduce
 from neuralfuse.config import base_recipe
 from neuralfuse.errors import ConfigError, NeuralFuseError, UnfinishedError, unknown_name
@@ -35,6 +36,8 @@ COMMANDS: dict[str, Callable[..., None] | App] = {
     "plan": plan,
     "reproduce": reproduce,
     "compare": compare,
+    "portrait": portrait,
+    "report": report,
     "chip": chip_app,
 }
 

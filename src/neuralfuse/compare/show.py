@@ -52,15 +52,17 @@ def as_markdown(record: Mapping[str, Any]) -> list[str]:
 
 def as_latex(record: Mapping[str, Any]) -> str:
     """Return a comparison as LaTeX tables (package booktabs)."""
-    tables = []
-    for title, (heads, *rows) in grids(record):
-        body = "\n".join(_latex_line(row) for row in rows)
-        tables.append(
-            "\\begin{table}\n\\caption{" + _escaped(f"{record['config']['base']}, {title}") + "}\n\\begin{tabular}{"
-            f"{'l' * 2 + 'r' * (len(heads) - 2)}}}\n\\toprule\n{_latex_line(heads)}\n\\midrule\n{body}\n\\bottomrule\n"
-            "\\end{tabular}\n\\end{table}\n"
-        )
-    return "\n".join(tables)
+    name = record["config"]["base"]
+    return "\n".join(latex_table(f"{name}, {title}", heads, rows) for title, (heads, *rows) in grids(record))
+
+
+def latex_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return one LaTeX table."""
+    lines = [
+        r"\begin{table}", rf"\caption{{{_escaped(title)}}}", rf"\begin{{tabular}}{{{'l' * len(heads)}}}", r"\toprule",
+        _latex_line(heads), r"\midrule", *map(_latex_line, rows), r"\bottomrule", r"\end{tabular}", r"\end{table}",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
 
 
 def heading(record: Mapping[str, Any]) -> str:

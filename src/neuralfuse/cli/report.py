@@ -1,0 +1,97 @@
+"""The `portrait` and `report` commands: pictures of what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from neuralfuse.cli.common import Common, DataOptions, StorageOptions, open_bases, say
+from neuralfuse.cli.faults import FaultOptions
+from neuralfuse.config import Running
+
+_FLAT = Parameter(name="*")
+_COMMON, _DATA, _STORAGE, _FAULTS, _RUNNING = Common(), DataOptions(), StorageOptions(), FaultOptions(), Running()
+
+
+def portrait(
+    fuse: Path,
+    /,
+    *,
+    base: str,
+    out: Path,
+    chips: int = 10,
+    images: int = 600,
+    gallery: int = 10,
+    data: Annotated[DataOptions, _FLAT] = _DATA,
+    faults: Annotated[FaultOptions, _FLAT] = _FAULTS,
+    storage: Annotated[StorageOptions, _FLAT] = _STORAGE,
+    running: Annotated[Running, _FLAT] = _RUNNING,
+    common: Annotated[Common, _FLAT] = _COMMON,
+) -> None:
+    """Record what a NeuralFuse does to images, classes and answers, for a report's pictures.
+
+    Needs scikit-learn: pip install 'neuralfuse[report]'. The record holds a few of the test images.
+
+    Example: neuralfuse portrait runs/fuse --base runs/base --ber 0.06 --out runs/portrait.json
+
+    Parameters
+    ----------
+    fuse
+        Folder of a trained NeuralFuse.
+    base
+        A folder written by train-base, or package.module:factory (runs your code).
+    out
+        File for the record.
+    chips
+        Unseen chips over which the accuracy of a class is averaged.
+    images
+        Test images whose answers are laid out.
+    gallery
+        Classes of which an image is shown.
+    """
+    from neuralfuse.files import write_json  # noqa: PLC0415
+    from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
+    from neuralfuse.report import make_portrait  # noqa: PLC0415
+
+    device = common.set_up()
+    module = NeuralFuse.from_pretrained(fuse).to(device)
+    (opened,), images_of = open_bases([base], data, storage, device, running)
+    record = make_portrait(
+        module, opened, images_of, faults.model(), chips=chips, images=images, gallery=gallery, say=say
+    )
+    write_json(out, record)
+    common.show(record, f"Wrote {out}. Pictures of it: neuralfuse report {out.parent}")
+
+
+def report(
+    folder: Path,
+    /,
+    *,
+    out: Path = Path("report.html"),
+    title: str = "NeuralFuse: what was measured",
+    common: Annotated[Common, _FLAT] = _COMMON,
+) -> None:
+    """Write all records below a folder as one HTML page that needs no network, and their tables as Markdown and LaTeX.
+
+    Shows records of reproduce, compare, evaluate, portrait and plan.
+
+    Example: neuralfuse report runs --out runs/report.html
+
+    Parameters
+    ----------
+    folder
+        Where the records lie.
+    out
+        File for the page; its tables go beside it, with the endings md and tex.
+    title
+        Heading of the page.
+    """
+    from neuralfuse.report import Report  # noqa: PLC0415
+
+    made = Report.of(folder, title)
+    files = [str(path) for path in made.write(out)]
+    figures = sum(len(section.figures) for section in made.sections) + len(made.across)
+    record = {"files": files, "records": len(made.sections), "figures": figures}
+    common.show(record, f"Wrote {', '.join(files)}: {len(made.sections)} records, {figures} figures.")

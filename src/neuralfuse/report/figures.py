@@ -1,0 +1,290 @@
+"""The figures of a report, each from records alone: SVG, what it shows in words, where its numbers are from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from neuralfuse.report.records import Found
+from neuralfuse.report.svg import GRID, INK, MUTED, PAPER, SERIES, chart, inline
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture.
+
+    Attributes:
+        title: Its heading.
+        svg: The picture, for the inside of a page.
+        caption: What it shows.
+        sources: The records that it was drawn from.
+    """
+
+    title: str
+    svg: str
+    caption: str
+    sources: tuple[Found, ...]
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Return a quantile by linear interpolation."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def methods_chart(found: Found) -> Iterator[Figure]:
+    """Yield, for each meaning of the rate, the accuracy of every method at every rate: mean and most chips."""
+    rows = [row for row in found.record["rows"] if row["measured"] is not None]
+    for faults in dict.fromkeys(row["faults"] for row in rows):
+        own = [row for row in rows if row["faults"] == faults]
+        rates = list(dict.fromkeys(row["ber"] for row in own))
+        middle = rates[len(rates) // 2]
+        order = sorted(
+            (row for row in own if row["ber"] == middle), key=lambda row: float(row["measured"]["pa"])
+        )  # fmt: skip
+        names = [row["method"] for row in order]
+        fused = {row["method"] for row in own if any(_is_neuralfuse(stage) for stage in row["stages"])}
+        at = {(row["method"], row["ber"]): row["measured"] for row in own}
+        with chart(2.2 + 2.1 * len(rates), 0.9 + 0.24 * len(names), 1, len(rates), sharey=True, sharex=True) as made:
+            for axes, rate in zip(made.axes[0], rates, strict=True):
+                plain = at["none", rate]["pa"]
+                axes.axvline(plain, color=MUTED, linewidth=0.9, linestyle=":")
+                for place, name in enumerate(names):
+                    values = at[name, rate]["per_chip"]["pa"]
+                    colour = INK if name == "none" else SERIES[0] if name in fused else SERIES[1]
+                    span = [quantile(values, 0.1), quantile(values, 0.9)]
+                    axes.plot(span, [place, place], color=colour, linewidth=4, alpha=0.35, solid_capstyle="butt")
+                    axes.plot([at[name, rate]["pa"]], [place], "o", color=colour, markersize=4.5)
+                axes.set_title(f"{100 * rate:g}% {faults}", fontsize=9, loc="left")
+                axes.grid(axis="x")
+                axes.set_yticks(range(len(names)), names)
+                axes.tick_params(axis="y", length=0)
+                axes.set_xlabel("accuracy on unseen chips (%)")
+        best = order[-1]
+        alt = (
+            f"Accuracy on faulty chips of {len(names)} methods, {faults}, at {len(rates)} rates. At {100 * middle:g}% "
+            f"{best['method']} is highest with {best['measured']['pa']:.1f} percent; without protection it is "
+            f"{at['none', middle]['pa']:.1f}."
+        )
+        caption = (
+            f"Dots are means over {found.record['config']['chips']} chips, bars hold the middle 80% of them; dotted: "
+            "no protection. NeuralFuse and what is put together with it has the first colour."
+        )
+        yield Figure(f"All methods, {faults}", inline(made.svg, alt), caption, (found,))
+
+
+def _is_neuralfuse(stage: Mapping[str, Any]) -> bool:
+    return bool(stage["method"] == "neuralfuse" and stage["generator"] != "uip")
+
+
+def energy_chart(found: Found) -> Iterator[Figure]:
+    """Yield accuracy against the energy of the weights' memory, for each meaning of the rate."""
+    rows = [row for row in found.record["rows"] if row["measured"] is not None]
+    for faults in dict.fromkeys(row["faults"] for row in rows):
+        own = [row for row in rows if row["faults"] == faults]
+        rates = list(dict.fromkeys(row["ber"] for row in own))
+        with chart(6.4, 3.6) as made:
+            axes = made.axes[0][0]
+            for place, rate in enumerate(rates):
+                points = [(row["measured"]["energy"], row["measured"]["pa"]) for row in own if row["ber"] == rate]
+                axes.scatter(
+                    *zip(*points, strict=True), s=24, color=SERIES[place % len(SERIES)], label=f"{100 * rate:g}%"
+                )  # fmt: skip
+            for row in front(own):
+                value = row["measured"]
+                axes.annotate(
+                    f"{row['method']} ({100 * row['ber']:g}%)", (value["energy"], value["pa"]), xytext=(6, -3),
+                    textcoords="offset points", fontsize=8,
+                )  # fmt: skip
+            axes.axvline(1.0, color=MUTED, linewidth=0.9, linestyle=":")
+            axes.set_xscale("log")
+            axes.set_xlabel("energy of the weights' accesses, over the plain model's at full voltage (log)")
+            axes.set_ylabel("accuracy (%)")
+            axes.xaxis.set_major_formatter(lambda value, place: f"{100 * value:.0f}%")
+            axes.xaxis.set_minor_formatter(lambda value, place: "")
+            axes.grid()
+            axes.legend(title=f"rate ({faults})", frameon=False, fontsize=8, title_fontsize=8)
+        names = ", ".join(dict.fromkeys(row["method"] for row in front(own)))
+        alt = f"Accuracy against memory energy, {faults}. On the front of what no other beats in both: {names}."
+        caption = (
+            "Named: what no other method beats in both accuracy and energy. What lies right of the dotted line costs "
+            "more than the plain model at full voltage."
+        )
+        yield Figure(f"Accuracy against energy, {faults}", inline(made.svg, alt), caption, (found,))
+
+
+def front(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows that no other beats in both energy and accuracy, by rising energy."""
+    best, kept = float("-inf"), []
+    for row in sorted(rows, key=lambda row: (row["measured"]["energy"], -row["measured"]["pa"])):
+        if row["measured"]["pa"] > best:
+            best = row["measured"]["pa"]
+            kept.append(row)
+    return kept
+
+
+def bands_chart(found: Sequence[Found]) -> Iterator[Figure]:
+    """Yield accuracy against the rate, with and without NeuralFuse, for evaluations of the same at several rates."""
+    groups: dict[tuple[str, ...], list[Found]] = {}
+    for one in found:
+        config = one.record["config"]
+        key = (config["base"]["fingerprint"], str((config["fuse"] or {}).get("fingerprint")), one.record["ber_kind"])
+        groups.setdefault(key, []).append(one)
+    for own in groups.values():
+        ordered = sorted(own, key=lambda one: float(one.record["ber"]))
+        rates = [one.record["ber"] for one in ordered]
+        if len(set(rates)) < 2:
+            continue
+        with chart(6.4, 3.4) as made:
+            axes = made.axes[0][0]
+            for what, colour, name in (("pa", SERIES[1], "without"), ("pa_nf", SERIES[0], "with NeuralFuse")):
+                chips = [[chip[what] for chip in one.record["per_chip"]] for one in ordered]
+                if chips[0][0] is None:
+                    continue
+                low, high = ([quantile(values, share) for values in chips] for share in (0.1, 0.9))
+                axes.fill_between(rates, low, high, color=colour, alpha=0.25, linewidth=0)
+                axes.plot(rates, [sum(v) / len(v) for v in chips], color=colour, marker="o", markersize=4, label=name)
+            axes.set_xlabel(f"rate of faulty cells ({ordered[0].record['ber_kind']})")
+            axes.set_ylabel("accuracy (%)")
+            axes.xaxis.set_major_formatter(lambda value, place: f"{100 * value:g}%")
+            axes.grid(axis="y")
+            axes.legend(frameon=False)
+        base = ordered[0].record["config"]["base"]["name"]
+        alt = f"Accuracy of {base} against the rate, from {100 * rates[0]:g} to {100 * rates[-1]:g} percent."
+        yield Figure(
+            f"{base} against the rate", inline(made.svg, alt), "Bands hold the middle 80% of the chips.", tuple(ordered)
+        )
+
+
+def transfer_chart(found: Found) -> Iterator[Figure]:
+    """Yield the recovery of modules trained for one model and used before another, as a matrix a rate and generator."""
+    rows = [row for row in found.record["rows"] if row["measured"] is not None and "target" in row["of"]]
+    keys = [key for key in (rows[0]["of"] if rows else []) if key not in ("source", "target")]
+    for of in dict.fromkeys(tuple(row["of"][key] for key in keys) for row in rows):
+        own = [row for row in rows if tuple(row["of"][key] for key in keys) == of]
+        sources, targets = (list(dict.fromkeys(str(row["of"][key]) for row in own)) for key in ("source", "target"))
+        value = {(str(row["of"]["source"]), str(row["of"]["target"])): row["measured"]["rp"] for row in own}
+        most = max(1.0, *(abs(one) for one in value.values()))
+        with chart(1.6 + 1.0 * len(targets), 0.9 + 0.45 * len(sources)) as made:
+            axes = made.axes[0][0]
+            for (source, target), rp in value.items():
+                x, y = targets.index(target), sources.index(source)
+                colour = SERIES[0] if rp >= 0 else SERIES[1]
+                axes.add_patch(_square(x, y, colour, 0.15 + 0.65 * abs(rp) / most))
+                axes.text(x, y, f"{rp:+.1f}", ha="center", va="center", fontsize=9)
+            axes.set_xlim(-0.5, len(targets) - 0.5)
+            axes.set_ylim(len(sources) - 0.5, -0.5)
+            axes.set_xticks(range(len(targets)), targets)
+            axes.set_yticks(range(len(sources)), sources)
+            axes.set_xlabel("used before")
+            axes.set_ylabel("trained for")
+            axes.spines[["bottom", "left"]].set_visible(False)
+            axes.tick_params(length=0)
+        what = ", ".join(f"{key} {one}" for key, one in zip(keys, of, strict=True))
+        pairs = "; ".join(f"{source} to {target} {rp:+.1f}" for (source, target), rp in value.items())
+        yield Figure(
+            f"Transfer, {what}", inline(made.svg, f"Recovery in points: {pairs}."), "Points recovered.", (found,)
+        )
+
+
+def _square(x: int, y: int, colour: str, alpha: float) -> Any:
+    from matplotlib.patches import Rectangle  # noqa: PLC0415
+
+    return Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, facecolor=colour, alpha=alpha, edgecolor="none")
+
+
+def saving_chart(found: Found) -> Iterator[Figure]:
+    """Yield accuracy against energy saved, for tables that say both."""
+    rows = [row for row in found.record["rows"] if row["measured"] and "energy_saving" in row["measured"]]
+    rows = [row for row in rows if "pa_nf" in row["measured"]]
+    if not rows:
+        return
+    with chart(6.4, 3.6) as made:
+        axes = made.axes[0][0]
+        for place, base in enumerate(dict.fromkeys(row["of"]["base"] for row in rows)):
+            own = [row for row in rows if row["of"]["base"] == base]
+            points = [(row["measured"]["energy_saving"], row["measured"]["pa_nf"]) for row in own]
+            axes.scatter(*zip(*points, strict=True), s=28, color=SERIES[place % len(SERIES)], label=base)
+            for row, point in zip(own, points, strict=True):
+                axes.annotate(
+                    row["of"]["generator"], point, xytext=(5, -3), textcoords="offset points", fontsize=7
+                )  # fmt: skip
+        axes.axvline(0, color=MUTED, linewidth=0.9, linestyle=":")
+        axes.set_xlabel("energy of the weights' accesses saved (%)")
+        axes.set_ylabel("PA(NF) (%)")
+        axes.grid()
+        axes.legend(frameon=False, fontsize=8)
+    alt = f"Accuracy behind NeuralFuse against energy saved, {len(rows)} pairs of base model and generator."
+    yield Figure(
+        str(found.record["title"]), inline(made.svg, alt), "Left of the dotted line nothing is saved.", (found,)
+    )
+
+
+def classes_chart(found: Found) -> Figure:
+    """Return the accuracy of every class, without and with NeuralFuse."""
+    classes = found.record["per_class"]
+    order = sorted(range(len(classes["name"])), key=lambda place: classes["pa"][place])
+    with chart(6.4, 0.8 + 0.17 * len(order)) as made:
+        axes = made.axes[0][0]
+        for row, place in enumerate(order):
+            before, after = classes["pa"][place], classes["pa_nf"][place]
+            axes.plot([before, after], [row, row], color=GRID, linewidth=2, zorder=1)
+            axes.plot([before], [row], "o", color=SERIES[1], markersize=4, label="without" if row == 0 else None)
+            axes.plot([after], [row], "o", color=SERIES[0], markersize=4, label="with NeuralFuse" if row == 0 else None)
+        axes.set_yticks(range(len(order)), [classes["name"][place] for place in order], fontsize=7)
+        axes.set_ylim(-1, len(order))
+        axes.set_xlabel("accuracy on the class (%), mean over chips")
+        axes.grid(axis="x")
+        axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    gains = [after - before for before, after in zip(classes["pa"], classes["pa_nf"], strict=True)]
+    worst = classes["name"][gains.index(min(gains))]
+    alt = f"Accuracy of {len(order)} classes without and with NeuralFuse; {worst} gains least, {min(gains):+.1f}."
+    return Figure("Recovery by class", inline(made.svg, alt), "Sorted by the accuracy without NeuralFuse.", (found,))
+
+
+def outputs_chart(found: Found) -> Figure:
+    """Return the t-SNE of the logits, a panel for each way to run the model."""
+    shown = found.record["outputs"]
+    panels, labels = shown["panels"], shown["labels"]
+    with chart(7.2, 5.0, 2, (len(panels) + 1) // 2) as made:
+        for axes, panel in zip(made.axes.T.flatten(), panels, strict=False):
+            for label in sorted(set(labels)):
+                points = [point for point, own in zip(panel["points"], labels, strict=True) if own == label]
+                axes.scatter(
+                    *zip(*points, strict=True), s=4, color=SERIES[label % len(SERIES)],
+                    marker="osv^D"[label // len(SERIES) % 5], linewidths=0,
+                )  # fmt: skip
+            axes.set_title(f"{panel['title']}: {panel['accuracy']:.0f}%", fontsize=8, loc="left")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[["bottom", "left"]].set_visible(False)
+    said = "; ".join(f"{panel['title']} {panel['accuracy']:.0f} percent right" for panel in panels)
+    caption = f"t-SNE of the logits of {len(labels)} test images, a colour and mark a class; in percent: right answers."
+    return Figure("What the model's answers look like", inline(made.svg, f"t-SNE panels: {said}."), caption, (found,))
+
+
+def weights_chart(found: Found) -> Figure:
+    """Return the histogram of the stored weights, clean and as the chip has them read."""
+    shown = found.record["weights"]
+    centers = [(low + high) / 2 for low, high in zip(shown["edges"], shown["edges"][1:], strict=False)]
+    with chart(6.4, 2.8) as made:
+        axes = made.axes[0][0]
+        for key, colour, name in (("faulty", SERIES[1], "read through the chip"), ("clean", SERIES[0], "stored")):
+            axes.step(centers, [max(one, 0.5) for one in shown[key]], where="mid", color=colour, label=name)
+        axes.set_yscale("log")
+        axes.set_xlabel("weight, over the largest of its tensor")
+        axes.set_ylabel("weights (log)")
+        axes.grid(axis="y")
+        axes.legend(frameon=False, fontsize=8)
+    alt = f"A chip changes {shown['changed']:,} of {sum(shown['clean']):,} stored words, some of them to large values."
+    return Figure("What the faults do to the weights", inline(made.svg, alt), alt, (found,))
+
+
+__all__ = [
+    "PAPER", "Figure", "bands_chart", "classes_chart", "energy_chart", "front", "methods_chart", "outputs_chart",
+    "saving_chart", "transfer_chart", "weights_chart",
+]  # fmt: skip

@@ -1,0 +1,192 @@
+"""A report: one HTML page that needs nothing else, and the same tables as Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from neuralfuse.compare import as_latex as comparison_latex
+from neuralfuse.compare import as_markdown as comparison_markdown
+from neuralfuse.compare.show import grids, latex_table
+from neuralfuse.compare.show import heading as comparison_heading
+from neuralfuse.errors import FileFormatError
+from neuralfuse.files import write_text
+from neuralfuse.pipeline import summary as evaluation_summary
+from neuralfuse.plan import summary as plan_summary
+from neuralfuse.report import figures
+from neuralfuse.report.figures import Figure
+from neuralfuse.report.records import Found, collect, of_kind
+from neuralfuse.reproduce import as_markdown as table_markdown
+from neuralfuse.reproduce.show import grid, heading, notes
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table; ``deviation`` is what was measured minus what was published, in points."""
+
+    text: str
+    deviation: float | None = None
+
+    @property
+    def tint(self) -> str:
+        """The class of its colour."""
+        if self.deviation is None:
+            return ""
+        size = 0 if abs(self.deviation) < 2 else 1 if abs(self.deviation) < 10 else 2
+        return f"{'up' if self.deviation > 0 else 'down'}{size}" if size else "same"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a section."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One record on the page."""
+
+    title: str
+    subtitle: str
+    found: Found
+    tables: Sequence[Table] = ()
+    figures: Sequence[Figure] = ()
+    notes: Sequence[str] = ()
+    gallery: Sequence[Mapping[str, Any]] = ()
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All records of a folder, as sections.
+
+    Attributes:
+        title: Its heading.
+        sections: In the order of the page.
+        across: Figures that are drawn from several records.
+    """
+
+    title: str
+    sections: Sequence[Section]
+    across: Sequence[Figure] = field(default=())
+
+    @staticmethod
+    def of(folder: Path, title: str) -> Report:
+        """Return the report on a folder's records; see `collect` for its errors."""
+        found = collect(folder)
+        sections = [_section(one) for one in found]
+        across = list(figures.bands_chart(list(of_kind(found, "evaluation"))))
+        return Report(title, sections, across)
+
+    def html(self) -> str:
+        """Return the page."""
+        from jinja2 import Environment  # noqa: PLC0415
+
+        source = resources.files("neuralfuse.report").joinpath("page.html").read_text(encoding="utf-8")
+        return (
+            Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source).render(report=self)
+        )
+
+    def write(self, path: Path) -> list[Path]:
+        """Write the page, and its tables as Markdown and LaTeX beside it; return the files."""
+        files = {path: self.html(), path.with_suffix(".md"): self.markdown(), path.with_suffix(".tex"): self.latex()}
+        for file, text in files.items():
+            write_text(file, text)
+        return list(files)
+
+    def markdown(self) -> str:
+        """Return all tables as Markdown."""
+        lines = [f"# {self.title}", ""]
+        for section in self.sections:
+            lines += [f"## {section.title}", "", section.subtitle, ""]
+            if section.found.kind == "table":
+                lines += [*table_markdown(section.found.record), "", *section.notes, ""]
+            elif section.found.kind == "comparison":
+                lines += [*comparison_markdown(section.found.record), *section.notes, ""]
+            elif section.text:
+                lines += ["```", section.text, "```", ""]
+        return "\n".join(lines)
+
+    def latex(self) -> str:
+        """Return all tables as LaTeX (package booktabs)."""
+        parts = []
+        for section in self.sections:
+            if section.found.kind == "comparison":
+                parts.append(comparison_latex(section.found.record))
+            elif section.found.kind == "table":
+                heads, *rows = grid(section.found.record)
+                parts.append(latex_table(section.title, heads, rows))
+        return "\n".join(parts)
+
+
+def _section(found: Found) -> Section:
+    try:
+        return _SECTIONS[found.kind](found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(
+            f"{found.path} must be a record as this version writes it: {error!r}. Make it anew, or leave it out."
+        ) from error
+
+
+def _table(found: Found) -> Section:
+    record = found.record
+    title, subtitle = heading(record).split("\n")
+    heads, *lines = grid(record)
+    shown = [row for row in record["rows"] if row["measured"] is not None] or record["rows"]
+    rows = [list(_cells(heads, line, row)) for line, row in zip(lines, shown, strict=True)]
+    drawn = [*figures.transfer_chart(found), *figures.saving_chart(found)]
+    return Section(title, subtitle, found, [Table("", heads, rows)], drawn, notes(record))
+
+
+_COLUMNS = {"CA": "ca", "PA": "pa", "CA(NF)": "ca_nf", "PA(NF)": "pa_nf", "RP": "rp"}
+
+
+def _cells(heads: Sequence[str], line: Sequence[str], row: Mapping[str, Any]) -> Iterator[Cell]:
+    measured, printed = row["measured"] or {}, row["published"] or {}
+    for head, text in zip(heads, line, strict=True):
+        name = _COLUMNS.get(head)
+        both = name in measured and name in printed
+        yield Cell(text, measured[name] - printed[name] if both else None)
+
+
+def _comparison(found: Found) -> Section:
+    record = found.record
+    tables = [
+        Table(title, heads, [[Cell(text) for text in row] for row in rows]) for title, (heads, *rows) in grids(record)
+    ]
+    drawn = [*figures.methods_chart(found), *figures.energy_chart(found)]
+    config = record["config"]
+    subtitle = f"{comparison_heading(record)}; scale {config['scale']} ({config['scale_title']})"
+    return Section("Methods side by side", subtitle, found, tables, drawn)
+
+
+def _evaluation(found: Found) -> Section:
+    config = found.record["config"]
+    fuse = config["fuse"]
+    behind = "without NeuralFuse" if fuse is None else f"behind {fuse.get('generator', 'NeuralFuse')}"
+    title = f"{config['base']['name']} on {config['data']['name']}, {behind}"
+    rate = f"{100 * found.record['ber']:.3g}% {found.record['ber_kind']}"
+    return Section(title, rate, found, text=evaluation_summary(found.record))
+
+
+def _portrait(found: Found) -> Section:
+    config = found.record["config"]
+    title = f"{config['fuse']['generator']} before {config['base']['name']} on {config['data']['name']}"
+    subtitle = f"{100 * config['faults']['ber']:.3g}% {config['faults']['kind']}, {config['chips']} unseen chips"
+    drawn = [figures.classes_chart(found), figures.outputs_chart(found), figures.weights_chart(found)]
+    return Section(title, subtitle, found, (), drawn, gallery=found.record["gallery"])
+
+
+def _plan(found: Found) -> Section:
+    return Section("A plan", "which voltage, which protection", found, text=plan_summary(found.record))
+
+
+_SECTIONS = {
+    "table": _table, "comparison": _comparison, "evaluation": _evaluation, "portrait": _portrait, "plan": _plan,
+}  # fmt: skip

@@ -1,0 +1,185 @@
+"""What a NeuralFuse does to images, classes and answers: the numbers behind a report's pictures, as one record."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuralfuse.data import DataSet, Split
+from neuralfuse.errors import MissingExtraError, require
+from neuralfuse.evaluation import Run, mean
+from neuralfuse.faults import Chip, FaultModel, evaluation_chips
+from neuralfuse.files import fingerprint
+from neuralfuse.fuse import NeuralFuse, check_same_range
+from neuralfuse.memory import Deployed
+from neuralfuse.nets import BaseModel
+from neuralfuse.pipeline import base_config
+from neuralfuse.scoring import BATCH, correct, plain_inputs, transform
+from neuralfuse.seeds import generator
+
+SCHEMA = "neuralfuse/portrait/1"
+BINS = 60
+
+
+def make_portrait(
+    fuse: NeuralFuse,
+    base: tuple[BaseModel, Deployed],
+    data: DataSet,
+    faults: FaultModel,
+    *,
+    chips: int = 10,
+    images: int = 600,
+    gallery: int = 10,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Return the record of what a NeuralFuse does on test images.
+
+    Args:
+        fuse: The module, in eval mode.
+        base: The base model, and its deployed form.
+        data: Whose test images.
+        faults: The fault model.
+        chips: Unseen chips over which a class's accuracy is averaged; the first one stands for the others elsewhere.
+        images: Test images whose answers are laid out.
+        gallery: Classes of which an image is shown.
+        say: Told what is at work.
+    Raises:
+        MissingExtraError: scikit-learn is not there.
+    """
+    model, deployed = base
+    check_same_range(fuse, deployed)
+    require(chips >= 1 and images >= 10, f"there must be a chip and 10 images: got {chips} and {images}.")
+    run, the_chips = Run(deployed.memory.device), evaluation_chips(faults, chips)
+    order = torch.randperm(len(data.test), generator=generator(data.name, "portrait"))
+    test = data.test[order.to(data.test.images.device)]
+    say("classes")
+    classes = _classes(fuse, deployed, test, data.classes, the_chips)
+    say("images")
+    shown = _gallery(fuse, test, data.classes, gallery)
+    say("answers")
+    outputs = _outputs(fuse, deployed, test[torch.arange(min(images, len(test)))], faults, the_chips[0].seed)
+    return {
+        "schema": SCHEMA,
+        "config": {
+            "base": base_config(model, deployed),
+            "fuse": {"fingerprint": fingerprint(*fuse.state_dict().values()), "generator": fuse.name, **fuse.trained},
+            "data": data.to_config(),
+            "faults": faults.to_config(),
+            "chips": chips,
+        },
+        "per_class": classes,
+        "gallery": shown,
+        "outputs": outputs,
+        "weights": _weights(deployed, the_chips[0]),
+        "run": run.facts(),
+    }
+
+
+def _classes(
+    fuse: NeuralFuse, deployed: Deployed, test: Split, names: Sequence[str], chips: Sequence[Chip]
+) -> dict[str, list[Any]]:
+    """Return each class's accuracy in percent: without errors, and as the mean over chips, both with and without F."""
+    x = plain_inputs(test, deployed.input_range)
+    inputs = {"": x, "_nf": transform(fuse, x)}
+    present = [label for label in range(len(names)) if bool((test.labels == label).any())]
+
+    def by_class(hits: Tensor) -> list[float]:
+        return [100 * float(hits[test.labels == label].float().mean()) for label in present]
+
+    found: dict[str, list[Any]] = {"name": [names[label] for label in present]}
+    for suffix, own in inputs.items():
+        found[f"ca{suffix}"] = by_class(correct(deployed, own, test.labels))
+        each = [by_class(correct(deployed.perturbed(chip), own, test.labels)) for chip in chips]
+        found[f"pa{suffix}"] = [mean(values) for values in zip(*each, strict=True)]
+    return found
+
+
+def _gallery(fuse: NeuralFuse, test: Split, names: Sequence[str], count: int) -> list[dict[str, Any]]:
+    """Return x, G(x) and F(x) of one image a class, as PNG; G is shown around middle grey."""
+    shown = []
+    for label in range(min(count, len(names))):
+        rows = (test.labels == label).nonzero().flatten()
+        if len(rows) == 0:
+            continue
+        image = test.images[rows[:1]]
+        x = fuse.input_range.from_bytes(image)
+        before, after = fuse.symmetric(x), fuse.symmetric(transform(fuse, x))
+        shown.append(
+            {
+                "class": names[label],
+                "x": _png(before), "g": _png(after - before), "f": _png(after),
+                "moved": float((after - before).abs().mean()) / 2,
+            }
+        )  # fmt: skip
+    return shown
+
+
+def _png(image: Tensor) -> str:
+    """Return one image on [-1, 1], (1, C, H, W), as PNG in base64."""
+    from PIL import Image  # noqa: PLC0415
+
+    pixels = ((image[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().permute(1, 2, 0).contiguous().numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, format="PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _outputs(fuse: NeuralFuse, deployed: Deployed, test: Split, faults: FaultModel, seed: int) -> dict[str, Any]:
+    """Return a plane for the logits of each way to run the model: without errors, on a chip at half the rate, and on
+    the chip, with and without F. All are laid out together, so that a place means the same in all."""
+    x = plain_inputs(test, deployed.input_range)
+    ways = {
+        "without errors": deployed,
+        f"{50 * faults.ber:.3g}% {faults.kind}": deployed.perturbed(Chip(faults.at(faults.ber / 2), seed)),
+        f"{100 * faults.ber:.3g}% {faults.kind}": deployed.perturbed(Chip(faults, seed)),
+    }
+    logits, panels = [], []
+    for name, way in ways.items():
+        for inputs, before in ((x, ""), (transform(fuse, x), ", NeuralFuse")):
+            with torch.inference_mode():
+                own = (
+                    torch.cat([way(part) for part in torch.split(inputs, BATCH)])
+                    .float()
+                    .nan_to_num(0.0, 0.0, 0.0)
+                    .cpu()
+                )
+            right = 100 * float((own.argmax(1) == test.labels.cpu()).float().mean())
+            logits.append(own.log_softmax(1))
+            panels.append({"title": f"{name}{before}", "accuracy": right})
+    plane = torch.split(_plane(torch.cat(logits)), len(test))
+    points = [[[round(float(x), 2), round(float(y), 2)] for x, y in own.tolist()] for own in plane]
+    return {
+        "labels": test.labels.tolist(),
+        "panels": [{**panel, "points": own} for panel, own in zip(panels, points, strict=True)],
+    }
+
+
+def _plane(vectors: Tensor) -> Tensor:
+    try:
+        from sklearn.manifold import TSNE  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingExtraError("a portrait needs scikit-learn: pip install 'neuralfuse[report]'.") from error
+    made = TSNE(n_components=2, init="pca", perplexity=min(30, len(vectors) // 4), random_state=0)
+    return torch.from_numpy(made.fit_transform(vectors.clamp(min=-20).numpy()))
+
+
+def _weights(deployed: Deployed, chip: Chip) -> dict[str, Any]:
+    """Return a histogram of the stored weights, over the largest of each tensor, clean and read through a chip."""
+    memory = deployed.memory
+    reading = memory.read(chip)
+    largest = torch.ones_like(memory.values)
+    for part in memory.parts:
+        own = slice(part.region.start, part.region.start + part.region.words)
+        largest[own] = memory.values[own].abs().max().clamp(min=1e-12)
+    faulty = memory.values.index_copy(0, reading.index, reading.values.nan_to_num(0.0))
+    edges = torch.linspace(-1.05, 1.05, BINS + 1)
+    counted = {
+        name: torch.histogram((values / largest).clamp(-1.04, 1.04).cpu(), edges).hist.long().tolist()
+        for name, values in (("clean", memory.values), ("faulty", faulty))
+    }
+    return {"edges": [round(float(edge), 4) for edge in edges], **counted, "changed": len(reading.index)}

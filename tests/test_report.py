@@ -1,0 +1,237 @@
+"""The report: every record on one page, its numbers the records', and drawn by a real browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from conftest import toy_data
+from neuralfuse.cli.main import run
+from neuralfuse.config import EopmConfig, QatConfig
+from neuralfuse.errors import NeuralFuseError
+from neuralfuse.faults import Chip, evaluation_chips, fault_model
+from neuralfuse.files import read_json, write_json
+from neuralfuse.fuse import NeuralFuse
+from neuralfuse.memory import deploy
+from neuralfuse.nets import load_base
+from neuralfuse.pipeline import make_base, make_fuse, measure
+from neuralfuse.report import Report, make_portrait
+from neuralfuse.report.page import Cell
+from neuralfuse.report.svg import SERIES, chart, inline
+from neuralfuse.reproduce import TABLES, Place, engine
+from neuralfuse.scoring import accuracy, plain_inputs, transform
+from test_compare import QUICK
+
+CPU = torch.device("cpu")
+STUCK = fault_model("stuck", ber=0.04)
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory):
+    """A small base model and a NeuralFuse for it."""
+    folder, data = tmp_path_factory.mktemp("fused"), toy_data()
+    make_base("resnet8", data, QatConfig(epochs=4, batch=16, lr=0.05, augment="none"), out=folder / "base", device=CPU)
+    model = load_base(folder / "base")
+    base = model, deploy(model.module, scheme=model.scheme)
+    eopm = EopmConfig(epochs=1, batch=16, n_chips=2, ber=0.04)
+    make_fuse("convs", [base], data, eopm, out=folder / "fuse", device=CPU)
+    return NeuralFuse.from_pretrained(folder / "fuse"), base, data
+
+
+@pytest.fixture(scope="module")
+def records(fused, tmp_path_factory):
+    """A folder with a record of every kind that is quick to make, and a paper's table that nothing was measured for."""
+    folder = tmp_path_factory.mktemp("records")
+    fuse, base, data = fused
+    for ber in (0.02, 0.04):
+        measure(fuse, base, data, fault_model("stuck", ber=ber), chips=3, out=folder / f"at-{ber}.json")
+    write_json(folder / "portrait.json", make_portrait(fuse, base, data, STUCK, chips=2, images=20))
+    place = Place(tmp_path_factory.mktemp("steps"))
+    with engine(workers=0, threads=1, scheduler=None) as on:
+        QUICK.work(place).run(on, retries=0, say=lambda line: None)
+    write_json(folder / "below" / "comparison.json", QUICK.record(place))
+    write_json(folder / "table1.json", transfers())
+    (folder / "notes.json").write_text('{"schema": "other/thing/1"}')
+    (folder / "broken.json").write_text("{")
+    return folder
+
+
+def transfers() -> dict:
+    """A record of Table 1, its published values taken for measured ones."""
+    rows = [
+        {
+            "of": {key: row[key] for key in ("source", "target", "ber", "generator") if key in row},
+            "published": {"rp": row["rp"], "pa_nf": row["pa_nf"]},
+            "misprint": None,
+            "measured": {"rp": row["rp"] + 5, "rp_ci95": None, "pa_nf": row["pa_nf"] - 12, "chips": 2},
+            "step": None,
+        }
+        for row in TABLES["table1"].rows
+        if row["rp"] is not None
+    ]
+    config = {"scale": "smoke", "scale_title": "small", "faults": "reference", "rate_factor": 1.0}
+    made = {"schema": "neuralfuse/table/1", "table": "table1", "title": "Transfer", "config": config}
+    return {**made, "data": {}, "rows": rows, "steps": {}}
+
+
+def test_the_page_needs_nothing_else(records):
+    page = Report.of(records, "Seen").html()
+    links = re.findall(r'(?:src|href|action)="([^"]+)"', page) + re.findall(r"url\(([^)]+)\)", page)
+    assert links
+    assert all(link.startswith(("#", "data:")) for link in links)
+    assert "<script" not in page and "@import" not in page
+    assert all("alt=" in tag for tag in re.findall(r"<img[^>]*>", page))
+    assert len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', page)) == page.count("<svg")
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert all(f'id="{anchor}"' in page for anchor in re.findall(r'href="#([^"]+)"', page))
+
+
+def test_every_record_is_shown_with_its_command_and_numbers(records):
+    report = Report.of(records, "Seen")
+    kinds = [section.found.kind for section in report.sections]
+    assert kinds == ["table", "comparison", "evaluation", "evaluation", "portrait"]
+    page = report.html()
+    for section in report.sections:
+        assert section.found.command.replace('"', "&#34;") in page
+    comparison = read_json(records / "below" / "comparison.json")
+    for row in comparison["rows"]:
+        assert f"{row['measured']['pa']:.1f}±{row['measured']['pa_sd']:.1f}" in page
+    assert f"{read_json(records / 'at-0.04.json')['pa_nf']:6.2f}%" in page
+    titles = {figure.title for section in report.sections for figure in section.figures}
+    assert {"All methods, flip", "Accuracy against energy, flip", "Recovery by class"} <= titles
+    assert any(title.startswith("Transfer, ") for title in titles)
+    assert [figure.title for figure in report.across] == ["resnet8 against the rate"]
+
+
+def test_colours_say_how_far_from_the_paper():
+    tints = [Cell("", deviation).tint for deviation in (None, 1.0, 5.0, 20.0, -1.9, -5.0, -20.0)]
+    assert tints == ["", "same", "up1", "up2", "same", "down1", "down2"]
+
+
+def test_tables_are_there_as_markdown_and_latex_too(records, tmp_path):
+    files = Report.of(records, "Seen").write(tmp_path / "report.html")
+    assert [file.name for file in files] == ["report.html", "report.md", "report.tex"]
+    markdown, latex = files[1].read_text(), files[2].read_text()
+    assert "| method | needs | CA |" in markdown and "PA(NF)" in markdown
+    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 2
+    assert r"protected-bits:bits=2" in latex
+
+
+def test_a_portrait_says_what_the_model_says(fused):
+    fuse, (model, base), data = fused
+    record = make_portrait(fuse, (model, base), data, STUCK, chips=2, images=20, gallery=2)
+    x, labels = plain_inputs(data.test, base.input_range), data.test.labels
+    chips = evaluation_chips(STUCK, 2)
+    for name, inputs in (("pa", x), ("pa_nf", transform(fuse, x))):
+        for label in (0, 1):
+            own = labels == label
+            wanted = sum(accuracy(base.perturbed(chip), inputs[own], labels[own]) for chip in chips) / 2
+            assert record["per_class"][name][label] == pytest.approx(wanted)
+    assert len(record["outputs"]["panels"]) == 6
+    last = record["outputs"]["panels"][4]
+    order = record["outputs"]["labels"]
+    assert last["title"] == "4% stuck" and len(last["points"]) == len(order) == 20
+    reading = base.memory.read(Chip(STUCK, chips[0].seed))
+    weights = record["weights"]
+    assert weights["changed"] == len(reading.index)
+    assert sum(weights["clean"]) == sum(weights["faulty"]) == base.memory.layout.words
+    first = record["gallery"][0]
+    pixels = {key: torch.tensor(list(_pixels(first[key]))).float() for key in ("x", "g", "f")}
+    moved = (pixels["f"] - pixels["x"]).abs()
+    assert torch.allclose((pixels["g"] - 127.5).abs().clamp(max=127.5), moved.clamp(max=127.5), atol=1.6)
+
+
+def _pixels(text: str) -> bytes:
+    return Image.open(io.BytesIO(base64.b64decode(text))).tobytes()
+
+
+def test_charts_take_the_page_s_colours():
+    with chart(2, 1) as made:
+        made.axes[0][0].plot([0, 1], [0, 1], color=SERIES[2])
+    svg = inline(made.svg, 'a "line"')
+    assert "var(--series-3)" in svg and SERIES[2] not in svg
+    assert 'aria-label="a &quot;line&quot;"' in svg
+
+
+def test_what_cannot_be_shown_is_said(tmp_path, records, capsys):
+    with pytest.raises(NeuralFuseError, match="must hold records to report on"):
+        Report.of(tmp_path, "Nothing")
+    table = read_json(records / "table1.json")
+    write_json(tmp_path / "old.json", {key: value for key, value in table.items() if key != "rows"})
+    assert run(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 2
+    assert "old.json must be a record as this version writes it" in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
+
+
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+CONTRAST = """names => {
+  const style = getComputedStyle(document.documentElement);
+  const light = hex => { const c = [1, 3, 5].map(i => parseInt(hex.trim().slice(i, i + 2), 16) / 255)
+    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * c[0] + 0.7152 * c[1] + 0.0722 * c[2]; };
+  const paper = light(style.getPropertyValue('--paper'));
+  return names.map(name => { const own = light(style.getPropertyValue('--' + name));
+    return (Math.max(own, paper) + 0.05) / (Math.min(own, paper) + 0.05); });
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_draws_it(records, tmp_path, width, scheme):
+    from playwright.sync_api import sync_playwright
+
+    path = tmp_path / "report.html"
+    Report.of(records, "Seen").write(path)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
+        page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+        said, asked = [], []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(path.as_uri())
+        assert not said
+        assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
+        sizes = page.eval_on_selector_all(
+            "svg",
+            "all => all.map(one => [one.getBoundingClientRect().width, one.querySelectorAll('path, use').length])",
+        )
+        assert len(sizes) >= 6 and all(wide > 250 and shapes > 4 for wide, shapes in sizes)
+        images = page.eval_on_selector_all("img", "all => all.map(one => one.complete && one.naturalWidth)")
+        assert images and all(images)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        texts = ["ink", "muted", "link"]
+        marks = [f"series-{number}" for number in range(1, 7)]
+        contrast = page.evaluate(CONTRAST, texts + marks)
+        assert min(contrast[:3]) >= 4.5 and min(contrast[3:]) >= 3
+        browser.close()
+
+
+@pytest.mark.slow
+def test_portrait_and_report_from_the_command_line(fused, tmp_path, capsys, monkeypatch):
+    fuse, (model, _), _ = fused
+    options = ["--epochs", "1", "--threads", "1"]
+    monkeypatch.chdir(tmp_path)
+    assert run(["train-base", "--base", "resnet8", "--out", "base", *options]) == 0
+    assert run(["train", "--base", "base", "--generator", "convs", "--ber", "0.04", "--out", "fuse", *options]) == 0
+    assert (
+        run(["portrait", "fuse", "--base", "base", "--ber", "0.04", "--chips", "2", "--out", "runs/portrait.json"]) == 0
+    )
+    capsys.readouterr()
+    assert run(["report", "runs", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["records"] == 1
+    assert Path("report.html").stat().st_size > 50_000
