@@ -25,7 +25,7 @@ class Shifts(Method):
         def shifted(model):
             return lambda x: sum(model(torch.roll(x, move, (2, 3))) for move in moves)
 
-        return made.answering(shifted)
+        return made.answering(shifted, passes=len(moves))
 
 
 if __name__ == "__main__":

@@ -10,16 +10,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from conftest import toy_data
+from conftest import ROOT, toy_data
 from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.data import load_data
 from neuralfuse.errors import NeuralFuseError
 from neuralfuse.evaluation import t_interval
 from neuralfuse.faults import Chip, evaluation_chips, fault_model
 from neuralfuse.memory import ZeroFaultyWords, deploy
-from neuralfuse.methods import METHODS, Method, Protected, Setting, measure, needs, parse, seconds
+from neuralfuse.methods import METHODS, Method, Protected, Setting, identity, measure, needs, parse, seconds
 from neuralfuse.methods.activation import activation_ranges
-from neuralfuse.methods.base import calibration_images
+from neuralfuse.methods.base import calibration_inputs
 from neuralfuse.nets import BaseModel, base_model
 from neuralfuse.pipeline import make_base
 from neuralfuse.scoring import accuracy, plain_inputs
@@ -88,7 +88,7 @@ def test_batch_statistics_are_those_of_the_batch_at_hand(made, setting):
     chip, images = evaluation_chips(FLIPS, 1)[0], setting.data.test.images[:30]
     x = made.deployed.input_range.from_bytes(images)
     other = protected("batch-statistics:batch=15", made, setting)
-    got = other.on_chip(other.deployed.perturbed(chip))(x)
+    got = other.answer(other.deployed.perturbed(chip))(x)
     weights = read_weights(made, chip)  # the chip hits the same words as in the model as it was
     wanted = []
     for part in (x[:15], x[15:]):
@@ -101,9 +101,9 @@ def test_batch_statistics_are_those_of_the_batch_at_hand(made, setting):
 def test_reestimated_statistics_are_the_mean_over_calibration_batches_on_the_faulty_weights(made, setting):
     chip, x = evaluation_chips(FLIPS, 1)[0], plain_inputs(setting.data.test, made.deployed.input_range)
     other = protected("reestimate:images=20,batch=10", made, setting)
-    got = other.on_chip(other.deployed.perturbed(chip))(x)
+    got = other.answer(other.deployed.perturbed(chip))(x)
     weights = read_weights(made, chip)
-    seen = made.deployed.input_range.from_bytes(calibration_images(setting, 20))
+    seen = calibration_inputs(made, setting, 20)
     outs = [F.conv2d(part, weights["conv.weight"], padding=1).transpose(0, 1).flatten(1) for part in seen.split(10)]
     mean, var = (torch.stack([f(out) for out in outs]).mean(0) for f in (lambda o: o.mean(1), lambda o: o.var(1)))
     assert torch.allclose(got, by_hand(made.model.module, weights, x, mean, var), atol=1e-5)
@@ -121,7 +121,7 @@ def test_statistics_can_be_replaced_in_models_that_have_some_only(setting):
 
 def test_activations_stay_in_the_range_that_they_have_without_errors(made, setting):
     other = protected("clip-activations:images=20", made, setting)
-    seen = made.deployed.input_range.from_bytes(calibration_images(setting, 20))
+    seen = calibration_inputs(made, setting, 20)
     clean = made.deployed.memory.parameters(made.deployed.memory.values)
     norm = made.model.module.norm
     mean, var = norm.running_mean, norm.running_var
@@ -183,15 +183,55 @@ def test_what_is_known_is_not_measured_again(made, setting):
     assert again == results and told == results[3:]
 
 
-def test_a_method_that_replaces_the_model_on_a_chip_comes_before_those_around_it(made, setting):
-    protected("reestimate:images=20+batch-statistics", made, setting)
-    with pytest.raises(NeuralFuseError, match="must come before those around it"):
-        protected("batch-statistics+reestimate:images=20", made, setting)
+def test_batches_are_equal_parts(made, setting):
+    other = protected("batch-statistics:batch=8", made, setting)
+    seen = []
+    other.around(lambda x: seen.append(len(x)) or x)(torch.zeros(30, 1, 8, 8))
+    assert seen == [8, 8, 7, 7]
+
+
+def test_calibration_sees_what_the_model_sees(made, setting):
+    """Behind something that moves the images, statistics and ranges are those of moved images."""
+    moved = replace(made, fuse=nn.Identity())
+    shifted = replace(made, fuse=_Shift())
+    chip, x = (
+        evaluation_chips(fault_model("flip", ber=0.3), 1)[0],
+        plain_inputs(setting.data.test, made.deployed.input_range),
+    )
+    for text in ("reestimate:images=20", "clip-activations:images=20"):
+        plain, other = (protected(text, one, setting) for one in (moved, shifted))
+        one, two = (way.answer(way.deployed.perturbed(chip))(x) for way in (plain, other))
+        assert not torch.allclose(one, two, atol=1e-3), text
+
+
+class _Shift(nn.Module):
+    def forward(self, x):
+        return (x + 0.9).clamp(-1, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("batch-statistics+reestimate", "must have running statistics"),
+        ("reestimate+reestimate", "only one method may prepare"),
+        ("reestimate+convs", "must come before a method that prepares"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(text, says, made, setting):
+    with pytest.raises(NeuralFuseError, match=says):
+        protected(text, made, setting)
+
+
+def test_neuralfuse_prepares_for_the_faults_that_are_left(trained, setting):
+    made = protected("protected-bits:bits=8+convs", trained, replace(setting, eopm=EopmConfig(epochs=1, batch=16)))
+    assert made.fuse.trained["faults"] == "bit-rates"
+    assert made.fuse.trained["fault_model"]["shares"] == [0.0] * 8
 
 
 def test_time_is_measured_in_turn(made, setting):
     x = plain_inputs(setting.data.test, made.deployed.input_range)
-    slow = made.answering(lambda model: lambda x: sum(model(x) for _ in range(40)))
+    slow = made.answering(lambda model: lambda x: sum(model(x) for _ in range(40)), passes=40)
+    assert (made.passes, slow.passes) == (1, 40)
     plain, taken = seconds(slow, made, x)
     assert 0 < plain < taken
 
@@ -240,6 +280,7 @@ def test_neuralfuse_is_trained_for_what_stands_behind_it(trained, setting):
     assert not made.fuse.training
     with pytest.raises(NeuralFuseError, match="only one NeuralFuse"):
         protected("convs", made, setting)
+    assert made.fuse.trained["faults"] == "flip"
 
 
 def test_methods_are_asked_for_by_name(tmp_path):
@@ -254,10 +295,26 @@ def test_methods_are_asked_for_by_name(tmp_path):
         ("batch-statistics:batch=many", "batch of batch-statistics must be of type int: got 'many'"),
         ("nowhere.at.all:Thing", "nowhere.at.all:Thing must be a class that can be imported"),
         ("neuralfuse.fuse:NeuralFuse", "must be a subclass of neuralfuse.methods.Method"),
+        ("neuralfuse.methods:Method", "with a protect of its own"),
+        ("convl:rubbish", "a generator has no options here"),
+        ("neuralfuse:generator=foo", "unknown generator 'foo'"),
+        ("convl+unets", "at most one NeuralFuse"),
+        ("batch-statistics+randbet", "must come first"),
+        ("protected-bits:bits=99", "bits must be in 0..16: got bits=99"),
+        ("batch-statistics:batch=1", "batch must be in 2..500"),
+        ("randbet:limit=nan", "limit must be at least 0: got limit=nan"),
+        ("test_methods:Bare", "must have the class attribute needs"),
     ):
         with pytest.raises(NeuralFuseError, match=says):
             parse(text)
     assert set(METHODS) >= {"none", "neuralfuse", "batch-statistics", "randbet"}
+
+
+class Bare(Method):
+    name: ClassVar[str] = "bare"
+
+    def protect(self, made, setting):
+        return made
 
 
 @dataclass(frozen=True)
@@ -275,6 +332,14 @@ class Brighter(Method):
 def test_a_user_s_own_method_is_named_by_where_it_is():
     (method,) = parse("test_methods:Brighter:by=0.3")
     assert method.to_config() == {"method": "brighter", "by": 0.3}
+    assert identity(method)["class"] == "Brighter" and len(identity(method)["code"]) == 16
+    assert identity(parse("randbet")[0]) == {"method": "randbet", "limit": 0.1}
+
+
+def test_the_example_s_own_option_is_a_number(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    (method,) = parse("own_method:Shifts:pixels=2")
+    assert method.pixels == 2
 
 
 @pytest.mark.slow

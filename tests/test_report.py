@@ -75,9 +75,8 @@ def transfers() -> dict:
             "step": None,
         }
         for row in TABLES["table1"].rows
-        if row["rp"] is not None
     ]
-    config = {"scale": "smoke", "scale_title": "small", "faults": "reference", "rate_factor": 1.0}
+    config = {"scale": "smoke", "scale_title": "small", "faults": "reference", "rate_factor": 1.0, "seed": 0}
     made = {"schema": "neuralfuse/table/1", "table": "table1", "title": "Transfer", "config": config}
     return {**made, "data": {}, "rows": rows, "steps": {}}
 
@@ -112,7 +111,9 @@ def test_every_record_is_shown_with_its_command_and_numbers(records):
     assert [figure.title for figure in report.across] == ["resnet8 against the rate"]
 
 
-def test_colours_say_how_far_from_the_paper():
+def test_colours_say_how_far_from_the_paper(records):
+    page = Report.of(records, "Seen").html()
+    assert 'title="+5.0 against the published value"' in page and 'class="down2" title="-12.0' in page
     tints = [Cell("", deviation).tint for deviation in (None, 1.0, 5.0, 20.0, -1.9, -5.0, -20.0)]
     assert tints == ["", "same", "up1", "up2", "same", "down1", "down2"]
 
@@ -160,6 +161,30 @@ def test_charts_take_the_page_s_colours():
     svg = inline(made.svg, 'a "line"')
     assert "var(--series-3)" in svg and SERIES[2] not in svg
     assert 'aria-label="a &quot;line&quot;"' in svg
+
+
+def test_a_comparison_that_is_not_finished_is_shown_as_far_as_it_is(records, tmp_path):
+    record = read_json(records / "below" / "comparison.json")
+    record["rows"][1]["measured"] = None
+    record["rows"][2]["measured"]["energy"] = None
+    write_json(tmp_path / "comparison.json", record)
+    page = Report.of(tmp_path, "Part").html()
+    assert "1 of 3 rows are not measured yet" in page and "energy: accesses of the weights" in page
+
+
+def test_evaluations_of_different_things_are_not_joined(records, tmp_path):
+    for name in ("at-0.02", "at-0.04"):
+        record = read_json(records / f"{name}.json")
+        if name == "at-0.04":
+            record["config"]["generator_memory"] = {"bits": 8}
+        write_json(tmp_path / f"{name}.json", record)
+    report = Report.of(tmp_path, "Two")
+    assert not report.across
+    assert [section.subtitle for section in report.sections] == [
+        "2% stuck",
+        "4% stuck, the generator in faulty memory too",
+    ]
+    assert "--faulty-generator" in report.sections[1].found.command
 
 
 def test_what_cannot_be_shown_is_said(tmp_path, records, capsys):

@@ -156,8 +156,8 @@ def test_meanings_of_the_rate_are_tables_of_their_own(tmp_path):
         Job.of(["table12"], {}, Request(load_scale("smoke"), faults), Place(tmp_path)) for faults in ("stuck", "flip")
     ]
     assert jobs[0].path("table12") != jobs[1].path("table12")
-    assert not {step.address for step in jobs[0].steps if step.kind not in ("base", "start")} & {
-        step.address for step in jobs[1].steps
+    assert not {step.address for step in jobs[0].work.steps if step.kind not in ("base", "start")} & {
+        step.address for step in jobs[1].work.steps
     }
     (record,) = jobs[1].records()
     assert all(row["published"] is None for row in record["rows"]), "the paper inverted no bits"
@@ -521,10 +521,10 @@ def test_times_come_from_finished_steps(tmp_path):
 
 def test_status_says_where_steps_stand(tmp_path, capsys):
     job = Job.of(["table12"], {"base": ["VGG11"], "generator": ["UNetS"], "ber": ["0.01"]}, REQUEST, Place(tmp_path))
-    base = job.steps[0]
+    base, start = job.work.steps[:2]
     job.place.store.fail(base.address, "OSError: no space left on device")
-    with job.place.store.locked(job.steps[1].address):
-        job.place.store.tell(job.steps[1].address, done=3, total=20, note="clean 1.0")
+    with job.place.store.locked(start.address):
+        job.place.store.tell(start.address, done=3, total=20, note="clean 1.0")
         arguments = "reproduce table12 --scale smoke --rows base=VGG11 --rows generator=UNetS --rows ber=0.01 --status"
         assert run([*arguments.split(), "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()

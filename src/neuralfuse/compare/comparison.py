@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from neuralfuse.compare.steps import ComparisonStep, GivenBase, ProtectionStep
+from neuralfuse.compare.steps import ComparisonStep, GivenBase, ProtectionStep, digest_of
 from neuralfuse.errors import require, unknown_name
 from neuralfuse.evaluation import mean, sample_sd, t_interval
 from neuralfuse.faults import default_curve, fault_model
 from neuralfuse.methods import Method, needs, parse
-from neuralfuse.methods.trained import Fused
+from neuralfuse.methods.trained import Smaller
 from neuralfuse.nets import base_spec, load_base
+from neuralfuse.nets.base import check_base
 from neuralfuse.reproduce.place import Place
-from neuralfuse.reproduce.scale import Scale, Setting
-from neuralfuse.reproduce.store import file_digest
-from neuralfuse.reproduce.trainings import BaseStep, StartStep
+from neuralfuse.reproduce.scale import FACTS, Scale, Setting
+from neuralfuse.reproduce.store import address
+from neuralfuse.reproduce.trainings import BaseStep
 from neuralfuse.reproduce.used import Used
 from neuralfuse.reproduce.work import Work
 
@@ -64,6 +66,14 @@ class Comparison:
             require(len(getattr(self, name)) > 0, f"there must be at least one of {name}: got none.")
         for rate in self.rates:
             fault_model(self.faults[0], ber=rate)
+        sized = any(
+            isinstance(method, Smaller) and not method.width for chain in self.chains.values() for method in chain
+        )
+        require(
+            not sized or weight_energy(self.train_rate) is not None,
+            f"the train rate must be one whose voltage is known to find a smaller model of its energy: got "
+            f"{self.train_rate:g}. Name its width (smaller:width=12), or leave it out.",
+        )
 
     @property
     def setting(self) -> Setting:
@@ -75,13 +85,19 @@ class Comparison:
             raise unknown_name(f"data set of scale {self.scale.name}", self.data, [*settings, *own])
         return settings[name]
 
-    @property
+    @cached_property
     def base_step(self) -> BaseStep:
         """The training of the base model, or the one that was handed over."""
         setting, folder = self.setting, Path(self.base)
         if folder.is_dir():
-            given = load_base(folder)
-            digest = "-".join(str(file_digest(folder / name)) for name in ("config.json", "model.safetensors"))
+            given, facts = load_base(folder), FACTS[setting.images.name]
+            check_base(given, classes=facts.classes, channels=facts.channels)
+            size = (setting.images.size or facts.size,) * 2
+            require(
+                given.image_size == size,
+                f"base model and data must have images of one size: got {given.image_size} and {size}.",
+            )
+            digest = digest_of(folder)
             return GivenBase(setting.images, given.name, setting.qat, folder=folder.absolute(), digest=digest)
         network = setting.bases.get(self.base, self.base)
         base_spec(network)
@@ -90,37 +106,49 @@ class Comparison:
     @property
     def name(self) -> str:
         """What its files are called."""
-        seed = f"-seed{self.seed}" if self.seed else ""
-        return f"comparison-{self.base_step.network}-{self.setting.images.name}{seed}".replace(":", "-")
+        config = {**self._config, "base": self.base_step.address, "methods": list(self.chains), "faults": self.faults}
+        own = address("", {**config, "rates": list(self.rates)})[1:7]
+        return f"comparison-{self.base_step.network}-{self.setting.images.name}-{own}".replace("@", "-")
 
-    @property
+    @cached_property
     def chains(self) -> dict[str, tuple[Method, ...]]:
         """The methods by what was asked for, no protection first."""
         return {text: parse(text) for text in dict.fromkeys((NONE, *self.methods))}
 
     def protection(self, chain: tuple[Method, ...], faults: str) -> ProtectionStep:
         """Return the step that protects the base model by some methods, one after the other."""
-        setting, last = self.setting, chain[-1]
+        setting = self.setting
         eopm = replace(setting.eopm, ber=self.train_rate, faults=faults, seed=self.seed)
-        start = None
-        if setting.pretrain and isinstance(last, Fused) and last.generator != "uip":
-            start = StartStep(setting.images, last.generator, replace(setting.pretrain, seed=self.seed))
-        return ProtectionStep(self.base_step, chain, eopm, start)
+        pretrain = None if setting.pretrain is None else replace(setting.pretrain, seed=self.seed)
+        return ProtectionStep(self.base_step, chain, eopm, pretrain)
 
-    @property
+    @cached_property
     def rows(self) -> list[tuple[str, ComparisonStep]]:
         """Each row: what was asked for, and the step that measures it."""
         return [
-            (text, ComparisonStep(self.protection(chain, faults), faults, rate, self.count, self.scale.test_images))
+            (text, ComparisonStep(self.protection(chain, faults), faults, rate, self.measured, self.scale.test_images))
             for faults in self.faults
             for rate in self.rates
             for text, chain in self.chains.items()
         ]
 
     @property
-    def count(self) -> int:
+    def measured(self) -> int:
         """How many chips are measured."""
         return self.chips or self.scale.chips
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        return {
+            "scale": self.scale.name,
+            "scale_title": self.scale.title,
+            "base": self.base_step.network,
+            "given": isinstance(self.base_step, GivenBase),
+            "train_rate": self.train_rate,
+            "chips": self.measured,
+            "test_images": self.scale.test_images,
+            "seed": self.seed,
+        }
 
     def work(self, place: Place) -> Work:
         """Return all steps, and where they are done."""
@@ -149,15 +177,7 @@ class Comparison:
         base = used.record(self.base_step)
         return {
             "schema": SCHEMA,
-            "config": {
-                "scale": self.scale.name,
-                "scale_title": self.scale.title,
-                "base": self.base_step.network,
-                "train_rate": self.train_rate,
-                "chips": self.count,
-                "test_images": self.scale.test_images,
-                "seed": self.seed,
-            },
+            "config": self._config,
             "data": None if base is None else base["result"]["config"]["data"],
             "rows": rows,
             "steps": used.configs,
@@ -191,17 +211,27 @@ def _values(
     }
 
 
-def memory_energy(ber: float, cost: Mapping[str, Any], accesses: float) -> float:
+def weight_energy(ber: float) -> float | None:
+    """Return the energy of an access at a rate's voltage, over that at full voltage; None where it is not known."""
+    curve = default_curve()
+    worst = curve.points[0].ber
+    return curve.energy(curve.voltage(ber)) if ber <= worst else None
+
+
+def memory_energy(ber: float, cost: Mapping[str, Any], accesses: float) -> float | None:
     """Return the energy of the weights' accesses at the voltage of a rate, over the plain model's at full voltage.
+
+    None where the default voltage curve does not reach the rate.
 
     Args:
         ber: The rate.
         cost: Of the protected model: its ``accesses``, those of what stands before it (``added_accesses``, at full
-            voltage), the share of its cells that are ``hardened`` (at full voltage) and the ``overhead`` in cells.
+            voltage), the share of its cells that are ``hardened`` (at full voltage), the ``overhead`` in cells, and
+            how often it runs for one image (``passes``).
         accesses: Of the plain model.
     """
-    curve = default_curve()
-    low = curve.energy(curve.voltage(ber))
-    share = cost["hardened"]
-    own = cost["accesses"] * (1 + cost["overhead"]) * (share + (1 - share) * low)
+    low, share = weight_energy(ber), cost["hardened"]
+    if low is None:
+        return None
+    own = cost["passes"] * cost["accesses"] * (1 + cost["overhead"]) * (share + (1 - share) * low)
     return float((own + cost["added_accesses"]) / accesses)

@@ -22,12 +22,14 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     access = ", ".join(row["needs"]) or "-"
     if measured is None:
         return [row["method"], access, *["-"] * 5]
-    low, high = measured["gain_ci95"] or (float("nan"),) * 2
-    gain = "-" if row["method"] == "none" else f"{measured['gain']:+.1f} [{low:+.1f}, {high:+.1f}]"
+    gain, interval = f"{measured['gain']:+.1f}", measured["gain_ci95"]
+    if interval is not None:
+        gain += f" [{interval[0]:+.1f}, {interval[1]:+.1f}]"
     spread = "" if measured["pa_sd"] is None else f"+-{measured['pa_sd']:.1f}"
     return [
-        row["method"], access, f"{measured['ca']:.1f}", f"{measured['pa']:.1f}{spread}", gain,
-        f"{100 * measured['energy']:.0f}%", f"{measured['time']:.2g}x",
+        row["method"], access, f"{measured['ca']:.1f}", f"{measured['pa']:.1f}{spread}",
+        "-" if row["method"] == "none" else gain,
+        "-" if measured["energy"] is None else f"{100 * measured['energy']:.0f}%", f"{measured['time']:.2g}x",
     ]  # fmt: skip
 
 

@@ -9,19 +9,20 @@ from typing import Any
 
 import torch
 
-from neuralfuse.config import EopmConfig
+from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.data import Split
 from neuralfuse.energy import GENERATOR_LAYERS, count
-from neuralfuse.errors import FileFormatError
+from neuralfuse.errors import FileFormatError, require
 from neuralfuse.evaluation import ChipResult, Run
 from neuralfuse.faults import fault_model
 from neuralfuse.files import read_json, write_json
-from neuralfuse.methods import Method, Protected, Setting, measure, seconds
+from neuralfuse.methods import Method, Protected, Setting, identity, measure, seconds
 from neuralfuse.methods.trained import Fused
 from neuralfuse.nets import load_base
 from neuralfuse.reproduce.place import Place
 from neuralfuse.reproduce.scale import FACTS
 from neuralfuse.reproduce.steps import Step, counts
+from neuralfuse.reproduce.store import file_digest
 from neuralfuse.reproduce.trainings import BaseStep, ModuleStep, StartStep, Telling
 from neuralfuse.seeds import generator
 
@@ -51,6 +52,8 @@ class GivenBase(BaseStep):
         run = Run()
         for name in ("config.json", "model.safetensors"):
             shutil.copyfile(self.folder / name, place.store.folder(self.address) / name)
+        copied = digest_of(place.store.folder(self.address))
+        require(copied == self.digest, f"{self.folder} must stay as it is while it is compared: it was changed.")
         trained = load_base(place.store.folder(self.address)).trained
         data = place.images(self.images).to_config()
         return {"config": {**trained.get("config", {}), "data": data}, "run": run.facts()}
@@ -74,20 +77,28 @@ class ProtectionStep(Step):
         base: The base model.
         methods: Those before it, then itself.
         eopm: How a NeuralFuse is trained, with the faults that the methods prepare for.
-        start: The generator that knows the classes, where the last method is a NeuralFuse that starts from one.
+        pretrain: How generators are taught the classes before that; None where they are not.
     """
 
     base: BaseStep
     methods: tuple[Method, ...]
     eopm: EopmConfig
-    start: StartStep | None = None
+    pretrain: QatConfig | None = None
 
     kind = "protection"
 
     @property
     def before(self) -> ProtectionStep | None:
         """The step of the methods before it."""
-        return replace(self, methods=self.methods[:-1], start=None) if len(self.methods) > 1 else None
+        return replace(self, methods=self.methods[:-1]) if len(self.methods) > 1 else None
+
+    @property
+    def start(self) -> StartStep | None:
+        """The generator that knows the classes, where the last method is a NeuralFuse that starts from one."""
+        last = self.methods[-1]
+        if self.pretrain is None or not isinstance(last, Fused) or last.generator == "uip":
+            return None
+        return StartStep(self.base.images, last.generator, self.pretrain)
 
     @property
     def module(self) -> ModuleStep | None:
@@ -108,7 +119,7 @@ class ProtectionStep(Step):
         return {
             "base": self.base.address,
             "before": None if self.before is None else self.before.address,
-            **last.to_config(),
+            **identity(last),
             **({"eopm": self.eopm.to_config()} if last.for_faults else {}),
             **({} if self.start is None else {"start": self.start.address}),
         }
@@ -152,6 +163,7 @@ class ProtectionStep(Step):
             "added_accesses": 0 if added is None else added.paper_accesses,
             "overhead": memory.readout.overhead(memory.layout),
             "hardened": made.hardened / memory.layout.bits,
+            "passes": made.passes,
             "run": {**run.facts(), "seconds_a_batch": {"images": len(images), "plain": plain, "protected": taken}},
         }
 
@@ -167,7 +179,8 @@ class ProtectionStep(Step):
         last = self.methods[-1]
         if isinstance(last, Fused):
             return 0.0 if self.module else ModuleStep((self.base,), last.generator, self.eopm, None).macs
-        return 2 * self.base.macs if "training" in last.needs else 0.0
+        anew = BaseStep(self.base.images, self.base.network, self.base.qat)  # a given one takes none itself
+        return 2 * anew.macs if last.first else 0.0
 
 
 @dataclass(frozen=True)
@@ -184,8 +197,13 @@ class ComparisonStep(Step):
 
     @property
     def needs(self) -> tuple[Step, ...]:
-        """See `Step`."""
-        return (self.protection,)
+        """See `Step`; its weights lie in the folders of all that the protection needs."""
+        found: list[Step] = []
+        one: ProtectionStep | None = self.protection
+        while one is not None:
+            found += [one, *one.needs]
+            one = one.before
+        return tuple(dict.fromkeys(found))
 
     def config(self) -> dict[str, Any]:
         """See `Step`."""
@@ -232,6 +250,11 @@ class ComparisonStep(Step):
         images, base = self.protection.base.images, self.protection.base.network
         tested = min(self.test_images or FACTS[images.name].test, FACTS[images.name].test)
         return float(tested * (1 + self.chips) * counts(base, images).macs)
+
+
+def digest_of(folder: Path) -> str:
+    """Return a digest of a trained base model's files."""
+    return "-".join(str(file_digest(folder / name)) for name in ("config.json", "model.safetensors"))
 
 
 def _known(path: Path, config: dict[str, Any]) -> list[ChipResult]:

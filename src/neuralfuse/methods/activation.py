@@ -1,4 +1,4 @@
-"""Protection by activations: none may be larger than the clean model's ever are. No retraining."""
+"""Protection by activations: layers may not hand on more than they do without errors. No retraining."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from neuralfuse.memory import Deployed
-from neuralfuse.methods.base import Access, Method, Protected, Setting, calibration_images
+from neuralfuse.methods.base import Access, Method, Protected, Setting, calibration_inputs, check_option
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,12 @@ class ClippedActivations(Method):
     for_faults: ClassVar[bool] = False
     images: int = 1000
 
+    def __post_init__(self) -> None:
+        check_option("images", self.images, 1)
+
     def protect(self, made: Protected, setting: Setting) -> Protected:
         """See `Method`."""
-        inputs = made.deployed.input_range.from_bytes(calibration_images(setting, self.images))
-        ranges = activation_ranges(made.deployed, inputs)
+        ranges = activation_ranges(made.deployed, calibration_inputs(made, setting, self.images))
         module = copy.deepcopy(made.model.module)
         for name, (low, high) in ranges.items():
             module.get_submodule(name).register_forward_hook(_Clip(low, high))

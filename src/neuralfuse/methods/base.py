@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,15 +15,15 @@ from torch import Tensor, nn
 from neuralfuse.config import EopmConfig
 from neuralfuse.data import DataSet
 from neuralfuse.errors import require
-from neuralfuse.faults import FaultModel
+from neuralfuse.faults import BitRates, FaultModel
 from neuralfuse.memory import Deployed, Perturbed, Readout, deploy
 from neuralfuse.nets import BaseModel
+from neuralfuse.scoring import transform
 from neuralfuse.seeds import generator
 from neuralfuse.train import Listener
 
 Access = Literal["inputs", "gradients", "statistics", "activations", "weights", "training", "memory", "fault map"]
 Answer = Callable[[Tensor], Tensor]
-OnChip = Callable[[Perturbed], Answer]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +58,20 @@ class Protected:
         model: The base model, as a method left it.
         deployed: The same in its memory.
         fuse: What its inputs pass through first; None for nothing.
-        on_chip: What is made of each perturbed model before it answers; None for nothing.
+        prepared: What each chip makes of its perturbed model once, before it answers; None for nothing. Called on
+            several threads.
+        changes: What is put around whatever answers on a chip, the innermost first.
         hardened: Most significant bits of every word whose cells do not fail.
+        passes: How often the model runs for one image.
     """
 
     model: BaseModel
     deployed: Deployed
     fuse: nn.Module | None = None
-    on_chip: OnChip | None = None
+    prepared: Callable[[Perturbed], Answer] | None = None
+    changes: tuple[Callable[[Answer], Answer], ...] = ()
     hardened: int = 0
+    passes: int = 1
 
     def holding(self, module: nn.Module, *, readout: Readout | None = None, **running: Any) -> Protected:
         """Return the same with another module, or another readout, in the memory.
@@ -85,20 +91,22 @@ class Protected:
 
     def answer(self, perturbed: Perturbed) -> Answer:
         """Return what answers on a chip, inputs of the model -> logits."""
-        return perturbed if self.on_chip is None else self.on_chip(perturbed)
+        return self.around(perturbed if self.prepared is None else self.prepared(perturbed))
 
-    def answering(self, change: Callable[[Answer], Answer]) -> Protected:
-        """Return the same with something around whatever answers on a chip."""
-        return replace(self, on_chip=lambda perturbed: change(self.answer(perturbed)))
+    def around(self, model: Answer) -> Answer:
+        """Return a model with all that is put around it."""
+        for change in self.changes:
+            model = change(model)
+        return model
 
-    def replacing(self, on_chip: OnChip) -> Protected:
-        """Return the same with something in the place of each perturbed model.
+    def answering(self, change: Callable[[Answer], Answer], *, passes: int = 1) -> Protected:
+        """Return the same with something around whatever answers on a chip, running it so many times an image."""
+        return replace(self, changes=(*self.changes, change), passes=self.passes * passes)
 
-        Raises:
-            ConfigError: a method before this one is around it already.
-        """
-        require(self.on_chip is None, "a method that replaces what runs on a chip must come before those around it.")
-        return replace(self, on_chip=on_chip)
+    def faults_left(self, faults: FaultModel) -> FaultModel:
+        """Return the faults of a memory some of whose bits do not fail."""
+        bits = self.deployed.memory.layout.bits
+        return BitRates.protecting(faults, msbs=self.hardened, bits=bits) if self.hardened else faults
 
 
 @dataclass(frozen=True)
@@ -109,11 +117,13 @@ class Method(ABC):
         name: As it is asked for.
         needs: What of the model, the memory or the chip it must have access to.
         for_faults: Whether what it makes depends on the faults it prepares for, or on how a NeuralFuse is trained.
+        first: Whether it must come before all others, because it makes the model anew.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[Access, ...]]
     for_faults: ClassVar[bool] = True
+    first: ClassVar[bool] = False
 
     @abstractmethod
     def protect(self, made: Protected, setting: Setting) -> Protected:
@@ -150,9 +160,16 @@ class NoProtection(Method):
         return made
 
 
-def calibration_images(setting: Setting, count: int) -> Tensor:
-    """Return the first validation images of an order that is the same for ever: uint8 (count, C, H, W)."""
+def calibration_inputs(made: Protected, setting: Setting, count: int) -> Tensor:
+    """Return what the model sees of the first validation images of an order that is the same for ever."""
     data = setting.data
-    require(count >= 1, f"images must be at least 1: got images={count}.")
     order = torch.randperm(len(data.validation), generator=generator(data.name, "calibration images"))
-    return data.validation.images[order[:count].to(data.validation.images.device)]
+    images = data.validation.images[order[:count].to(data.validation.images.device)]
+    inputs = made.deployed.input_range.from_bytes(images)
+    return inputs if made.fuse is None else transform(made.fuse, inputs)
+
+
+def check_option(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Raise a `ConfigError` unless a method's option lies in [low, high]."""
+    legal = f"in {low:g}..{high:g}" if math.isfinite(high) else f"at least {low:g}"
+    require(math.isfinite(value) and low <= value <= high, f"{name} must be {legal}: got {name}={value:g}.")

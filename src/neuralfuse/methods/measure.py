@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from neuralfuse.data import Split
 from neuralfuse.evaluation import ChipResult
-from neuralfuse.faults import BitRates, Chip, FaultModel, Flip, evaluation_chips
+from neuralfuse.faults import Chip, FaultModel, Flip, evaluation_chips
 from neuralfuse.memory import Perturbed, side_by_side
 from neuralfuse.methods.base import Answer, Protected
-from neuralfuse.scoring import accuracy, plain_inputs, transform
+from neuralfuse.scoring import BATCH, accuracy, plain_inputs, transform
 
 
 def measure(
@@ -45,11 +46,12 @@ def measure(
         if known is not None and chip.seed in known:
             return known[chip.seed]
         perturbed = made.deployed.perturbed(chip)
-        value = accuracy(made.answer(perturbed), inputs, labels)
+        value = accuracy(made.answer(perturbed), inputs, labels, batch)
         return ChipResult(chip.seed, value, None, perturbed.changed_bits, perturbed.reading.not_finite)
 
-    nominal = accuracy(made.answer(_clean(made)), inputs, labels)
-    the_faults = hardened(faults, made)
+    batch = math.ceil(len(labels) / math.ceil(len(labels) / BATCH))  # no short one at the end
+    nominal = accuracy(made.answer(_clean(made)), inputs, labels, batch)
+    the_faults = made.faults_left(faults)
     the_chips = evaluation_chips(the_faults, chips)
     if the_faults.cell_rate == 0:
         return nominal, [ChipResult(chip.seed, nominal, None, 0.0) for chip in the_chips]
@@ -63,13 +65,6 @@ def measure(
     return nominal, results
 
 
-def hardened(faults: FaultModel, made: Protected) -> FaultModel:
-    """Return the faults of a memory some of whose bits do not fail."""
-    if not made.hardened:
-        return faults
-    return BitRates.protecting(faults, msbs=made.hardened, bits=made.deployed.memory.layout.bits)
-
-
 def seconds(made: Protected, plain: Protected, inputs: Tensor, repeats: int = 5) -> tuple[float, float]:
     """Return the median seconds in which the plain model, and the protected one, answer a batch of inputs, in turn.
 
@@ -79,8 +74,8 @@ def seconds(made: Protected, plain: Protected, inputs: Tensor, repeats: int = 5)
         inputs: (N, C, H, W), on the models' device.
         repeats: How often.
     """
-    behind, fuse = made.answer(_clean(made)), made.fuse
-    ways: list[Answer] = [plain.answer(_clean(plain)), lambda x: behind(x if fuse is None else fuse(x))]
+    behind, fuse = made.around(_clean(made)), made.fuse
+    ways: list[Answer] = [plain.around(_clean(plain)), lambda x: behind(x if fuse is None else fuse(x))]
     taken: list[list[float]] = [[], []]
     with torch.inference_mode():
         for turn in range(repeats + 1):

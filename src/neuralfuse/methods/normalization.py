@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from neuralfuse.errors import require
 from neuralfuse.memory import Perturbed
-from neuralfuse.methods.base import Access, Answer, Method, Protected, Setting, calibration_images
+from neuralfuse.methods.base import Access, Answer, Method, Protected, Setting, calibration_inputs, check_option
+from neuralfuse.scoring import BATCH
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class BatchStatistics(Method):
     """Every BatchNorm normalizes by the batch at hand; the model can no longer answer one image at a time.
 
     Attributes:
-        batch: Images a batch.
+        batch: Images a batch, at most: what comes is dealt into equal parts.
     Source:
         Stutz et al., MLSys 2021 (arXiv 2006.13977), supplement: 8-bit ResNet-like net at 0.5% flips, error 52.5% with
         running statistics and 9.6% with those of the batch.
@@ -32,9 +33,11 @@ class BatchStatistics(Method):
     for_faults: ClassVar[bool] = False
     batch: int = 100
 
+    def __post_init__(self) -> None:
+        check_option("batch", self.batch, 2, BATCH)
+
     def protect(self, made: Protected, setting: Setting) -> Protected:
         """See `Method`."""
-        require(self.batch >= 2, f"batch must be at least 2: got batch={self.batch}.")
         module = copy.deepcopy(made.model.module)
         for norm in _norms(module):
             norm.track_running_stats = False
@@ -62,16 +65,22 @@ class Reestimated(Method):
     images: int = 1000
     batch: int = 100
 
+    def __post_init__(self) -> None:
+        check_option("images", self.images, 2)
+        check_option("batch", self.batch, 2)
+
     def protect(self, made: Protected, setting: Setting) -> Protected:
         """See `Method`."""
-        require(self.batch >= 2, f"batch must be at least 2: got batch={self.batch}.")
-        _norms(made.model.module)
-        inputs = made.deployed.input_range.from_bytes(calibration_images(setting, self.images))
+        require(made.prepared is None, "only one method may prepare a chip's model: two were put together.")
+        tracked = all(norm.running_mean is not None for norm in _norms(made.model.module))
+        require(tracked, "the model must have running statistics to be estimated anew: a method before took them away.")
+        inputs = calibration_inputs(made, setting, self.images)
 
-        def on_chip(chip: Perturbed) -> nn.Module:
-            return estimate_statistics(chip.module(), inputs, self.batch)
+        def prepared(chip: Perturbed) -> Answer:
+            module = estimate_statistics(chip.module(), inputs, self.batch)
+            return lambda x: torch.cat(made.deployed.in_parts(x, lambda rows: module(x[rows])))
 
-        return made.replacing(on_chip)
+        return replace(made, prepared=prepared)
 
 
 def estimate_statistics(module: nn.Module, inputs: Tensor, batch: int) -> nn.Module:

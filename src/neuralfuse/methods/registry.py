@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 import sys
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from neuralfuse.errors import ConfigError, unknown_name
+from neuralfuse.errors import ConfigError, require, unknown_name
 from neuralfuse.methods.activation import ClippedActivations
 from neuralfuse.methods.base import Method, NoProtection
 from neuralfuse.methods.normalization import BatchStatistics, Reestimated
@@ -34,14 +36,21 @@ def parse(text: str) -> tuple[Method, ...]:
 
     Raises:
         UnknownNameError: there is no such method, or it has no such option.
-        ConfigError: an option's value is not a number, or a user's class cannot be had.
+        ConfigError: an option's value is illegal, a user's class cannot be had, or methods do not go together.
     """
-    return tuple(_one(part.strip()) for part in text.split("+"))
+    chain = tuple(_one(part.strip()) for part in text.split("+"))
+    late = next((method for method in chain[1:] if method.first), None)
+    require(late is None, f"a method that makes the model anew must come first: got {text!r}.")
+    require(
+        sum(isinstance(method, Fused) for method in chain) <= 1, f"there must be at most one NeuralFuse: got {text!r}."
+    )
+    return chain
 
 
 def _one(text: str) -> Method:
     name, _, rest = text.partition(":")
     if name in GENERATORS:
+        require(not rest, f"a generator has no options here: got {text!r}.")
         return Fused(generator=name)
     own, _, options = rest.partition(":")
     if own and "=" not in own:
@@ -53,30 +62,47 @@ def _one(text: str) -> Method:
 
 
 def _options(method: type[Method], text: str) -> dict[str, Any]:
-    known = {one.name: str(one.type) for one in fields(method)}
+    hints = get_type_hints(method)
+    known = {one.name: hints[one.name] for one in fields(method)}
     found: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
         if name not in known:
             raise unknown_name(f"option of {method.name}", name, known or ["none"])
         try:
-            found[name] = {"int": int, "float": float}.get(known[name], str)(value)
+            found[name] = {int: int, float: float}.get(known[name], str)(value)
         except ValueError as error:
-            raise ConfigError(f"{name} of {method.name} must be of type {known[name]}: got {value!r}.") from error
+            wanted = known[name].__name__
+            raise ConfigError(f"{name} of {method.name} must be of type {wanted}: got {value!r}.") from error
     return found
 
 
 def _users_own(module: str, attribute: str) -> type[Method]:
+    where = f"method {module}:{attribute}"
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # the code is the user's, and may raise anything
-        raise ConfigError(f"method {module}:{attribute} must be a class that can be imported: {error}.") from error
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        raise ConfigError(f"method {module}:{attribute} must be a subclass of neuralfuse.methods.Method.")
-    return found
+        raise ConfigError(f"{where} must be a class that can be imported: {error}.") from error
+    whole = isinstance(found, type) and issubclass(found, Method) and not inspect.isabstract(found)
+    require(whole, f"{where} must be a subclass of neuralfuse.methods.Method with a protect of its own.")
+    for name in ("name", "needs"):
+        require(hasattr(found, name), f"{where} must have the class attribute {name}.")
+    bare = [one.name for one in fields(found) if one.default is MISSING and one.default_factory is MISSING]
+    require(not bare, f"{where} must have a default for every option: {', '.join(bare)} has none.")
+    return found  # type: ignore[no-any-return]
+
+
+def identity(method: Method) -> dict[str, Any]:
+    """Return all that a method's work depends on, as JSON: its options, and for a user's own the code it lies in."""
+    kind = type(method)
+    if kind.__module__.partition(".")[0] == "neuralfuse":
+        return method.to_config()
+    source = inspect.getsourcefile(kind)
+    code = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else ""
+    return {**method.to_config(), "class": kind.__qualname__, "code": code}
 
 
 def needs(methods: Iterable[Method]) -> list[str]:

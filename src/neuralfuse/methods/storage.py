@@ -10,7 +10,7 @@ import torch
 
 from neuralfuse.errors import require
 from neuralfuse.memory import ZeroFaultyWords
-from neuralfuse.methods.base import Access, Method, Protected, Setting
+from neuralfuse.methods.base import Access, Method, Protected, Setting, check_option
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,11 @@ class ClippedQuantization(Method):
     for_faults: ClassVar[bool] = False
     keep: float = 0.999
 
+    def __post_init__(self) -> None:
+        check_option("keep", self.keep, 0, 1)
+
     def protect(self, made: Protected, setting: Setting) -> Protected:
         """See `Method`."""
-        require(0 < self.keep <= 1, f"keep must be in (0, 1]: got keep={self.keep}.")
         module = copy.deepcopy(made.model.module)
         with torch.no_grad():
             for stored in made.deployed.memory.layers.select(module):
@@ -52,6 +54,9 @@ class ProtectedBits(Method):
     needs: ClassVar[tuple[Access, ...]] = ("memory",)
     for_faults: ClassVar[bool] = False
     bits: int = 1
+
+    def __post_init__(self) -> None:
+        check_option("bits", self.bits, 0, 16)
 
     def protect(self, made: Protected, setting: Setting) -> Protected:
         """See `Method`."""

@@ -10,11 +10,11 @@ import torch
 
 from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.energy import count
-from neuralfuse.errors import require
+from neuralfuse.errors import require, unknown_name
 from neuralfuse.faults import FaultModel, default_curve
 from neuralfuse.fuse import NeuralFuse
-from neuralfuse.methods.base import Access, Method, Protected, Setting
-from neuralfuse.nets import BASE_MODELS, BaseModel, base_spec, load_base
+from neuralfuse.methods.base import Access, Method, Protected, Setting, check_option
+from neuralfuse.nets import BASE_MODELS, GENERATORS, BaseModel, base_spec, load_base
 from neuralfuse.pipeline import make_base, make_fuse
 
 
@@ -23,6 +23,7 @@ class Retrained(Method):
     """The base model is trained anew from its first weights, by its own recipe with something changed."""
 
     needs: ClassVar[tuple[Access, ...]] = ("weights", "training")
+    first: ClassVar[bool] = True
 
     @abstractmethod
     def changes(self, setting: Setting) -> dict[str, Any]:
@@ -30,15 +31,18 @@ class Retrained(Method):
 
     def protect(self, made: Protected, setting: Setting) -> Protected:
         """See `Method`."""
-        recipe = replace(recipe_of(made.model), **self.changes(setting))
-        folder = setting.folder
-        if not (folder / "config.json").exists():
-            make_base(
-                made.model.name, setting.data, recipe,
-                out=folder, resume=True, listeners=setting.listeners, device=setting.device,
-            )  # fmt: skip
-        base = load_base(folder)
-        return replace(made.holding(base.module.to(setting.device)), model=base)
+        return trained_anew(made, setting, made.model.name, replace(recipe_of(made.model), **self.changes(setting)))
+
+
+def trained_anew(made: Protected, setting: Setting, name: str, recipe: QatConfig) -> Protected:
+    """Return the same with a network of the registry that is trained, unless it lies in the folder already."""
+    folder = setting.folder
+    if not (folder / "config.json").exists():
+        make_base(
+            name, setting.data, recipe, out=folder, resume=True, listeners=setting.listeners, device=setting.device
+        )
+    base = load_base(folder)
+    return replace(made.holding(base.module.to(setting.device)), model=base)
 
 
 def recipe_of(model: BaseModel) -> QatConfig:
@@ -69,6 +73,9 @@ class WeightClipping(Retrained):
     for_faults: ClassVar[bool] = False
     limit: float = 0.1
 
+    def __post_init__(self) -> None:
+        check_option("limit", self.limit, 0)
+
     def changes(self, setting: Setting) -> dict[str, Any]:
         """See `Retrained`."""
         return {"clip": self.limit}
@@ -86,6 +93,9 @@ class RandBet(Retrained):
 
     name: ClassVar[str] = "randbet"
     limit: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_option("limit", self.limit, 0)
 
     def changes(self, setting: Setting) -> dict[str, Any]:
         """See `Retrained`."""
@@ -106,6 +116,9 @@ class AdversarialWeights(Retrained):
     for_faults: ClassVar[bool] = False
     gamma: float = 0.01
 
+    def __post_init__(self) -> None:
+        check_option("gamma", self.gamma, 0, 0.99)
+
     def changes(self, setting: Setting) -> dict[str, Any]:
         """See `Retrained`."""
         return {"awp": self.gamma}
@@ -124,20 +137,18 @@ class Smaller(Method):
 
     name: ClassVar[str] = "smaller"
     needs: ClassVar[tuple[Access, ...]] = ("weights", "training")
+    first: ClassVar[bool] = True
     width: int = 0
+
+    def __post_init__(self) -> None:
+        check_option("width", self.width, 0, 4096)
 
     def protect(self, made: Protected, setting: Setting) -> Protected:
         """See `Method`."""
-        recipe, folder = recipe_of(made.model), setting.folder
-        if not (folder / "config.json").exists():
-            name = f"{made.model.name.partition('@')[0]}@{self.width or same_energy_width(made.model, setting.faults)}"
-            make_base(
-                name, setting.data, recipe,
-                out=folder, resume=True, listeners=setting.listeners, device=setting.device,
-            )  # fmt: skip
-        base = load_base(folder)
-        held = made.holding(base.module.to(setting.device))
-        return replace(held, model=base, hardened=held.deployed.memory.layout.bits)
+        recipe = recipe_of(made.model)
+        width = self.width or same_energy_width(made.model, setting.faults)
+        held = trained_anew(made, setting, f"{made.model.name.partition('@')[0]}@{width}", recipe)
+        return replace(held, hardened=held.deployed.memory.layout.bits)
 
 
 def same_energy_width(model: BaseModel, faults: FaultModel) -> int:
@@ -168,15 +179,20 @@ class Fused(Method):
     needs: ClassVar[tuple[Access, ...]] = ("inputs", "gradients")
     generator: str = "convl"
 
+    def __post_init__(self) -> None:
+        if self.generator not in GENERATORS:
+            raise unknown_name("generator", self.generator, GENERATORS)
+
     def protect(self, made: Protected, setting: Setting) -> Protected:
         """See `Method`."""
         require(made.fuse is None, "only one NeuralFuse may stand before a model: two were put together.")
-        folder = setting.folder
+        require(made.prepared is None, "NeuralFuse must come before a method that prepares each chip's model.")
+        folder, faults = setting.folder, made.faults_left(setting.faults)
         if not (folder / "config.json").exists():
             make_fuse(
                 self.generator, [(made.model, made.deployed)], setting.data,
-                replace(self.training(setting.eopm), ber=setting.faults.ber, faults=setting.faults.kind),
-                faults=setting.faults, start=setting.starts.get(self.generator), out=folder, resume=True,
+                replace(self.training(setting.eopm), ber=faults.ber, faults=faults.kind), faults=faults,
+                start=setting.starts.get(self.generator), out=folder, resume=True,
                 listeners=setting.listeners, device=setting.device,
             )  # fmt: skip
         return replace(made, fuse=NeuralFuse.from_pretrained(folder).to(setting.device))

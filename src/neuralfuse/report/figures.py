@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from neuralfuse.report.records import Found
-from neuralfuse.report.svg import GRID, INK, MUTED, PAPER, SERIES, chart, inline
+from neuralfuse.report.svg import GRID, INK, MUTED, SERIES, chart, inline
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,18 @@ def methods_chart(found: Found) -> Iterator[Figure]:
     for faults in dict.fromkeys(row["faults"] for row in rows):
         own = [row for row in rows if row["faults"] == faults]
         rates = list(dict.fromkeys(row["ber"] for row in own))
-        middle = rates[len(rates) // 2]
-        order = sorted(
-            (row for row in own if row["ber"] == middle), key=lambda row: float(row["measured"]["pa"])
-        )  # fmt: skip
-        names = [row["method"] for row in order]
-        fused = {row["method"] for row in own if any(_is_neuralfuse(stage) for stage in row["stages"])}
         at = {(row["method"], row["ber"]): row["measured"] for row in own}
+        every = dict.fromkeys(row["method"] for row in own)
+        each = {name: [at[name, rate]["pa"] for rate in rates if (name, rate) in at] for name in every}
+        mean = {name: sum(values) / len(values) for name, values in each.items()}
+        names = sorted(every, key=lambda name: mean[name])
+        fused = {row["method"] for row in own if any(_is_neuralfuse(stage) for stage in row["stages"])}
         with chart(2.2 + 2.1 * len(rates), 0.9 + 0.24 * len(names), 1, len(rates), sharey=True, sharex=True) as made:
             for axes, rate in zip(made.axes[0], rates, strict=True):
-                plain = at["none", rate]["pa"]
-                axes.axvline(plain, color=MUTED, linewidth=0.9, linestyle=":")
+                axes.axvline(at["none", rate]["pa"], color=MUTED, linewidth=0.9, linestyle=":")
                 for place, name in enumerate(names):
+                    if (name, rate) not in at:  # not measured yet
+                        continue
                     values = at[name, rate]["per_chip"]["pa"]
                     colour = INK if name == "none" else SERIES[0] if name in fused else SERIES[1]
                     span = [quantile(values, 0.1), quantile(values, 0.9)]
@@ -64,11 +65,9 @@ def methods_chart(found: Found) -> Iterator[Figure]:
                 axes.set_yticks(range(len(names)), names)
                 axes.tick_params(axis="y", length=0)
                 axes.set_xlabel("accuracy on unseen chips (%)")
-        best = order[-1]
         alt = (
-            f"Accuracy on faulty chips of {len(names)} methods, {faults}, at {len(rates)} rates. At {100 * middle:g}% "
-            f"{best['method']} is highest with {best['measured']['pa']:.1f} percent; without protection it is "
-            f"{at['none', middle]['pa']:.1f}."
+            f"Accuracy on faulty chips of {len(names)} methods, {faults}, at {len(rates)} rates; highest over all of "
+            f"them is {names[-1]} with {mean[names[-1]]:.1f} percent, without protection it is {mean['none']:.1f}."
         )
         caption = (
             f"Dots are means over {found.record['config']['chips']} chips, bars hold the middle 80% of them; dotted: "
@@ -83,7 +82,7 @@ def _is_neuralfuse(stage: Mapping[str, Any]) -> bool:
 
 def energy_chart(found: Found) -> Iterator[Figure]:
     """Yield accuracy against the energy of the weights' memory, for each meaning of the rate."""
-    rows = [row for row in found.record["rows"] if row["measured"] is not None]
+    rows = [row for row in found.record["rows"] if row["measured"] and row["measured"]["energy"] is not None]
     for faults in dict.fromkeys(row["faults"] for row in rows):
         own = [row for row in rows if row["faults"] == faults]
         rates = list(dict.fromkeys(row["ber"] for row in own))
@@ -129,10 +128,11 @@ def front(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def bands_chart(found: Sequence[Found]) -> Iterator[Figure]:
     """Yield accuracy against the rate, with and without NeuralFuse, for evaluations of the same at several rates."""
-    groups: dict[tuple[str, ...], list[Found]] = {}
+    groups: dict[str, list[Found]] = {}
     for one in found:
-        config = one.record["config"]
-        key = (config["base"]["fingerprint"], str((config["fuse"] or {}).get("fingerprint")), one.record["ber_kind"])
+        config = {name: value for name, value in one.record["config"].items() if name not in ("faults", "chips")}
+        published = bool(one.record["config"]["chips"].get("published"))
+        key = json.dumps([config, one.record["ber_kind"], published], sort_keys=True)
         groups.setdefault(key, []).append(one)
     for own in groups.values():
         ordered = sorted(own, key=lambda one: float(one.record["ber"]))
@@ -263,7 +263,9 @@ def outputs_chart(found: Found) -> Figure:
             axes.set_yticks([])
             axes.spines[["bottom", "left"]].set_visible(False)
     said = "; ".join(f"{panel['title']} {panel['accuracy']:.0f} percent right" for panel in panels)
-    caption = f"t-SNE of the logits of {len(labels)} test images, a colour and mark a class; in percent: right answers."
+    caption = (
+        f"t-SNE of the logits of {len(labels)} test images, colours and marks are classes; percent: right answers."
+    )
     return Figure("What the model's answers look like", inline(made.svg, f"t-SNE panels: {said}."), caption, (found,))
 
 
@@ -282,9 +284,3 @@ def weights_chart(found: Found) -> Figure:
         axes.legend(frameon=False, fontsize=8)
     alt = f"A chip changes {shown['changed']:,} of {sum(shown['clean']):,} stored words, some of them to large values."
     return Figure("What the faults do to the weights", inline(made.svg, alt), alt, (found,))
-
-
-__all__ = [
-    "PAPER", "Figure", "bands_chart", "classes_chart", "energy_chart", "front", "methods_chart", "outputs_chart",
-    "saving_chart", "transfer_chart", "weights_chart",
-]  # fmt: skip

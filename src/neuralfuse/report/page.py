@@ -12,6 +12,7 @@ from neuralfuse.compare import as_latex as comparison_latex
 from neuralfuse.compare import as_markdown as comparison_markdown
 from neuralfuse.compare.show import grids, latex_table
 from neuralfuse.compare.show import heading as comparison_heading
+from neuralfuse.compare.show import notes as comparison_notes
 from neuralfuse.errors import FileFormatError
 from neuralfuse.files import write_text
 from neuralfuse.pipeline import summary as evaluation_summary
@@ -163,7 +164,7 @@ def _comparison(found: Found) -> Section:
     drawn = [*figures.methods_chart(found), *figures.energy_chart(found)]
     config = record["config"]
     subtitle = f"{comparison_heading(record)}; scale {config['scale']} ({config['scale_title']})"
-    return Section("Methods side by side", subtitle, found, tables, drawn)
+    return Section("Methods side by side", subtitle, found, tables, drawn, comparison_notes(record))
 
 
 def _evaluation(found: Found) -> Section:
@@ -172,13 +173,14 @@ def _evaluation(found: Found) -> Section:
     behind = "without NeuralFuse" if fuse is None else f"behind {fuse.get('generator', 'NeuralFuse')}"
     title = f"{config['base']['name']} on {config['data']['name']}, {behind}"
     rate = f"{100 * found.record['ber']:.3g}% {found.record['ber_kind']}"
+    rate += ", the generator in faulty memory too" * ("generator_memory" in config)
     return Section(title, rate, found, text=evaluation_summary(found.record))
 
 
 def _portrait(found: Found) -> Section:
     config = found.record["config"]
     title = f"{config['fuse']['generator']} before {config['base']['name']} on {config['data']['name']}"
-    subtitle = f"{100 * config['faults']['ber']:.3g}% {config['faults']['kind']}, {config['chips']} unseen chips"
+    subtitle = f"{100 * config['ber']:.3g}% {config['faults']['kind']}, {config['chips']} unseen chips"
     drawn = [figures.classes_chart(found), figures.outputs_chart(found), figures.weights_chart(found)]
     return Section(title, subtitle, found, (), drawn, gallery=found.record["gallery"])
 

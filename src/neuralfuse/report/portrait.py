@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from neuralfuse.data import DataSet, Split
-from neuralfuse.errors import MissingExtraError, require
+from neuralfuse.errors import ConfigError, MissingExtraError, require
 from neuralfuse.evaluation import Run, mean
 from neuralfuse.faults import Chip, FaultModel, evaluation_chips
 from neuralfuse.files import fingerprint
 from neuralfuse.fuse import NeuralFuse, check_same_range
-from neuralfuse.memory import Deployed
+from neuralfuse.memory import Deployed, Perturbed
 from neuralfuse.nets import BaseModel
 from neuralfuse.pipeline import base_config
-from neuralfuse.scoring import BATCH, correct, plain_inputs, transform
+from neuralfuse.scoring import BATCH, accuracy, correct, plain_inputs, transform
 from neuralfuse.seeds import generator
 
 SCHEMA = "neuralfuse/portrait/1"
@@ -55,6 +55,7 @@ def make_portrait(
     check_same_range(fuse, deployed)
     require(chips >= 1 and images >= 10, f"there must be a chip and 10 images: got {chips} and {images}.")
     run, the_chips = Run(deployed.memory.device), evaluation_chips(faults, chips)
+    lay_out, half = _plane(), _at_half(faults)
     order = torch.randperm(len(data.test), generator=generator(data.name, "portrait"))
     test = data.test[order.to(data.test.images.device)]
     say("classes")
@@ -62,7 +63,8 @@ def make_portrait(
     say("images")
     shown = _gallery(fuse, test, data.classes, gallery)
     say("answers")
-    outputs = _outputs(fuse, deployed, test[torch.arange(min(images, len(test)))], faults, the_chips[0].seed)
+    seen = [Chip(one, the_chips[0].seed) for one in (half, faults) if one is not None]
+    outputs = _outputs(fuse, deployed, test[torch.arange(min(images, len(test)))], seen, lay_out)
     return {
         "schema": SCHEMA,
         "config": {
@@ -70,6 +72,7 @@ def make_portrait(
             "fuse": {"fingerprint": fingerprint(*fuse.state_dict().values()), "generator": fuse.name, **fuse.trained},
             "data": data.to_config(),
             "faults": faults.to_config(),
+            "ber": faults.ber,
             "chips": chips,
         },
         "per_class": classes,
@@ -129,15 +132,24 @@ def _png(image: Tensor) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _outputs(fuse: NeuralFuse, deployed: Deployed, test: Split, faults: FaultModel, seed: int) -> dict[str, Any]:
-    """Return a plane for the logits of each way to run the model: without errors, on a chip at half the rate, and on
-    the chip, with and without F. All are laid out together, so that a place means the same in all."""
+def _at_half(faults: FaultModel) -> FaultModel | None:
+    """Return the faults at half their rate; None where they have one only."""
+    try:
+        return faults.at(faults.ber / 2)
+    except ConfigError:
+        return None
+
+
+def _outputs(
+    fuse: NeuralFuse, deployed: Deployed, test: Split, chips: Sequence[Chip], lay_out: Callable[[Tensor], Tensor]
+) -> dict[str, Any]:
+    """Return a plane for the logits of each way to run the model: without errors and on some chips, with and without F.
+
+    All are laid out together, so that a place means the same in all.
+    """
     x = plain_inputs(test, deployed.input_range)
-    ways = {
-        "without errors": deployed,
-        f"{50 * faults.ber:.3g}% {faults.kind}": deployed.perturbed(Chip(faults.at(faults.ber / 2), seed)),
-        f"{100 * faults.ber:.3g}% {faults.kind}": deployed.perturbed(Chip(faults, seed)),
-    }
+    ways: dict[str, Deployed | Perturbed] = {"without errors": deployed}
+    ways |= {f"{100 * chip.faults.ber:.3g}% {chip.faults.kind}": deployed.perturbed(chip) for chip in chips}
     logits, panels = [], []
     for name, way in ways.items():
         for inputs, before in ((x, ""), (transform(fuse, x), ", NeuralFuse")):
@@ -148,10 +160,10 @@ def _outputs(fuse: NeuralFuse, deployed: Deployed, test: Split, faults: FaultMod
                     .nan_to_num(0.0, 0.0, 0.0)
                     .cpu()
                 )
-            right = 100 * float((own.argmax(1) == test.labels.cpu()).float().mean())
+            right = accuracy(way, inputs, test.labels)
             logits.append(own.log_softmax(1))
             panels.append({"title": f"{name}{before}", "accuracy": right})
-    plane = torch.split(_plane(torch.cat(logits)), len(test))
+    plane = torch.split(lay_out(torch.cat(logits)), len(test))
     points = [[[round(float(x), 2), round(float(y), 2)] for x, y in own.tolist()] for own in plane]
     return {
         "labels": test.labels.tolist(),
@@ -159,13 +171,18 @@ def _outputs(fuse: NeuralFuse, deployed: Deployed, test: Split, faults: FaultMod
     }
 
 
-def _plane(vectors: Tensor) -> Tensor:
+def _plane() -> Callable[[Tensor], Tensor]:
+    """Return what lays vectors out in a plane."""
     try:
         from sklearn.manifold import TSNE  # noqa: PLC0415
     except ImportError as error:
         raise MissingExtraError("a portrait needs scikit-learn: pip install 'neuralfuse[report]'.") from error
-    made = TSNE(n_components=2, init="pca", perplexity=min(30, len(vectors) // 4), random_state=0)
-    return torch.from_numpy(made.fit_transform(vectors.clamp(min=-20).numpy()))
+
+    def lay_out(vectors: Tensor) -> Tensor:
+        made = TSNE(n_components=2, init="pca", perplexity=min(30, len(vectors) // 4), random_state=0)
+        return torch.from_numpy(made.fit_transform(vectors.clamp(min=-20).numpy()))
+
+    return lay_out
 
 
 def _weights(deployed: Deployed, chip: Chip) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from neuralfuse.errors import DataError
 
+Record = Mapping[str, Any]
 KINDS = ("table", "comparison", "evaluation", "portrait", "plan")
 
 
@@ -30,29 +32,64 @@ class Found:
     @property
     def anchor(self) -> str:
         """A name for links."""
-        return "-".join(part for part in "".join(c if c.isalnum() else "-" for c in str(self.path)).split("-") if part)
+        words = "-".join(part for part in "".join(c if c.isalnum() else "-" for c in str(self.path)).split("-") if part)
+        return f"{words}-{hashlib.sha256(str(self.path).encode()).hexdigest()[:6]}"
 
     @property
     def command(self) -> str:
         """The command that makes such a record; capitals stand for what it does not hold."""
-        config = self.record["config"]
-        if self.kind == "table":
-            options = f"--scale {config['scale']} --faults {config['faults']}"
-            return f"neuralfuse reproduce {self.record['table']} {options}"
-        if self.kind == "comparison":
-            methods = " ".join(dict.fromkeys(row["method"] for row in self.record["rows"]))
-            faults = " ".join(dict.fromkeys(f"--faults {row['faults']}" for row in self.record["rows"]))
-            rates = " ".join(dict.fromkeys(f"--rates {row['ber']:g}" for row in self.record["rows"]))
-            options = f"--scale {config['scale']} --base {config['base']} --chips {config['chips']}"
-            return f"neuralfuse compare {methods} {options} {faults} {rates} --data DATA"
-        fuse = "" if config.get("fuse") is None else " FUSE"
-        if self.kind == "evaluation":
-            options = f"--ber {self.record['ber']:g} --faults {self.record['ber_kind']} --chips {self.record['chips']}"
-            return f"neuralfuse evaluate{fuse} --base BASE --data {config['data']['name']} {options}"
-        if self.kind == "portrait":
-            options = f"--ber {config['faults']['ber']:g} --faults {config['faults']['kind']}"
-            return f"neuralfuse portrait FUSE --base BASE --data {config['data']['name']} {options}"
-        return "neuralfuse plan --base BASE --target TARGET"
+        return f"neuralfuse {' '.join(_COMMANDS[self.kind](self.record, self.record['config']))}"
+
+
+def _of_table(record: Record, config: Record) -> Iterator[str]:
+    yield f"reproduce {record['table']} --scale {config['scale']} --faults {config['faults']}"
+    yield from _seed(config)
+
+
+def _of_comparison(record: Record, config: Record) -> Iterator[str]:
+    rows = record["rows"]
+    yield f"compare {' '.join(dict.fromkeys(row['method'] for row in rows if row['method'] != 'none'))}"
+    yield f"--scale {config['scale']} --data DATA --base {'BASE' if config['given'] else config['base']}"
+    yield from dict.fromkeys(f"--faults {row['faults']}" for row in rows)
+    yield from dict.fromkeys(f"--rates {row['ber']:g}" for row in rows)
+    yield f"--train-rate {config['train_rate']:g} --chips {config['chips']}"
+    yield from _seed(config)
+
+
+def _of_evaluation(record: Record, config: Record) -> Iterator[str]:
+    yield f"evaluate{'' if config['fuse'] is None else ' FUSE'} --base BASE --data {config['data']['name']}"
+    yield from _faults(config["faults"], record["ber"])
+    yield "--published-chips" if config["chips"].get("published") else f"--chips {record['chips']}"
+    bits = config["base"]["scheme"].get("bits", 8)
+    yield from (f"--bits {bits}",) * (bits != 8)
+    yield from ("--faulty-generator",) * ("generator_memory" in config)
+    yield from (f"--readout {config['base']['readout']['kind']}",) if "readout" in config["base"] else ()
+
+
+def _of_portrait(record: Record, config: Record) -> Iterator[str]:
+    yield f"portrait FUSE --base BASE --data {config['data']['name']}"
+    yield from _faults(config["faults"], config["ber"])
+    yield f"--chips {config['chips']}"
+
+
+def _of_plan(record: Record, config: Record) -> Iterator[str]:
+    yield "plan --base BASE --target TARGET --out OUT"
+
+
+def _faults(faults: Record, ber: float) -> Iterator[str]:
+    plain = "ber" in faults and not any(isinstance(value, dict | list) for value in faults.values())
+    yield f"--ber {ber:g} --faults {faults['kind']}" if plain else "--faults FILE.toml"
+
+
+def _seed(config: Record) -> Iterator[str]:
+    if config["seed"]:
+        yield f"--seed {config['seed']}"
+
+
+_COMMANDS: dict[str, Callable[[Record, Record], Iterator[str]]] = {
+    "table": _of_table, "comparison": _of_comparison, "evaluation": _of_evaluation, "portrait": _of_portrait,
+    "plan": _of_plan,
+}  # fmt: skip
 
 
 def collect(folder: Path) -> list[Found]:

@@ -55,7 +55,9 @@ def speed(steps: Iterable[Step], place: Place) -> Speed:
             macs[step.kind] = macs.get(step.kind, 0.0) + step.macs
             seconds[step.kind] = seconds.get(step.kind, 0.0) + record["run"]["seconds"]
     kind = "cuda" if place.device.startswith("cuda") else "cpu"
-    return Speed(ASSUMED[kind], {name: macs[name] / seconds[name] for name in macs if seconds[name] > 0}, count)
+    return Speed(
+        ASSUMED[kind], {name: macs[name] / seconds[name] for name in macs if min(macs[name], seconds[name]) > 0}, count
+    )
 
 
 def duration(seconds: float) -> str:
