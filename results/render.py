@@ -51,6 +51,21 @@ def of_paper(name: str) -> Iterator[str]:
     yield "; ".join(notes(record)) + f"; {record['run']['seconds'] / 3600:.1f} hours of one core."
 
 
+def learning(name: str) -> Iterator[str]:
+    """Yield, for the rows of one of the paper's tables, PA(NF) on validation images and chips as training went on."""
+    record = json.loads((RESULTS / "paper" / name).read_text())
+    rows = [row for row in record["rows"] if row["measured"] is not None]
+    modules = {row["step"]: record["steps"][row["step"]]["module"] for row in rows}
+    steps = sorted({int(one["step"]) for module in modules.values() for one in record["learning"][module]})
+    of = list(rows[0]["of"])
+    yield f"| {' | '.join(of)} | {' | '.join(f'step {step}' for step in steps)} |"
+    yield "| --- " * (len(of) + len(steps)) + "|"
+    for row in rows:
+        at = {int(one["step"]): one["pa_nf"] for one in record["learning"][modules[row["step"]]]}
+        cells = [f"{at[step]:.1f}" if step in at else "-" for step in steps]
+        yield f"| {' | '.join(str(value) for value in row['of'].values())} | {' | '.join(cells)} |"
+
+
 def render(page: str) -> str:
     """Return the page with every table replaced by one made from the records."""
     out, inside = [], False
@@ -62,9 +77,10 @@ def render(page: str) -> str:
         if line.startswith("<!-- table "):
             out += ["", *rows(line.split()[2]), ""]
             inside = True
-        if line.startswith("<!-- paper "):
-            out += ["", *of_paper(line.split()[2]), ""]
-            inside = True
+        for mark, made in (("paper", of_paper), ("learning", learning)):
+            if line.startswith(f"<!-- {mark} "):
+                out += ["", *made(line.split()[2]), ""]
+                inside = True
     return "\n".join(out) + "\n"
 
 

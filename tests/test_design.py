@@ -87,7 +87,7 @@ def test_the_results_page_is_made_from_the_records():
     render = load_render()
     page = render.PAGE.read_text(encoding="utf-8")
     assert render.render(page) == page
-    assert page.count("<!-- table ") + page.count("<!-- paper ") == page.count(render.END) >= 1
+    assert sum(page.count(f"<!-- {mark} ") for mark in ("table", "paper", "learning")) == page.count(render.END) >= 1
 
 
 def test_the_records_show_a_recovery_for_three_seeds():

@@ -11,7 +11,7 @@ from neuralfuse.errors import ConfigError
 from neuralfuse.reproduce.measurements import EvaluationStep
 from neuralfuse.reproduce.place import Place
 from neuralfuse.reproduce.tables import TABLES, Request, keys
-from neuralfuse.reproduce.trainings import BaseStep
+from neuralfuse.reproduce.trainings import BaseStep, ModuleStep
 from neuralfuse.reproduce.used import Used
 
 SCHEMA = "neuralfuse/table/1"
@@ -55,8 +55,16 @@ def table_record(name: str, rows: Sequence[Mapping[str, Any]], request: Request,
         "data": {one["name"]: one for one in _images(used)},
         "rows": made,
         "steps": used.configs,
+        "learning": dict(_learning(used)),
         "run": used.runs,
     }
+
+
+def _learning(used: Used) -> Iterator[tuple[str, Any]]:
+    """Yield each module's accuracies on validation images and chips, step by step."""
+    for name, record in used.records.items():
+        if name.startswith(f"{ModuleStep.kind}-"):
+            yield name, record["result"]["history"]
 
 
 def _images(used: Used) -> Iterator[dict[str, Any]]:
