@@ -209,9 +209,11 @@ def test_runs_killed_at_random_end_as_if_undisturbed(tmp_path):
 
 def test_ctrl_c_leaves_with_130_and_one_line(tmp_path):
     command = [NEURALFUSE, *BASE.replace("--epochs 6", "--epochs 400").split(), "--out", str(tmp_path)]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are deaf to it
     child = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=child_environment()
     )
+    signal.signal(signal.SIGINT, before)
     assert child.stderr is not None
     for line in child.stderr:
         if "score" in line:
@@ -228,5 +230,11 @@ def test_the_package_builds_with_all_it_needs(tmp_path):
     shell(f"pip wheel --quiet --no-deps --wheel-dir {tmp_path} {ROOT}", tmp_path)
     wheel = next(tmp_path.glob("*.whl"))
     names = shell(f"python -m zipfile -l {wheel}", tmp_path).stdout
-    for needed in ("neuralfuse/data/digits.npz", "neuralfuse/data/DIGITS-LICENSE.md", "neuralfuse/py.typed", "LICENSE"):
+    for needed in (
+        "neuralfuse/report/page.html",
+        "neuralfuse/data/digits.npz",
+        "neuralfuse/data/DIGITS-LICENSE.md",
+        "neuralfuse/py.typed",
+        "LICENSE",
+    ):
         assert needed in names
