@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from neuralfuse.cli.common import Common
-from neuralfuse.cli.work import Display, usual_workers
+from neuralfuse.cli.work import WorkOptions
 from neuralfuse.errors import require
 
 _FLAT = Parameter(name="*")
-_COMMON = Common()
+_COMMON, _WORK = Common(), WorkOptions()
 
 
 def compare(
@@ -27,14 +26,7 @@ def compare(
     train_rate: float = 0.01,
     chips: int = 0,
     seed: int = 0,
-    data_dir: Path | None = None,
-    download: bool = False,
-    out: Path = Path("reproduce"),
-    workers: int | None = None,
-    scheduler: str | None = None,
-    retries: int = 1,
-    dry_run: bool = False,
-    status: bool = False,
+    work: Annotated[WorkOptions, _FLAT] = _WORK,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
     """Compare ways to protect a model: on the same unseen chips, with what each needs and costs.
@@ -71,47 +63,27 @@ def compare(
         Unseen chips; by default as many as the scale has.
     seed
         Seed of all trainings.
-    data_dir
-        Where the data sets lie: CIFAR and GTSRB as torchvision keeps them, or class folders NAME/train, NAME/test.
-    download
-        Let torchvision download what is missing into --data-dir.
-    out
-        Folder for steps and records.
-    workers
-        Worker processes; by default one for each GPU, or for each --threads cores. 0: one step after the other, here.
-    scheduler
-        Address of a Dask scheduler, whose workers do the steps; --out must be a folder that all of them see.
-    retries
-        How often a step that fails is tried again.
-    dry_run
-        List the steps and about how long they take, and run none.
-    status
-        Say how far a run with the same options is.
     """
     from neuralfuse.compare import USUAL, Comparison, as_latex, as_markdown, as_text  # noqa: PLC0415
     from neuralfuse.files import write_json, write_text  # noqa: PLC0415
-    from neuralfuse.reproduce import ANY_DEVICE, Place, engine, load_scale, outline, standing  # noqa: PLC0415
+    from neuralfuse.reproduce import load_scale  # noqa: PLC0415
 
-    require(retries >= 0, f"retries must be at least 0: got retries={retries}.")
-    require(workers is None or workers >= 0, f"workers must be at least 0: got workers={workers}.")
     require(chips >= 0, f"chips must be at least 0: got chips={chips}.")
-    device = str(common.set_up()) if scheduler is None else common.device or ANY_DEVICE
-    place = Place(out.absolute(), None if data_dir is None else data_dir.absolute(), device, download)
+    place = work.place(common)
     comparison = Comparison(
         scale=load_scale(scale), data=data, base=base, methods=methods or USUAL, faults=faults or ("stuck", "flip"),
         rates=rates or (0.005, 0.01, 0.02), train_rate=train_rate, seed=seed, chips=chips,
     )  # fmt: skip
-    work, threads = comparison.work(place), common.threads or 1
-    hands = usual_workers(device, threads) if workers is None else workers
-    if dry_run or status:
-        common.show(work.status(), standing(work) if status else outline(work, len(comparison.rows), hands))
+    steps = comparison.work(place)
+    if work.show_only(steps, len(comparison.rows), common):
         return
-    with engine(workers=hands, threads=threads, scheduler=scheduler) as on, Display(place) as display:
-        end = work.run(on, retries=retries, say=display.say, watch=display.watch)
-    record = comparison.record(place)
-    name = comparison.name
-    write_json(out / f"{name}.json", record)
-    write_text(out / f"{name}.md", "\n".join(as_markdown(record)) + "\n")
-    write_text(out / f"{name}.tex", as_latex(record))
-    work.check(end)
-    common.show(record, f"{as_text(record)}\n\nWrote {name}.json, {name}.md and {name}.tex to {out}.")
+    end = work.run(
+        lambda on, display: steps.run(on, retries=work.retries, say=display.say, watch=display.watch), place, common
+    )
+    record, file = comparison.record(place), work.out / comparison.name
+    write_json(file.with_suffix(".json"), record)
+    write_text(file.with_suffix(".md"), "\n".join(as_markdown(record)) + "\n")
+    write_text(file.with_suffix(".tex"), as_latex(record))
+    steps.check(end)
+    wrote = f"{file.name}.json, {file.name}.md and {file.name}.tex"
+    common.show(record, f"{as_text(record)}\n\nWrote {wrote} to {work.out}.")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from neuralfuse.cli.common import Common
-from neuralfuse.cli.work import Display, usual_workers
-from neuralfuse.errors import ConfigError, require
+from neuralfuse.cli.work import WorkOptions
+from neuralfuse.errors import ConfigError
 
 _FLAT = Parameter(name="*")
-_COMMON = Common()
+_COMMON, _WORK = Common(), WorkOptions()
 
 
 def reproduce(
@@ -23,14 +22,7 @@ def reproduce(
     rows: list[str] | None = None,
     faults: str = "reference",
     seed: int = 0,
-    data_dir: Path | None = None,
-    download: bool = False,
-    out: Path = Path("reproduce"),
-    workers: int | None = None,
-    scheduler: str | None = None,
-    retries: int = 1,
-    dry_run: bool = False,
-    status: bool = False,
+    work: Annotated[WorkOptions, _FLAT] = _WORK,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
     """Make tables and figures of the paper anew, with its printed values beside what is measured.
@@ -54,44 +46,20 @@ def reproduce(
         What a rate means: reference (the paper's fault map), stuck (independent faulty cells), or flip (inverted bits).
     seed
         Seed of all trainings.
-    data_dir
-        Where the data sets lie: CIFAR and GTSRB as torchvision keeps them, or class folders NAME/train, NAME/test.
-    download
-        Let torchvision download what is missing into --data-dir.
-    out
-        Folder for steps, records and pictures.
-    workers
-        Worker processes; by default one for each GPU, or for each --threads cores. 0: one step after the other, here.
-    scheduler
-        Address of a Dask scheduler, whose workers do the steps; --out must be a folder that all of them see.
-    retries
-        How often a step that fails is tried again.
-    dry_run
-        List the steps and about how long they take, and run none.
-    status
-        Say how far a run with the same options is.
     """
-    from neuralfuse.reproduce import ANY_DEVICE, Job, Place, Request, as_text, engine, load_scale, outline, standing  # noqa: PLC0415
+    from neuralfuse.reproduce import Job, Request, as_text, load_scale  # noqa: PLC0415
 
-    require(retries >= 0, f"retries must be at least 0: got retries={retries}.")
-    require(workers is None or workers >= 0, f"workers must be at least 0: got workers={workers}.")
-    # the workers of a cluster have their own devices
-    device = str(common.set_up()) if scheduler is None else common.device or ANY_DEVICE
-    root, images = out.absolute(), None if data_dir is None else data_dir.absolute()
-    place = Place(root, images, device, download)
-    request = Request(load_scale(scale), faults, seed, device)  # type: ignore[arg-type]
+    place = work.place(common)
+    request = Request(load_scale(scale), faults, seed, place.device)  # type: ignore[arg-type]
     job = Job.of(tables, _wanted(rows or []), request, place)
-    threads = common.threads or 1
-    hands = usual_workers(device, threads) if workers is None else workers
-    if dry_run or status:
-        work = job.work
-        common.show(work.status(), standing(work) if status else outline(work, job.count, hands))
+    if work.show_only(job.work, job.count, common):
         return
-    with engine(workers=hands, threads=threads, scheduler=scheduler) as on, Display(place) as display:
-        records = job.run(on, retries=retries, say=display.say, watch=display.watch)
+    records = work.run(
+        lambda on, display: job.run(on, retries=work.retries, say=display.say, watch=display.watch), place, common
+    )
     text = "\n\n".join(as_text(record) for record in records)
     wrote = ", ".join(job.path(record["table"]).name for record in records)
-    common.show({"tables": records}, f"{text}\n\nWrote {wrote} to {out}.")
+    common.show({"tables": records}, f"{text}\n\nWrote {wrote} to {work.out}.")
 
 
 def _wanted(rows: list[str]) -> dict[str, list[str]]:

@@ -5,15 +5,83 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from neuralfuse.cli.common import say
+from neuralfuse.cli.common import Common, say
+from neuralfuse.errors import require
 
 if TYPE_CHECKING:
-    from neuralfuse.reproduce import Place, Progress
+    from neuralfuse.reproduce import Place, Progress, Work
+    from neuralfuse.reproduce.engines import Engine
+
+Out = TypeVar("Out")
 
 
-def usual_workers(device: str, threads: int) -> int:
+@dataclass(frozen=True, kw_only=True)
+class WorkOptions:
+    """Where steps are kept, who does them, and whether to do them at all.
+
+    Attributes:
+        data_dir: Where the data sets lie: CIFAR and GTSRB as torchvision keeps them, or class folders NAME/train,
+            NAME/test.
+        download: Let torchvision download what is missing into --data-dir.
+        out: Folder for steps, records and pictures.
+        workers: Worker processes; by default one for each GPU, or for each --threads cores. 0: one step after the
+            other, here.
+        scheduler: Address of a Dask scheduler, whose workers do the steps; --out must be a folder that all of them
+            see.
+        retries: How often a step that fails is tried again.
+        dry_run: List the steps and about how long they take, and run none.
+        status: Say how far a run with the same options is.
+    """
+
+    data_dir: Path | None = None
+    download: bool = False
+    out: Path = Path("reproduce")
+    workers: int | None = None
+    scheduler: str | None = None
+    retries: int = 1
+    dry_run: bool = False
+    status: bool = False
+
+    def place(self, common: Common) -> Place:
+        """Return where steps are kept and run."""
+        from neuralfuse.reproduce import ANY_DEVICE, Place  # noqa: PLC0415
+
+        require(self.retries >= 0, f"retries must be at least 0: got retries={self.retries}.")
+        require(self.workers is None or self.workers >= 0, f"workers must be at least 0: got workers={self.workers}.")
+        # the workers of a cluster have their own devices
+        device = str(common.set_up()) if self.scheduler is None else common.device or ANY_DEVICE
+        return Place(
+            self.out.absolute(), None if self.data_dir is None else self.data_dir.absolute(), device, self.download
+        )
+
+    def show_only(self, work: Work, rows: int, common: Common) -> bool:
+        """Show the steps or where they stand, if that is asked for, and say whether it was."""
+        from neuralfuse.reproduce import outline, standing  # noqa: PLC0415
+
+        if self.status:
+            common.show(work.status(), standing(work))
+        elif self.dry_run:
+            common.show(work.status(), outline(work, rows, self._hands(work.place, common)))
+        return self.status or self.dry_run
+
+    def run(self, do: Callable[[Engine, Display], Out], place: Place, common: Common) -> Out:
+        """Have something done by those who are to do it, with lines and bars to see it by."""
+        from neuralfuse.reproduce import engine  # noqa: PLC0415
+
+        hands, threads = self._hands(place, common), common.threads or 1
+        with engine(workers=hands, threads=threads, scheduler=self.scheduler) as on, Display(place) as display:
+            return do(on, display)
+
+    def _hands(self, place: Place, common: Common) -> int:
+        return _usual_workers(place.device, common.threads or 1) if self.workers is None else self.workers
+
+
+def _usual_workers(device: str, threads: int) -> int:
     """Return how many worker processes suit this machine."""
     import torch  # noqa: PLC0415
 
