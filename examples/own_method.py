@@ -15,7 +15,7 @@ class Shifts(Method):
 
     name: ClassVar[str] = "shifts"
     needs: ClassVar = ("inputs",)  # what it must have access to
-    for_faults: ClassVar[bool] = False  # it prepares for no faults in particular
+    prepares_for: ClassVar = "nothing"  # of the faults ahead
     pixels: int = 1  # an option: own_method:Shifts:pixels=2
 
     def protect(self, made: Protected, setting: Setting) -> Protected:

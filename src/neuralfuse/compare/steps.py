@@ -120,7 +120,8 @@ class ProtectionStep(Step):
             "base": self.base.address,
             "before": None if self.before is None else self.before.address,
             **identity(last),
-            **({"eopm": self.eopm.to_config()} if last.for_faults else {}),
+            **({"eopm": self.eopm.to_config()} if last.prepares_for == "faults" else {}),
+            **({"ber": self.eopm.ber} if last.prepares_for == "rate" else {}),
             **({} if self.start is None else {"start": self.start.address}),
         }
 

@@ -3,8 +3,20 @@
 A new method subclasses `Method`: a dataclass with a name, what access it needs, and `protect`.
 """
 
-from neuralfuse.methods.base import Access, Method, Protected, Setting
+from neuralfuse.methods.base import Access, Method, Preparation, Protected, Setting
 from neuralfuse.methods.measure import measure, seconds
 from neuralfuse.methods.registry import METHODS, identity, needs, parse
 
-__all__ = ["METHODS", "Access", "Method", "Protected", "Setting", "identity", "measure", "needs", "parse", "seconds"]
+__all__ = [
+    "METHODS",
+    "Access",
+    "Method",
+    "Preparation",
+    "Protected",
+    "Setting",
+    "identity",
+    "measure",
+    "needs",
+    "parse",
+    "seconds",
+]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from neuralfuse.memory import Deployed
-from neuralfuse.methods.base import Access, Method, Protected, Setting, calibration_inputs, check_option
+from neuralfuse.methods.base import Access, Method, Preparation, Protected, Setting, calibration_inputs, check_option
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ClippedActivations(Method):
 
     name: ClassVar[str] = "clip-activations"
     needs: ClassVar[tuple[Access, ...]] = ("activations",)
-    for_faults: ClassVar[bool] = False
+    prepares_for: ClassVar[Preparation] = "nothing"
     images: int = 1000
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ from neuralfuse.seeds import generator
 from neuralfuse.train import Listener
 
 Access = Literal["inputs", "gradients", "statistics", "activations", "weights", "training", "memory", "fault map"]
+Preparation = Literal["nothing", "rate", "faults"]
 Answer = Callable[[Tensor], Tensor]
 
 
@@ -116,13 +117,14 @@ class Method(ABC):
     Attributes:
         name: As it is asked for.
         needs: What of the model, the memory or the chip it must have access to.
-        for_faults: Whether what it makes depends on the faults it prepares for, or on how a NeuralFuse is trained.
+        prepares_for: What of the faults ahead decides what it makes: nothing, only their rate (and so the voltage), or
+            the faults themselves and how a NeuralFuse is trained.
         first: Whether it must come before all others, because it makes the model anew.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[Access, ...]]
-    for_faults: ClassVar[bool] = True
+    prepares_for: ClassVar[Preparation] = "faults"
     first: ClassVar[bool] = False
 
     @abstractmethod
@@ -153,7 +155,7 @@ class NoProtection(Method):
 
     name: ClassVar[str] = "none"
     needs: ClassVar[tuple[Access, ...]] = ()
-    for_faults: ClassVar[bool] = False
+    prepares_for: ClassVar[Preparation] = "nothing"
 
     def protect(self, made: Protected, setting: Setting) -> Protected:
         """See `Method`."""

@@ -13,7 +13,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from neuralfuse.errors import require
 from neuralfuse.memory import Perturbed
-from neuralfuse.methods.base import Access, Answer, Method, Protected, Setting, calibration_inputs, check_option
+from neuralfuse.methods.base import (
+    Access,
+    Answer,
+    Method,
+    Preparation,
+    Protected,
+    Setting,
+    calibration_inputs,
+    check_option,
+)
 from neuralfuse.scoring import BATCH
 
 
@@ -30,7 +39,7 @@ class BatchStatistics(Method):
 
     name: ClassVar[str] = "batch-statistics"
     needs: ClassVar[tuple[Access, ...]] = ("statistics",)
-    for_faults: ClassVar[bool] = False
+    prepares_for: ClassVar[Preparation] = "nothing"
     batch: int = 100
 
     def __post_init__(self) -> None:
@@ -61,7 +70,7 @@ class Reestimated(Method):
 
     name: ClassVar[str] = "reestimate"
     needs: ClassVar[tuple[Access, ...]] = ("statistics",)
-    for_faults: ClassVar[bool] = False
+    prepares_for: ClassVar[Preparation] = "nothing"
     images: int = 1000
     batch: int = 100
 

@@ -10,7 +10,7 @@ import torch
 
 from neuralfuse.errors import require
 from neuralfuse.memory import ZeroFaultyWords
-from neuralfuse.methods.base import Access, Method, Protected, Setting, check_option
+from neuralfuse.methods.base import Access, Method, Preparation, Protected, Setting, check_option
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ClippedQuantization(Method):
 
     name: ClassVar[str] = "clip-quantization"
     needs: ClassVar[tuple[Access, ...]] = ("weights",)
-    for_faults: ClassVar[bool] = False
+    prepares_for: ClassVar[Preparation] = "nothing"
     keep: float = 0.999
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ class ProtectedBits(Method):
 
     name: ClassVar[str] = "protected-bits"
     needs: ClassVar[tuple[Access, ...]] = ("memory",)
-    for_faults: ClassVar[bool] = False
+    prepares_for: ClassVar[Preparation] = "nothing"
     bits: int = 1
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class ZeroedWords(Method):
 
     name: ClassVar[str] = "zero-faulty-words"
     needs: ClassVar[tuple[Access, ...]] = ("memory", "fault map")
-    for_faults: ClassVar[bool] = False
+    prepares_for: ClassVar[Preparation] = "nothing"
 
     def protect(self, made: Protected, setting: Setting) -> Protected:
         """See `Method`."""

@@ -13,7 +13,7 @@ from neuralfuse.energy import count
 from neuralfuse.errors import require, unknown_name
 from neuralfuse.faults import FaultModel, default_curve
 from neuralfuse.fuse import NeuralFuse
-from neuralfuse.methods.base import Access, Method, Protected, Setting, check_option
+from neuralfuse.methods.base import Access, Method, Preparation, Protected, Setting, check_option
 from neuralfuse.nets import BASE_MODELS, GENERATORS, BaseModel, base_spec, load_base
 from neuralfuse.pipeline import make_base, make_fuse
 
@@ -70,7 +70,7 @@ class WeightClipping(Retrained):
     """
 
     name: ClassVar[str] = "weight-clipping"
-    for_faults: ClassVar[bool] = False
+    prepares_for: ClassVar[Preparation] = "nothing"
     limit: float = 0.1
 
     def __post_init__(self) -> None:
@@ -113,7 +113,7 @@ class AdversarialWeights(Retrained):
     """
 
     name: ClassVar[str] = "awp"
-    for_faults: ClassVar[bool] = False
+    prepares_for: ClassVar[Preparation] = "nothing"
     gamma: float = 0.01
 
     def __post_init__(self) -> None:
@@ -137,6 +137,7 @@ class Smaller(Method):
 
     name: ClassVar[str] = "smaller"
     needs: ClassVar[tuple[Access, ...]] = ("weights", "training")
+    prepares_for: ClassVar[Preparation] = "rate"
     first: ClassVar[bool] = True
     width: int = 0
 
