@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT, toy_data
 from neuralfuse.cli.main import run
 from neuralfuse.compare import USUAL, Comparison, as_latex, as_markdown, as_text, memory_energy
+from neuralfuse.compare.best import LEVELS, Difference, best
 from neuralfuse.compare.steps import PARTIAL, PARTIAL_SCHEMA, ComparisonStep
 from neuralfuse.config import QatConfig
 from neuralfuse.data import load_data
@@ -133,13 +134,43 @@ def test_tables_in_three_forms(made):
     _, record = made
     text, latex = as_text(record), as_latex(record)
     assert "1% flip" in text and "protected-bits:bits=2" in text
-    assert as_markdown(record)[2].startswith("| method | needs | CA |")
-    assert r"\toprule" in latex and r"1\% flip" in latex and latex.count(r"\\") == 4
+    lines = as_markdown(record)
+    assert lines[2].startswith("| rate | needs access to | best |") and "| method | needs | CA |" in "\n".join(lines)
+    assert r"\toprule" in latex and r"1\% flip" in latex and latex.count(r"\\") == 3 + 4
     one = {**record, "rows": [{**row, "measured": {**row["measured"], "gain_ci95": None}} for row in record["rows"]]}
     assert "nan" not in as_text(one)
     waiting = QUICK.record(Place(made[0].root / "empty"))
     assert "3 of 3 rows are not measured yet" in as_text(waiting)
     assert all(row["measured"] is None for row in waiting["rows"])
+
+
+def row(method: str, needs: list[str], accuracies: list[float], stage: str = "any") -> dict:
+    measured = {"pa": sum(accuracies) / len(accuracies), "per_chip": {"pa": accuracies}}
+    stages = [{"method": stage}]
+    return {"method": method, "needs": needs, "stages": stages, "faults": "stuck", "ber": 0.01, "measured": measured}
+
+
+def test_the_best_of_each_level_is_judged_by_pairs():
+    rows = [
+        row("none", [], [50.0, 60.0, 40.0]),
+        row("convs", ["inputs", "gradients"], [60.0, 61.0, 50.0]),
+        row("convl", ["inputs", "gradients"], [60.0, 66.0, 54.0]),
+        row("batch-statistics", ["statistics"], [55.0, 65.0, 45.0]),
+        row("randbet+convl", ["inputs", "gradients", "weights", "training"], [80.0, 90.0, 79.0]),
+        row("protected-bits", ["memory"], [90.0, 90.0, 90.0]),
+        row("mine", [], [99.0, 99.0, 99.0]) | {"measured": None},
+        row("smaller", ["training", "weights"], [70.0, 70.0, 70.0], "smaller"),
+    ]
+    found = list(best({"rows": rows}, "stuck", 0.01))
+    assert [(one.row["method"], one.above["method"]) for one in found] == [
+        ("convl", "none"), ("batch-statistics", "convl"), ("randbet+convl", "convl"),
+        ("protected-bits", "randbet+convl"), ("smaller", "protected-bits"),
+    ]  # fmt: skip
+    inputs, as_it_is = found[0], found[1]
+    assert [one.level for one in found] == list(LEVELS)
+    assert inputs.gain == inputs.more == Difference(10.0, t_interval([10.0, 6.0, 14.0]))
+    assert as_it_is.gain.points == 5.0 and as_it_is.more == Difference(-5.0, t_interval([-5.0, -1.0, -9.0]))
+    assert list(best({"rows": rows}, "flip", 0.01)) == []
 
 
 def test_a_model_that_was_handed_over_is_copied_and_used(tmp_path, capsys):

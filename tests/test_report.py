@@ -123,7 +123,7 @@ def test_tables_are_there_as_markdown_and_latex_too(records, tmp_path):
     assert [file.name for file in files] == ["report.html", "report.md", "report.tex"]
     markdown, latex = files[1].read_text(), files[2].read_text()
     assert "| method | needs | CA |" in markdown and "PA(NF)" in markdown
-    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 2
+    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 3
     assert r"protected-bits:bits=2" in latex
 
 

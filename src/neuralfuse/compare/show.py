@@ -5,15 +5,43 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from neuralfuse.compare.best import Difference, best
+
 HEADS = ("method", "needs", "CA", "accuracy on faulty chips", "gain [95% interval]", "energy", "time")
+BEST_HEADS = ("rate", "needs access to", "best", "accuracy", "over no protection", "over the best of the lines above")
 
 
 def grids(record: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
-    """Yield a heading and the cells, heads first, for each meaning of the rate and each rate."""
+    """Yield a heading and the cells, heads first: what is best, then all methods at each rate of each meaning."""
     of = dict.fromkeys((row["faults"], row["ber"]) for row in record["rows"])
+    bests = [line for faults, ber in of for line in best_lines(record, faults, ber)]
+    if bests:
+        yield "The best for the access that one has, with 95% intervals over the same chips", [list(BEST_HEADS), *bests]
     for faults, ber in of:
         rows = [row for row in record["rows"] if (row["faults"], row["ber"]) == (faults, ber)]
-        yield f"{100 * ber:.3g}% {faults}", [list(HEADS), *(cells(row) for row in rows)]
+        yield rate(faults, ber), [list(HEADS), *(cells(row) for row in rows)]
+
+
+def rate(faults: str, ber: float) -> str:
+    """Return a rate and what it means."""
+    return f"{100 * ber:.3g}% {faults}"
+
+
+def best_lines(record: Mapping[str, Any], faults: str, ber: float) -> Iterator[list[str]]:
+    """Yield the cells of what is best at a rate, for each level of access."""
+    for one in best(record, faults, ber):
+        over = one.above["method"]
+        yield [
+            rate(faults, ber), one.level, one.row["method"], f"{one.row['measured']['pa']:.1f}", difference(one.gain),
+            "-" if over == "none" else f"{difference(one.more)} ({over})",
+        ]  # fmt: skip
+
+
+def difference(found: Difference) -> str:
+    """Return points and their interval."""
+    if found.interval is None:
+        return f"{found.points:+.1f}"
+    return f"{found.points:+.1f} [{found.interval[0]:+.1f}, {found.interval[1]:+.1f}]"
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
@@ -22,9 +50,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     access = ", ".join(row["needs"]) or "-"
     if measured is None:
         return [row["method"], access, *["-"] * 5]
-    gain, interval = f"{measured['gain']:+.1f}", measured["gain_ci95"]
-    if interval is not None:
-        gain += f" [{interval[0]:+.1f}, {interval[1]:+.1f}]"
+    gain = difference(Difference(measured["gain"], measured["gain_ci95"]))
     spread = "" if measured["pa_sd"] is None else f"+-{measured['pa_sd']:.1f}"
     return [
         row["method"], access, f"{measured['ca']:.1f}", f"{measured['pa']:.1f}{spread}",
