@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ from test_compare import QUICK
 
 CPU = torch.device("cpu")
 STUCK = fault_model("stuck", ber=0.04)
+TWO_RATES = replace(QUICK, rates=[0.01, 0.02])
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +58,8 @@ def records(fused, tmp_path_factory):
     write_json(folder / "portrait.json", make_portrait(fuse, base, data, STUCK, chips=2, images=20))
     place = Place(tmp_path_factory.mktemp("steps"))
     with engine(workers=0, threads=1, scheduler=None) as on:
-        QUICK.work(place).run(on, retries=0, say=lambda line: None)
-    write_json(folder / "below" / "comparison.json", QUICK.record(place))
+        TWO_RATES.work(place).run(on, retries=0, say=lambda line: None)
+    write_json(folder / "below" / "comparison.json", TWO_RATES.record(place))
     write_json(folder / "table1.json", transfers())
     (folder / "notes.json").write_text('{"schema": "other/thing/1"}')
     (folder / "broken.json").write_text("{")
@@ -106,7 +108,12 @@ def test_every_record_is_shown_with_its_command_and_numbers(records):
         assert f"{row['measured']['pa']:.1f}±{row['measured']['pa_sd']:.1f}" in page
     assert f"{read_json(records / 'at-0.04.json')['pa_nf']:6.2f}%" in page
     titles = {figure.title for section in report.sections for figure in section.figures}
-    assert {"All methods, flip", "Accuracy against energy, flip", "Recovery by class"} <= titles
+    assert {
+        "All methods, flip",
+        "Accuracy against the rate, flip",
+        "Accuracy against energy, flip",
+        "Recovery by class",
+    } <= titles
     assert any(title.startswith("Transfer, ") for title in titles)
     assert [figure.title for figure in report.across] == ["resnet8 against the rate"]
 
@@ -123,7 +130,7 @@ def test_tables_are_there_as_markdown_and_latex_too(records, tmp_path):
     assert [file.name for file in files] == ["report.html", "report.md", "report.tex"]
     markdown, latex = files[1].read_text(), files[2].read_text()
     assert "| method | needs | CA |" in markdown and "PA(NF)" in markdown
-    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 3
+    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 4
     assert r"protected-bits:bits=2" in latex
 
 
@@ -169,7 +176,7 @@ def test_a_comparison_that_is_not_finished_is_shown_as_far_as_it_is(records, tmp
     record["rows"][2]["measured"]["energy"] = None
     write_json(tmp_path / "comparison.json", record)
     page = Report.of(tmp_path, "Part").html()
-    assert "1 of 3 rows are not measured yet" in page and "energy: accesses of the weights" in page
+    assert "1 of 6 rows are not measured yet" in page and "energy: accesses of the weights" in page
 
 
 def test_evaluations_of_different_things_are_not_joined(records, tmp_path):

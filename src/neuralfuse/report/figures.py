@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from neuralfuse.report.records import Found
-from neuralfuse.report.svg import GRID, INK, MUTED, SERIES, chart, inline
+from neuralfuse.report.svg import GRID, MUTED, SERIES, chart, inline
 
 
 @dataclass(frozen=True)
@@ -35,95 +35,6 @@ def quantile(values: Sequence[float], share: float) -> float:
     low = int(place)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
-
-
-def methods_chart(found: Found) -> Iterator[Figure]:
-    """Yield, for each meaning of the rate, the accuracy of every method at every rate: mean and most chips."""
-    rows = [row for row in found.record["rows"] if row["measured"] is not None]
-    for faults in dict.fromkeys(row["faults"] for row in rows):
-        own = [row for row in rows if row["faults"] == faults]
-        rates = list(dict.fromkeys(row["ber"] for row in own))
-        at = {(row["method"], row["ber"]): row["measured"] for row in own}
-        every = dict.fromkeys(row["method"] for row in own)
-        each = {name: [at[name, rate]["pa"] for rate in rates if (name, rate) in at] for name in every}
-        mean = {name: sum(values) / len(values) for name, values in each.items()}
-        names = sorted(every, key=lambda name: mean[name])
-        fused = {row["method"] for row in own if any(_is_neuralfuse(stage) for stage in row["stages"])}
-        with chart(2.2 + 2.1 * len(rates), 0.9 + 0.24 * len(names), 1, len(rates), sharey=True, sharex=True) as made:
-            for axes, rate in zip(made.axes[0], rates, strict=True):
-                axes.axvline(at["none", rate]["pa"], color=MUTED, linewidth=0.9, linestyle=":")
-                for place, name in enumerate(names):
-                    if (name, rate) not in at:  # not measured yet
-                        continue
-                    values = at[name, rate]["per_chip"]["pa"]
-                    colour = INK if name == "none" else SERIES[0] if name in fused else SERIES[1]
-                    span = [quantile(values, 0.1), quantile(values, 0.9)]
-                    axes.plot(span, [place, place], color=colour, linewidth=4, alpha=0.35, solid_capstyle="butt")
-                    axes.plot([at[name, rate]["pa"]], [place], "o", color=colour, markersize=4.5)
-                axes.set_title(f"{100 * rate:g}% {faults}", fontsize=9, loc="left")
-                axes.grid(axis="x")
-                axes.set_yticks(range(len(names)), names)
-                axes.tick_params(axis="y", length=0)
-                axes.set_xlabel("accuracy on unseen chips (%)")
-        alt = (
-            f"Accuracy on faulty chips of {len(names)} methods, {faults}, at {len(rates)} rates; highest over all of "
-            f"them is {names[-1]} with {mean[names[-1]]:.1f} percent, without protection it is {mean['none']:.1f}."
-        )
-        caption = (
-            f"Dots are means over {found.record['config']['chips']} chips, bars hold the middle 80% of them; dotted: "
-            "no protection. NeuralFuse and what is put together with it has the first colour."
-        )
-        yield Figure(f"All methods, {faults}", inline(made.svg, alt), caption, (found,))
-
-
-def _is_neuralfuse(stage: Mapping[str, Any]) -> bool:
-    return bool(stage["method"] == "neuralfuse" and stage["generator"] != "uip")
-
-
-def energy_chart(found: Found) -> Iterator[Figure]:
-    """Yield accuracy against the energy of the weights' memory, for each meaning of the rate."""
-    rows = [row for row in found.record["rows"] if row["measured"] and row["measured"]["energy"] is not None]
-    for faults in dict.fromkeys(row["faults"] for row in rows):
-        own = [row for row in rows if row["faults"] == faults]
-        rates = list(dict.fromkeys(row["ber"] for row in own))
-        with chart(6.4, 3.6) as made:
-            axes = made.axes[0][0]
-            for place, rate in enumerate(rates):
-                points = [(row["measured"]["energy"], row["measured"]["pa"]) for row in own if row["ber"] == rate]
-                axes.scatter(
-                    *zip(*points, strict=True), s=24, color=SERIES[place % len(SERIES)], label=f"{100 * rate:g}%"
-                )  # fmt: skip
-            for row in front(own):
-                value = row["measured"]
-                axes.annotate(
-                    f"{row['method']} ({100 * row['ber']:g}%)", (value["energy"], value["pa"]), xytext=(6, -3),
-                    textcoords="offset points", fontsize=8,
-                )  # fmt: skip
-            axes.axvline(1.0, color=MUTED, linewidth=0.9, linestyle=":")
-            axes.set_xscale("log")
-            axes.set_xlabel("energy of the weights' accesses, over the plain model's at full voltage (log)")
-            axes.set_ylabel("accuracy (%)")
-            axes.xaxis.set_major_formatter(lambda value, place: f"{100 * value:.0f}%")
-            axes.xaxis.set_minor_formatter(lambda value, place: "")
-            axes.grid()
-            axes.legend(title=f"rate ({faults})", frameon=False, fontsize=8, title_fontsize=8)
-        names = ", ".join(dict.fromkeys(row["method"] for row in front(own)))
-        alt = f"Accuracy against memory energy, {faults}. On the front of what no other beats in both: {names}."
-        caption = (
-            "Named: what no other method beats in both accuracy and energy. What lies right of the dotted line costs "
-            "more than the plain model at full voltage."
-        )
-        yield Figure(f"Accuracy against energy, {faults}", inline(made.svg, alt), caption, (found,))
-
-
-def front(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the rows that no other beats in both energy and accuracy, by rising energy."""
-    best, kept = float("-inf"), []
-    for row in sorted(rows, key=lambda row: (row["measured"]["energy"], -row["measured"]["pa"])):
-        if row["measured"]["pa"] > best:
-            best = row["measured"]["pa"]
-            kept.append(row)
-    return kept
 
 
 def bands_chart(found: Sequence[Found]) -> Iterator[Figure]:

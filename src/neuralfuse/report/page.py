@@ -17,7 +17,7 @@ from neuralfuse.errors import FileFormatError
 from neuralfuse.files import write_text
 from neuralfuse.pipeline import summary as evaluation_summary
 from neuralfuse.plan import summary as plan_summary
-from neuralfuse.report import figures
+from neuralfuse.report import compared, figures
 from neuralfuse.report.figures import Figure
 from neuralfuse.report.records import Found, collect, of_kind
 from neuralfuse.reproduce import as_markdown as table_markdown
@@ -161,7 +161,7 @@ def _comparison(found: Found) -> Section:
     tables = [
         Table(title, heads, [[Cell(text) for text in row] for row in rows]) for title, (heads, *rows) in grids(record)
     ]
-    drawn = [*figures.methods_chart(found), *figures.energy_chart(found)]
+    drawn = [*compared.methods_chart(found), *compared.rates_chart(found), *compared.energy_chart(found)]
     config = record["config"]
     subtitle = f"{comparison_heading(record)}; scale {config['scale']} ({config['scale_title']})"
     return Section("Methods side by side", subtitle, found, tables, drawn, comparison_notes(record))
