@@ -1,4 +1,4 @@
-"""Write the tables of docs/results.md from the records in this folder: python results/render.py."""
+"""Write the tables of the pages in docs/ from the records in this folder: python results/render.py."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from neuralfuse import compare
+from neuralfuse.compare.show import heading as comparison_heading
+from neuralfuse.compare.show import notes as comparison_notes
 from neuralfuse.reproduce.show import as_markdown, heading, notes
 
 RESULTS = Path(__file__).parent
-PAGE = RESULTS.parent / "docs" / "results.md"
+PAGES = tuple(RESULTS.parent / "docs" / name for name in ("results.md", "comparison.md"))
 END = "<!-- end of table -->"
 
 
@@ -66,6 +69,18 @@ def learning(name: str) -> Iterator[str]:
         yield f"| {' | '.join(str(value) for value in row['of'].values())} | {' | '.join(cells)} |"
 
 
+def comparison(name: str) -> Iterator[str]:
+    """Yield the tables of a comparison."""
+    record = json.loads((RESULTS / "comparisons" / name).read_text())
+    yield f"**{comparison_heading(record)}**"
+    yield ""
+    yield from compare.as_markdown(record)
+    yield "; ".join(comparison_notes(record)) + "."
+
+
+MARKS = {"table": rows, "paper": of_paper, "learning": learning, "comparison": comparison}
+
+
 def render(page: str) -> str:
     """Return the page with every table replaced by one made from the records."""
     out, inside = [], False
@@ -74,15 +89,13 @@ def render(page: str) -> str:
             inside = False
         if not inside:
             out.append(line)
-        if line.startswith("<!-- table "):
-            out += ["", *rows(line.split()[2]), ""]
+        mark, _, name = line.removeprefix("<!-- ").removesuffix(" -->").partition(" ")
+        if line.startswith("<!-- ") and mark in MARKS:
+            out += ["", *MARKS[mark](name), ""]
             inside = True
-        for mark, made in (("paper", of_paper), ("learning", learning)):
-            if line.startswith(f"<!-- {mark} "):
-                out += ["", *made(line.split()[2]), ""]
-                inside = True
     return "\n".join(out) + "\n"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(render(PAGE.read_text()))
+    for path in PAGES:
+        path.write_text(render(path.read_text()))
