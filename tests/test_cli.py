@@ -132,8 +132,9 @@ def test_a_user_s_own_factory(tmp_path, monkeypatch, capsys):
         [*command, "--base", "own_nets:make", "--image-size", "9", "9"],
         "must take images of 1 channels and 9x9",
     )
-    fails(capsys, [*command, "--base", "own_nets:nothing"], "must name a factory", "nothing")
-    fails(capsys, [*command, "--base", "no_such_module:make"], "must name a factory", "no_such_module")
+    fails(capsys, [*command, "--base", "own_nets:nothing"], "must be something that can be imported", "nothing")
+    missing = "no_such_module:make"
+    fails(capsys, [*command, "--base", missing], "must be something that can be imported", missing)
 
 
 def test_a_config_file_sets_options_and_flags_override_it(trained, tmp_path, capsys):

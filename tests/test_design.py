@@ -12,7 +12,7 @@ SOURCE = Path(neuralfuse.__file__).parent
 # From the ground up; docs/design.md says what each is for.
 ROOMS = [
     {"errors"},
-    {"seeds", "files", "ranges", "config", "published"},
+    {"seeds", "files", "ranges", "config", "published", "plugins"},
     {"quant", "faults"},
     {"memory"},
     {"data", "nets"},

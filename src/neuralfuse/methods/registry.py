@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
-import sys
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -18,6 +16,7 @@ from neuralfuse.methods.normalization import BatchStatistics, Reestimated
 from neuralfuse.methods.storage import ClippedQuantization, ProtectedBits, ZeroedWords
 from neuralfuse.methods.trained import AdversarialWeights, Fused, RandBet, Smaller, WeightClipping
 from neuralfuse.nets import GENERATORS
+from neuralfuse.plugins import load
 
 METHODS: dict[str, type[Method]] = {
     one.name: one
@@ -79,13 +78,7 @@ def _options(method: type[Method], text: str) -> dict[str, Any]:
 
 def _users_own(module: str, attribute: str) -> type[Method]:
     where = f"method {module}:{attribute}"
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the code is the user's, and may raise anything
-        raise ConfigError(f"{where} must be a class that can be imported: {error}.") from error
+    found = load(f"{module}:{attribute}", what="method")
     whole = isinstance(found, type) and issubclass(found, Method) and not inspect.isabstract(found)
     require(whole, f"{where} must be a subclass of neuralfuse.methods.Method with a protect of its own.")
     for name in ("name", "needs"):

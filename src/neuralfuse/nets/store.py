@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from torch import nn
 from neuralfuse.errors import ConfigError, FileFormatError
 from neuralfuse.files import load_weights, read_json, write_model
 from neuralfuse.nets.base import BaseModel, base_model
+from neuralfuse.plugins import load
 from neuralfuse.quant import Scheme
 from neuralfuse.ranges import InputRange
 
@@ -65,12 +64,9 @@ def load_factory(reference: str, *, classes: int, channels: int, image_size: tup
     Raises:
         ConfigError: the factory cannot be imported or returns no module.
     """
-    module_name, _, attribute = reference.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does; a console script looks beside itself only
+    factory = load(reference, what="--base")
     try:
-        module = getattr(importlib.import_module(module_name), attribute)()
+        module = factory()
     except Exception as error:  # the code is the user's, and may raise anything
         raise ConfigError(f"--base {reference} must name a factory without arguments that runs: {error}.") from error
     if not isinstance(module, nn.Module):

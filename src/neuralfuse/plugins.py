@@ -1,0 +1,30 @@
+"""Code of the user's own, by name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from neuralfuse.errors import ConfigError
+
+
+def load(reference: str, *, what: str) -> Any:
+    """Import ``package.module:name``, also from the working folder. Runs the module's code.
+
+    Args:
+        reference: The name.
+        what: What it stands for, for the message.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    module, _, name = reference.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` does; a console script looks beside itself only
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # the code is the user's, and may raise anything
+        raise ConfigError(f"{what} {reference} must be something that can be imported: {error}.") from error
