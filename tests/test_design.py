@@ -18,7 +18,7 @@ ROOMS = [
     {"data", "nets"},
     {"energy"},
     {"fuse"},
-    {"scoring"},
+    {"export", "scoring"},
     {"train"},
     {"evaluation"},
     {"pipeline"},

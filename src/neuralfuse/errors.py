@@ -50,6 +50,10 @@ class DivergenceError(NeuralFuseError, ArithmeticError):
     """A training loss became NaN or infinite."""
 
 
+class ParityError(NeuralFuseError, ArithmeticError):
+    """What was made to compute the same computes something else."""
+
+
 class LostProcessError(NeuralFuseError, RuntimeError):
     """Another process of the same job is gone."""
 

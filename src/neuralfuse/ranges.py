@@ -66,6 +66,11 @@ class InputRange:
         """Return model inputs (float32) for uint8 images, shape (N, C, H, W)."""
         return self.from_pixels(images.float().div_(255.0))
 
+    def to_bytes(self, inputs: Tensor) -> Tensor:
+        """Return uint8 images for model inputs, shape (N, C, H, W): the nearest of 256 levels."""
+        mean, std = self._tensors(inputs)
+        return ((inputs * std + mean) * 255.0).round_().clamp_(0, 255).to(torch.uint8)
+
     def affine_to_symmetric(self) -> tuple[Tensor, Tensor]:
         """Return (scale, shift), shape (C, 1, 1) each, such that scale * x + shift lies in [-1, 1]."""
         scale = torch.tensor(self.std, dtype=torch.float64).view(-1, 1, 1) * 2

@@ -18,6 +18,7 @@ from neuralfuse.cli import commands
 from neuralfuse.cli.chip import chip_app
 from neuralfuse.cli.compare import compare
 from neuralfuse.cli.energy import energy
+from neuralfuse.cli.export import apply, export
 from neuralfuse.cli.plan import plan
 from neuralfuse.cli.report import portrait, report
 from neuralfuse.cli.reproduce import reproduce
@@ -36,6 +37,8 @@ COMMANDS: dict[str, Callable[..., None] | App] = {
     "plan": plan,
     "reproduce": reproduce,
     "compare": compare,
+    "apply": apply,
+    "export": export,
     "portrait": portrait,
     "report": report,
     "chip": chip_app,
@@ -86,7 +89,7 @@ def _how_to_go_on(tokens: Sequence[str]) -> str:
     command = tokens[0] if tokens else ""
     if command in {"reproduce", "compare"}:
         return " The same command goes on from what it kept."
-    if command in {"train-base", "train", "evaluate", "plan"} and "--out" in " ".join(tokens):
+    if (command in {"train-base", "train", "evaluate", "plan"} and "--out" in " ".join(tokens)) or command == "apply":
         return " The same command with --resume goes on from what it kept."
     return ""
 

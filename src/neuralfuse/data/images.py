@@ -44,17 +44,25 @@ def image_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_image(path: Path, size: tuple[int, int] | None) -> np.ndarray:
-    """Return an RGB image as uint8 (H, W, 3); with a size, the largest centred part of that shape, resized.
+def read_image(path: Path, size: tuple[int, int] | None, *, channels: int = 3) -> np.ndarray:
+    """Return an image as uint8 (H, W, C); with a size, the largest centred part of that shape, resized.
+
+    Args:
+        path: Its file.
+        size: (H, W), or None for its own.
+        channels: 3 for red, green and blue, 1 for their luminance.
 
     Raises:
         DataError: the file is no readable image; it is named.
     """
     try:
         with Image.open(path) as file:
-            image = file.convert("RGB")
+            wide = file.mode.startswith(("I", "F"))
+            image = file.convert("RGB" if channels == 3 else "L")
     except Exception as error:  # decoders of damaged files raise almost anything
         raise DataError(f"cannot read image {path}: {error}. Remove or replace it.") from error
+    if wide:
+        raise DataError(f"images must have 8 bits a channel: {path} has more. Convert it.")
     if size is not None and (image.height, image.width) != size:
         height, width = size
         scale = min(image.height / height, image.width / width)
@@ -62,7 +70,7 @@ def read_image(path: Path, size: tuple[int, int] | None) -> np.ndarray:
         left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
         box = (left, top, left + crop_width, top + crop_height)
         image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(image)
+    return np.asarray(image).reshape(image.height, image.width, channels)
 
 
 def read_images(files: Sequence[Path], size: tuple[int, int] | None) -> Tensor:

@@ -1,0 +1,107 @@
+"""The `apply` and `export` commands: a NeuralFuse outside of this library's own loops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from neuralfuse.cli.common import Common, say
+from neuralfuse.errors import require
+
+_FLAT = Parameter(name="*")
+_COMMON = Common()
+
+
+def apply(
+    fuse: Path,
+    source: Path,
+    target: Path,
+    /,
+    *,
+    resize: bool = False,
+    layout: Literal["nchw", "nhwc"] = "nchw",
+    resume: bool = False,
+    common: Annotated[Common, _FLAT] = _COMMON,
+) -> None:
+    """Transform images: a folder of image files into PNGs, or an NPY file into another.
+
+    Image files and uint8 arrays are pixels, and come out as pixels, rounded to 256 levels; float32 arrays are inputs
+    of the model, in its own space.
+
+    Example: neuralfuse apply runs/fuse photos protected
+    Example: neuralfuse apply runs/fuse inputs.npy protected.npy
+
+    Parameters
+    ----------
+    fuse
+        Folder of a trained NeuralFuse.
+    source
+        Folder of images, searched with its subfolders, or an NPY file.
+    target
+        Folder or NPY file to write.
+    resize
+        Cut and resize images of another size than the NeuralFuse was trained on.
+    layout
+        Order of an NPY file's axes: images, channels, height, width, or the channels last.
+    resume
+        Go on from what an interrupted run wrote.
+    """
+    from neuralfuse.export import apply_array, apply_folder  # noqa: PLC0415
+    from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
+
+    module = NeuralFuse.from_pretrained(fuse).to(common.set_up())
+    if source.suffix.lower() == ".npy":
+        require(not resize, "--resize must be left out for an array: it has one size.")
+        count = apply_array(module, source, target, layout=layout, resume=resume, progress=_Tenths())
+    else:
+        count = apply_folder(module, source, target, resize=resize, resume=resume, progress=_Tenths())
+    common.show({"images": count, "target": str(target)}, f"Wrote {count} images to {target}.")
+
+
+class _Tenths:
+    """Says how far a long job is, ten times."""
+
+    def __init__(self) -> None:
+        self.said = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        tenth = 10 * done // total
+        if tenth > self.said:
+            self.said = tenth
+            say(f"{done} of {total} images")
+
+
+def export(
+    fuse: Path,
+    /,
+    *,
+    out: Path,
+    to: Literal["onnx", "torch"] = "onnx",
+    common: Annotated[Common, _FLAT] = _COMMON,
+) -> None:
+    """Write a NeuralFuse as one file for other runtimes: ONNX, or a torch.export program.
+
+    The graph takes and returns inputs of the model, any number of them at once; the clipping is inside. The file is
+    kept only if it agrees with PyTorch, on batches of several sizes.
+
+    Example: neuralfuse export runs/fuse --to onnx --out fuse.onnx
+
+    Parameters
+    ----------
+    fuse
+        Folder of a trained NeuralFuse.
+    out
+        File to write.
+    to
+        onnx (needs: pip install 'neuralfuse[onnx]'), or torch for torch.export.load.
+    """
+    from neuralfuse.export import export as write  # noqa: PLC0415
+    from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
+
+    common.set_up()
+    record = write(NeuralFuse.from_pretrained(fuse), out, to=to)
+    worst = max(record["differences"].values())
+    found = f"differs from PyTorch by at most {worst:.1e} of [-1, 1]"
+    common.show(record, f"Wrote {out}, {record['bytes'] / 1e6:.1f} MB; {found}.")
