@@ -50,6 +50,10 @@ class DivergenceError(NeuralFuseError, ArithmeticError):
     """A training loss became NaN or infinite."""
 
 
+class HubError(NeuralFuseError, ConnectionError):
+    """A hub of models refuses, or cannot be reached."""
+
+
 class ParityError(NeuralFuseError, ArithmeticError):
     """What was made to compute the same computes something else."""
 

@@ -1,4 +1,4 @@
-"""The `apply` and `export` commands: a NeuralFuse outside of this library's own loops."""
+"""The commands `apply`, `export`, `push` and `pull`: a NeuralFuse outside of this library's own loops."""
 
 from __future__ import annotations
 
@@ -105,3 +105,62 @@ def export(
     worst = max(record["differences"].values())
     found = f"differs from PyTorch by at most {worst:.1e} of [-1, 1]"
     common.show(record, f"Wrote {out}, {record['bytes'] / 1e6:.1f} MB; {found}.")
+
+
+def push(
+    fuse: Path,
+    repo: str,
+    /,
+    *,
+    record: Path | None = None,
+    private: bool = False,
+    common: Annotated[Common, _FLAT] = _COMMON,
+) -> None:
+    """Upload a NeuralFuse to the Hugging Face Hub, with a card that says what it was trained against.
+
+    Needs huggingface_hub (pip install 'neuralfuse[hub]') and a token (hf auth login, or HF_TOKEN).
+
+    Example: neuralfuse push runs/fuse my-name/my-fuse --record runs/record.json
+
+    Parameters
+    ----------
+    fuse
+        Folder of a trained NeuralFuse.
+    repo
+        NAME or OWNER/NAME; made where it is not there yet.
+    record
+        Record of an evaluation, for the card.
+    private
+        Keep a new repository private.
+    """
+    from neuralfuse.export import push as upload  # noqa: PLC0415
+
+    address = upload(fuse, repo, record=record, private=private)
+    common.show({"repo": repo, "commit": address}, f"Uploaded {fuse}: {address}")
+
+
+def pull(
+    repo: str,
+    fuse: Path,
+    /,
+    *,
+    revision: str | None = None,
+    common: Annotated[Common, _FLAT] = _COMMON,
+) -> None:
+    """Download a NeuralFuse from the Hugging Face Hub; weights and config only, no code.
+
+    Example: neuralfuse pull my-name/my-fuse runs/fuse
+
+    Parameters
+    ----------
+    repo
+        OWNER/NAME.
+    fuse
+        Folder to write.
+    revision
+        Branch, tag or commit; by default the newest.
+    """
+    from neuralfuse.export import pull as download  # noqa: PLC0415
+
+    made = download(repo, fuse, revision=revision)
+    common.show({"repo": repo, "generator": made.name, "folder": str(fuse)}, f"Wrote {made.name} to {fuse}.")

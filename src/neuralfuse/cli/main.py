@@ -18,7 +18,7 @@ from neuralfuse.cli import commands
 from neuralfuse.cli.chip import chip_app
 from neuralfuse.cli.compare import compare
 from neuralfuse.cli.energy import energy
-from neuralfuse.cli.export import apply, export
+from neuralfuse.cli.export import apply, export, pull, push
 from neuralfuse.cli.plan import plan
 from neuralfuse.cli.report import portrait, report
 from neuralfuse.cli.reproduce import reproduce
@@ -39,6 +39,8 @@ COMMANDS: dict[str, Callable[..., None] | App] = {
     "compare": compare,
     "apply": apply,
     "export": export,
+    "push": push,
+    "pull": pull,
     "portrait": portrait,
     "report": report,
     "chip": chip_app,
