@@ -13,7 +13,7 @@ SOURCE = Path(neuralfuse.__file__).parent
 ROOMS = [
     {"errors"},
     {"seeds", "files", "ranges", "config", "published", "plugins"},
-    {"quant", "faults"},
+    {"quant", "faults", "wire"},
     {"memory"},
     {"data", "nets"},
     {"energy"},
