@@ -21,7 +21,7 @@ ROOMS = [
     {"export", "scoring"},
     {"train"},
     {"evaluation"},
-    {"pipeline"},
+    {"blackbox", "pipeline"},
     {"methods"},
     {"plan", "reproduce"},
     {"compare"},

@@ -58,6 +58,22 @@ class ParityError(NeuralFuseError, ArithmeticError):
     """What was made to compute the same computes something else."""
 
 
+class AnswerError(NeuralFuseError, ValueError):
+    """A model that only answers refuses, or answers with something that is no answer."""
+
+
+class BusyError(NeuralFuseError, ConnectionError):
+    """A model that only answers cannot be asked now; it might help to ask again, ``after`` seconds if it said so."""
+
+    def __init__(self, message: str, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+class BudgetError(NeuralFuseError, RuntimeError):
+    """More questions than were agreed on."""
+
+
 class LostProcessError(NeuralFuseError, RuntimeError):
     """Another process of the same job is gone."""
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from neuralfuse.cli.blackbox import BoxOptions
 from neuralfuse.cli.common import Common, DataOptions, StorageOptions, listeners, open_bases, say
 from neuralfuse.cli.faults import FaultDetails, FaultOptions
 from neuralfuse.config import EopmConfig, QatConfig, Running
@@ -16,6 +17,7 @@ from neuralfuse.errors import require
 _FLAT = Parameter(name="*")
 _COMMON, _DATA, _STORAGE, _QAT = Common(), DataOptions(), StorageOptions(), QatConfig()
 _RUNNING = Running()
+_BOX = BoxOptions()
 _EOPM, _FAULTS, _DETAILS = EopmConfig(), FaultOptions(), FaultDetails()
 
 
@@ -200,6 +202,9 @@ def train(
         common.show(record, text)
 
 
+_ASKED_AS_IT_IS = (_FAULTS, _STORAGE, _RUNNING, 30, None, None, False, False, False)
+
+
 def evaluate(
     fuse: Path | None = None,
     *,
@@ -214,20 +219,24 @@ def evaluate(
     data: Annotated[DataOptions, _FLAT] = _DATA,
     storage: Annotated[StorageOptions, _FLAT] = _STORAGE,
     running: Annotated[Running, _FLAT] = _RUNNING,
+    box: Annotated[BoxOptions, _FLAT] = _BOX,
     out: Path | None = None,
     resume: bool = False,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
-    """Measure accuracy on unseen chips, each with and without NeuralFuse.
+    """Measure accuracy on unseen chips, each with and without NeuralFuse; or that of a model that only answers.
 
     Example: neuralfuse evaluate runs/fuse --base runs/base --ber 0.05 --chips 30 --out runs/record.json
+    Example: neuralfuse evaluate runs/fuse --base https://host/v2/models/net --images 500 --cache runs/answers.db
 
     Parameters
     ----------
     fuse
         Folder of a trained NeuralFuse; without one only CA and PA are measured.
     base
-        A folder written by train-base, or package.module:factory (runs your code).
+        A folder written by train-base, or package.module:factory (runs your code). Or a model that only answers, with
+        whatever faults it has: a server's https://host/v2/models/NAME (Open Inference Protocol), FILE.onnx, or
+        call:package.module:function (runs your code; a function from float32 (N, C, H, W) to a row an image).
     chips
         How many unseen chips; on a fault map, in how many random places the weights are laid (1: as --mapping says).
     until
@@ -245,9 +254,17 @@ def evaluate(
     resume
         Go on from an interrupted evaluation with the same --out.
     """
+    from neuralfuse.blackbox import is_box  # noqa: PLC0415
     from neuralfuse.evaluation import Target  # noqa: PLC0415
     from neuralfuse.pipeline import measure, summary  # noqa: PLC0415
 
+    if is_box(base):
+        own = (faults, replace(storage, input_range=None), running)
+        alike = (*own, chips, until, target, published_chips, faulty_generator, resume) == _ASKED_AS_IT_IS
+        require(alike, f"{base} must be asked as it is: no option of chips, memories or --resume goes with it.")
+        box.judge(fuse, base, data, storage.input_range, out, common)
+        return
+    box.check_unused()
     goal = None if target is None else Target(accuracy=target, confidence=confidence)
     require(not resume or out is not None, "--resume must come with --out: without it nothing was kept.")
     require(not faulty_generator or fuse is not None, "--faulty-generator must come with a NeuralFuse: got none.")

@@ -24,7 +24,6 @@ from neuralfuse.reproduce.scale import FACTS
 from neuralfuse.reproduce.steps import Step, counts
 from neuralfuse.reproduce.store import file_digest
 from neuralfuse.reproduce.trainings import BaseStep, ModuleStep, StartStep, Telling
-from neuralfuse.seeds import generator
 
 PARTIAL = "evaluation.json"
 _TIMED = 100  # images
@@ -237,8 +236,8 @@ class ComparisonStep(Step):
     def _test_images(self, place: Place) -> Split:
         """Return test images in an order that mixes the classes, the same for ever: some methods look at batches."""
         data = place.images(self.protection.base.images)
-        order = torch.randperm(len(data.test), generator=generator(data.name, "test images"))
-        return data.test[order[: self.test_images or len(order)].to(data.test.images.device)]
+        rows = data.test.order(data.name, "test images")
+        return data.test[rows[: self.test_images or len(rows)]]
 
     @property
     def title(self) -> str:

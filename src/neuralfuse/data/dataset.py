@@ -43,6 +43,10 @@ class Split:
     def __getitem__(self, rows: Tensor) -> Split:
         return Split(self.images[rows], self.labels[rows], None if self.groups is None else self.groups[rows])
 
+    def order(self, *path: str | int) -> Tensor:
+        """Return all rows in an order that the names alone decide, the same for ever: int64 (N,)."""
+        return torch.randperm(len(self), generator=generator(*path)).to(self.images.device)
+
     def to(self, device: torch.device | str) -> Split:
         """Return the split on a device."""
         groups = None if self.groups is None else self.groups.to(device)

@@ -19,7 +19,6 @@ from neuralfuse.faults import BitRates, FaultModel
 from neuralfuse.memory import Deployed, Perturbed, Readout, deploy
 from neuralfuse.nets import BaseModel
 from neuralfuse.scoring import transform
-from neuralfuse.seeds import generator
 from neuralfuse.train import Listener
 
 Access = Literal["inputs", "gradients", "statistics", "activations", "weights", "training", "memory", "fault map"]
@@ -165,8 +164,7 @@ class NoProtection(Method):
 def calibration_inputs(made: Protected, setting: Setting, count: int) -> Tensor:
     """Return what the model sees of the first validation images of an order that is the same for ever."""
     data = setting.data
-    order = torch.randperm(len(data.validation), generator=generator(data.name, "calibration images"))
-    images = data.validation.images[order[:count].to(data.validation.images.device)]
+    images = data.validation.images[data.validation.order(data.name, "calibration images")[:count]]
     inputs = made.deployed.input_range.from_bytes(images)
     return inputs if made.fuse is None else transform(made.fuse, inputs)
 

@@ -7,8 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-
 from neuralfuse.data import DataSet
 from neuralfuse.errors import FileFormatError, require
 from neuralfuse.evaluation import Run, Target, mean
@@ -20,7 +18,6 @@ from neuralfuse.nets import BaseModel
 from neuralfuse.pipeline import base_config, measure
 from neuralfuse.plan.draw import draw_plan
 from neuralfuse.plan.planner import By, Hardware, Kind, Known, Option, Planner, cheapest, pareto
-from neuralfuse.seeds import generator
 
 SCHEMA = "neuralfuse/plan/1"
 PARTIAL_SCHEMA = "neuralfuse/partial-plan/1"
@@ -81,8 +78,7 @@ def make_plan(
     check_writable(out)
     if not resume:
         (out / "check.json").unlink(missing_ok=True)  # of an older plan
-    rows = torch.randperm(len(data.test), generator=generator(data.name, "planning images"))
-    rows = rows.to(data.test.images.device)
+    rows = data.test.order(data.name, "planning images")
     half = len(rows) // 2
     choosing, checking = data.test[rows[:half][:images]], data.test[rows[half:]]
     grid = sorted(set(voltages) or set(usual_voltages(hardware)), reverse=True)

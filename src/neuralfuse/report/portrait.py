@@ -20,7 +20,6 @@ from neuralfuse.memory import Deployed, Perturbed
 from neuralfuse.nets import BaseModel
 from neuralfuse.pipeline import base_config
 from neuralfuse.scoring import BATCH, accuracy, correct, plain_inputs, transform
-from neuralfuse.seeds import generator
 
 SCHEMA = "neuralfuse/portrait/1"
 BINS = 60
@@ -56,8 +55,7 @@ def make_portrait(
     require(chips >= 1 and images >= 10, f"there must be a chip and 10 images: got {chips} and {images}.")
     run, the_chips = Run(deployed.memory.device), evaluation_chips(faults, chips)
     lay_out, half = _plane(), _at_half(faults)
-    order = torch.randperm(len(data.test), generator=generator(data.name, "portrait"))
-    test = data.test[order.to(data.test.images.device)]
+    test = data.test[data.test.order(data.name, "portrait")]
     say("classes")
     classes = _classes(fuse, deployed, test, data.classes, the_chips)
     say("images")

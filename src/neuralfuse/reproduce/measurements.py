@@ -21,7 +21,7 @@ from neuralfuse.reproduce.place import Place
 from neuralfuse.reproduce.scale import FACTS, Images
 from neuralfuse.reproduce.steps import Step, counts
 from neuralfuse.reproduce.trainings import BaseStep, ModuleStep
-from neuralfuse.seeds import derive, generator
+from neuralfuse.seeds import derive
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class EvaluationStep(Step):
         data = place.images(self.base.images)
         if not self.test_images:
             return data
-        order = torch.randperm(len(data.test), generator=generator(data.name, "test images"))
-        return replace(data, test=data.test[order[: self.test_images].sort().values.to(data.test.images.device)])
+        rows = data.test.order(data.name, "test images")[: self.test_images]
+        return replace(data, test=data.test[rows.sort().values])
 
     @property
     def title(self) -> str:

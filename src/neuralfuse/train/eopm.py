@@ -47,9 +47,8 @@ class _Eopm(Task):
         self.faults = faults
         self.augment = augmentation(config.augment, data.name)
         self.scheme = Scheme(bits=config.generator_bits) if config.generator_bits and fuse.name != "uip" else None
-        chosen = torch.randperm(len(data.validation), generator=generator(data.name, "validation images"))
-        rows = chosen[: config.validation_images].sort().values
-        validation = data.validation[rows.to(data.validation.images.device)]
+        rows = data.validation.order(data.name, "validation images")[: config.validation_images]
+        validation = data.validation[rows.sort().values]
         inputs = plain_inputs(validation, fuse.input_range)
         self.inputs, self.labels = inputs.to(fuse.scale.dtype), validation.labels
         self.description = {

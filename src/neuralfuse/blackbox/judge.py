@@ -1,0 +1,113 @@
+"""What a NeuralFuse is worth in front of a model that one can only ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from neuralfuse.blackbox.careful import Careful
+from neuralfuse.data import DataSet
+from neuralfuse.errors import ConfigError, require
+from neuralfuse.evaluation import Run, mean, t_interval
+from neuralfuse.files import fingerprint
+from neuralfuse.fuse import NeuralFuse
+from neuralfuse.ranges import InputRange
+from neuralfuse.scoring import plain_inputs, transform
+
+SCHEMA = "neuralfuse/black-box/1"
+
+
+def judge(
+    fuse: NeuralFuse | None,
+    box: Careful,
+    data: DataSet,
+    *,
+    nominal: Careful | None = None,
+    input_range: InputRange | None = None,
+    images: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Return the record of what a model answers with and without a NeuralFuse in front of it.
+
+    The model is one chip, whatever faults it has: the interval of the paired difference (Student t) is over images.
+
+    Args:
+        fuse: In eval mode; without one only the model itself is asked.
+        box: The model.
+        data: Its test images are asked about.
+        nominal: The same model without faults, where one can ask it.
+        input_range: What the model's inputs are made of; the NeuralFuse's own where there is one.
+        images: How many, drawn by a name; 0 for all.
+        say: Told what is done.
+
+    Raises:
+        ConfigError: module and images do not fit.
+        NeuralFuseError: see `Careful`.
+    """
+    own = fuse.input_range if fuse is not None else input_range or InputRange()
+    if input_range is not None and own != input_range:
+        raise ConfigError(f"NeuralFuse and model must have one input range: got {own} and {input_range}.")
+    wanted = data.test.images.shape[1:]
+    if fuse is not None and (fuse.channels, *fuse.image_size) != tuple(wanted):
+        made_for = (fuse.channels, *fuse.image_size)
+        raise ConfigError(f"the images must be those that the NeuralFuse is made for: got {wanted} and {made_for}.")
+    require(0 <= images <= len(data.test), f"images must be in 0..{len(data.test)}: got images={images}.")
+    run = Run()
+    rows = data.test.order(data.name, "black box")[: images or len(data.test)].sort().values
+    test = data.test[rows]
+    plain = plain_inputs(test, own)
+    through = None if fuse is None else transform(fuse, plain.to(fuse.scale.device)).cpu()
+    labels = test.labels.cpu()
+    hits: dict[str, list[float]] = {}  # of each image, 0 or 100
+    for key, asked in (("pa", box), ("ca", nominal)):
+        for name, x in ((key, plain), (f"{key}_nf", through)):
+            if asked is not None and x is not None:
+                say(f"asking {asked.box.name} about {len(x)} images{' behind NeuralFuse' * name.endswith('nf')}")
+                hits[name] = asked(x).right(labels).double().mul(100).tolist()
+    gains = [after - before for before, after in zip(hits["pa"], hits.get("pa_nf", hits["pa"]), strict=True)]
+    interval = t_interval(gains)
+    return {
+        "schema": SCHEMA,
+        "config": {
+            "box": box.box.name,
+            "nominal": None if nominal is None else nominal.box.name,
+            "kind": box.kind,
+            "fuse": None if fuse is None else {**fuse.trained, "generator": fuse.name, "weights": _weights(fuse)},
+            "input_range": own.to_config(),
+            "data": data.to_config(),
+            "images": len(test),
+        },
+        **{name: mean(hits[name]) if name in hits else None for name in ("ca", "pa", "ca_nf", "pa_nf")},
+        "rp": None if fuse is None else mean(gains),
+        "rp_ci95": None if fuse is None or interval is None else list(interval),
+        "images": len(test),
+        "run": {
+            **run.facts(),
+            "asked": box.asked + (0 if nominal is None else nominal.asked),
+            "known": box.found + (0 if nominal is None else nominal.found),
+            "tried_again": box.tried_again + (0 if nominal is None else nominal.tried_again),
+        },
+    }
+
+
+def _weights(fuse: NeuralFuse) -> str:
+    return fingerprint(*fuse.state_dict().values())
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """Return the record in a few aligned lines."""
+    lines = [f"{record['config']['box']}, {record['images']} images"]
+    for name, text in (
+        ("ca", "without faults"), ("pa", "as it is"), ("ca_nf", "behind NeuralFuse, without faults"),
+        ("pa_nf", "behind NeuralFuse"),
+    ):  # fmt: skip
+        if record[name] is not None:
+            title = name.upper().replace("_NF", "(NF)")
+            lines.append(f"{title:8} {record[name]:6.2f}%  {text}")
+    if record["rp"] is not None:
+        interval = record["rp_ci95"]
+        known = "" if interval is None else f", 95% interval {interval[0]:+.2f} to {interval[1]:+.2f} over images"
+        lines.append(f"{'RP':8} {record['rp']:+6.2f}   points recovered{known}")
+    run = record["run"]
+    lines.append(f"{run['asked']} images asked, {run['known']} known before, {run['tried_again']} requests tried again")
+    return "\n".join(lines)

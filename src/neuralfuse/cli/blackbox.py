@@ -1,0 +1,102 @@
+"""Options of `evaluate` for a model that one can only ask."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from neuralfuse.cli.common import Common, DataOptions, say
+from neuralfuse.errors import ConfigError, require
+
+TOKEN = "NEURALFUSE_TOKEN"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxOptions:
+    """How to ask a model that only answers (--base URL, FILE.onnx or call:module:function).
+
+    Attributes:
+        nominal: The same model without faults, asked as well.
+        images: Test images to ask about, drawn by a name; 0 for all.
+        answers: What the model answers with, where its numbers do not say it: whole numbers are labels or the
+            likeliest classes, all others are logits.
+        cache: File for answers, which are then not asked for again, also by a later run; it goes with one state of the
+            model.
+        budget: Images that may be sent, every try counted, over all runs with the same --cache; 0 for any number.
+        per_second: Images a second at most; 0 for as many as it answers.
+        retries: How often a request is tried again that may succeed later.
+        batch: Images a request.
+        timeout: Seconds for a request. A token is read from the environment variable NEURALFUSE_TOKEN.
+        input_name: Name of the model's input for images, where it has several.
+        output_name: Name of its output with the answers, where it has several.
+    """
+
+    nominal: str | None = None
+    images: int = 0
+    answers: Literal["logits", "probabilities", "top-k", "labels"] | None = None
+    cache: Path | None = None
+    budget: int = 0
+    per_second: float = 0.0
+    retries: int = 5
+    batch: int = 64
+    timeout: float = 60.0
+    input_name: str | None = None
+    output_name: str | None = None
+
+    def check_unused(self) -> None:
+        """Raise a `ConfigError` if an option was given for a model that is no black box."""
+        usual = BoxOptions()
+        given = [name for name in self.__dataclass_fields__ if getattr(self, name) != getattr(usual, name)]
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        require(not given, f"{flags} must go with --base URL, FILE.onnx or call:module:function.")
+
+    def judge(
+        self,
+        fuse: Path | None,
+        base: str,
+        data: DataOptions,
+        input_range: str | None,
+        out: Path | None,
+        common: Common,
+    ) -> None:
+        """Ask, and show what came of it."""
+        from neuralfuse.blackbox import judge, summary  # noqa: PLC0415
+        from neuralfuse.files import check_writable, write_json  # noqa: PLC0415
+        from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
+        from neuralfuse.ranges import InputRange  # noqa: PLC0415
+
+        device = common.set_up()
+        if out is not None:
+            check_writable(out.parent)
+        module = None if fuse is None else NeuralFuse.from_pretrained(fuse).to(device)
+        images = data.load(device, None if module is None else module.image_size)
+        given = None if input_range is None else InputRange.named(input_range)
+        own = given or (InputRange() if module is None else module.input_range)
+        with ExitStack() as stack:
+            opened = [
+                stack.enter_context(self._open(one, len(images.classes), own))
+                for one in (base, self.nominal)
+                if one is not None
+            ]
+            box, nominal = opened[0], opened[1] if len(opened) > 1 else None
+            record = judge(module, box, images, nominal=nominal, input_range=given, images=self.images, say=say)
+        if out is not None:
+            write_json(out, record)
+        common.show(record, summary(record))
+
+    def _open(self, reference: str, classes: int, input_range: Any) -> Any:
+        from neuralfuse.blackbox import Careful, Limits, is_box, open_box  # noqa: PLC0415
+
+        if not is_box(reference):
+            raise ConfigError(f"--nominal must be a URL, FILE.onnx or call:module:function: got {reference}.")
+        limits = Limits(
+            cache=self.cache, budget=self.budget, per_second=self.per_second, retries=self.retries, batch=self.batch
+        )
+        box = open_box(
+            reference, input_name=self.input_name, output_name=self.output_name, token=os.environ.get(TOKEN),
+            timeout=self.timeout, input_range=input_range,
+        )  # fmt: skip
+        return Careful(box, classes=classes, limits=limits, kind=self.answers)

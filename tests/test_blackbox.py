@@ -1,0 +1,402 @@
+"""Models that only answer: what their answers say, how they are asked, what a NeuralFuse is worth before them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import toy_data
+from neuralfuse.blackbox import Answers, Box, Careful, Function, Limits, OnnxFile, Served, judge, open_box
+from neuralfuse.cli.main import run
+from neuralfuse.config import QatConfig
+from neuralfuse.errors import AnswerError, BudgetError, BusyError, ConfigError, FileFormatError, NeuralFuseError
+from neuralfuse.evaluation import t_interval
+from neuralfuse.faults import Chip, fault_model
+from neuralfuse.fuse import NeuralFuse
+from neuralfuse.memory import deploy
+from neuralfuse.nets import load_base
+from neuralfuse.pipeline import make_base
+from neuralfuse.ranges import InputRange
+from neuralfuse.scoring import accuracy, plain_inputs, transform
+from neuralfuse.wire import HEADER, Message, WireTensor, decode, encode
+from test_cli import fails
+
+LOGITS = np.array([[0.5, 2.0, -1.0], [3.0, np.nan, 0.0]], dtype=np.float32)
+
+
+def test_answers_say_what_they_are():
+    logits = Answers.of(LOGITS, classes=3)
+    assert logits.kind == "logits" and logits.labels.tolist() == [1, -1] and logits.scores.shape == (2, 3)
+    said = Answers.of(np.array([[0.25, 0.75, 0.0]]), classes=3, kind="probabilities")
+    assert said.scores[0, :2].exp().tolist() == pytest.approx([0.25, 0.75]) and said.scores.isfinite().all()
+    assert Answers.of(np.array([2, 0]), classes=3).labels.tolist() == [2, 0]
+    assert Answers.of(np.array([[2], [0]]), classes=3).kind == "labels"
+    top = Answers.of(np.array([[2, 1], [0, 2]]), classes=3)
+    assert top.kind == "top-k" and top.labels.tolist() == [2, 0] and top.scores is None
+    assert Answers.of(np.array([[2, 1, 0]]), classes=3, kind="logits").labels.tolist() == [0]
+    assert Answers.of(np.array([[3, 1]]), classes=4).right(torch.tensor([3])).tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "message"),
+    [
+        (np.zeros((2, 4)), None, "one number a class, 3 an image: got float64 of shape"),
+        (np.zeros((2, 1, 3)), None, "one row of numbers an image"),
+        (np.array(["a"]), None, "one row of numbers an image"),
+        (np.array([3]), None, r"labels must be whole numbers in 0\.\.2"),
+        (np.array([[-1, 2]]), None, r"top-k must be whole numbers in 0\.\.2"),
+        (np.array([[1.0, 2.0]]), "top-k", "top-k must be whole numbers"),
+        (np.array([[1, 2]]), "labels", "labels must be whole numbers"),
+        (np.array([[0.5, 2.0, -1.0]]), "probabilities", r"must be in \[0, 1\]: got -1\.\.2"),
+    ],
+)
+def test_what_is_no_answer_is_refused(values, kind, message):
+    with pytest.raises(AnswerError, match=message):
+        Answers.of(values, classes=3, kind=kind)
+
+
+class Model(Box):
+    """Answers with the mean of an image's channels; remembers what it was asked, and fails as it is told."""
+
+    name = "model"
+
+    def __init__(self, *failures: Exception | None) -> None:
+        self.asked: list[int] = []
+        self.failures = list(failures)
+
+    def ask(self, x):
+        self.asked.append(len(x))
+        failure = self.failures.pop(0) if self.failures else None
+        if failure is not None:
+            raise failure
+        return x.mean((2, 3))
+
+
+def images(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def test_no_question_is_asked_twice(tmp_path):
+    x, limits = images(10), Limits(cache=tmp_path / "below" / "answers.db", batch=4)
+    first, model = Model(), Model()
+    with Careful(first, classes=3, limits=limits) as careful:
+        answers = careful(torch.cat([x, x[:3]]))
+        assert first.asked == [4, 4, 2] and (careful.asked, careful.found) == (10, 3)
+    assert torch.allclose(answers.scores, torch.cat([x, x[:3]]).mean((2, 3)), atol=1e-6)
+    with Careful(model, classes=3, limits=limits) as careful:
+        again = careful(torch.cat([x[5:], images(2, seed=1)]))
+        assert model.asked == [2]
+    assert torch.equal(again.scores[:5], answers.scores[5:10])
+    other = Model()
+    other.name = "other"
+    with Careful(other, classes=3, limits=limits) as careful:
+        careful(x)
+    assert sum(other.asked) == 10
+
+
+def test_an_interrupted_run_has_lost_nothing(tmp_path):
+    limits = Limits(cache=tmp_path / "answers.db", batch=4)
+    stopped = Model(None, KeyboardInterrupt())
+    with Careful(stopped, classes=3, limits=limits) as careful, pytest.raises(KeyboardInterrupt):
+        careful(images(10))
+    model = Model()
+    with Careful(model, classes=3, limits=limits) as careful:
+        careful(images(10))
+    assert model.asked == [4, 2]
+
+
+def test_the_budget_holds_over_runs_and_counts_every_try(tmp_path):
+    limits = Limits(cache=tmp_path / "answers.db", batch=4, budget=12)
+    model = Model(BusyError("busy"))
+    with Careful(model, classes=3, limits=limits, sleep=lambda seconds: None) as careful:
+        careful(images(4))
+        with pytest.raises(BudgetError, match="5 images must be within the budget: 4 of 12 are left"):
+            careful(images(5, seed=1))
+        assert model.asked == [4, 4] and careful.tried_again == 1
+    with Careful(model, classes=3, limits=limits) as careful:
+        careful(images(4))
+        careful(images(4, seed=2))
+        with pytest.raises(BudgetError, match="0 of 12 are left"):
+            careful(images(1, seed=3))
+    model = Model(*[BusyError("busy")] * 9)
+    limits = Limits(batch=4, budget=10, retries=9)
+    with Careful(model, classes=3, limits=limits, sleep=lambda seconds: None) as careful:
+        with pytest.raises(BudgetError, match="must cover tries too"):
+            careful(images(4))
+        assert model.asked == [4, 4]
+
+
+def test_what_may_pass_is_tried_again_with_longer_and_longer_waits():
+    waits = []
+    model = Model(BusyError("busy"), BusyError("busy", after=7.0), BusyError("busy"))
+    with Careful(model, classes=3, sleep=waits.append) as careful:
+        careful(images(2))
+        assert waits == [0.5, 7.0, 2.0] and careful.tried_again == 3
+    model, limits = Model(*[BusyError("still busy")] * 3), Limits(retries=2)
+    with (
+        Careful(model, classes=3, limits=limits, sleep=waits.append) as careful,
+        pytest.raises(BusyError, match="still"),
+    ):
+        careful(images(2))
+    model = Model(AnswerError("no such input"))
+    with Careful(model, classes=3, sleep=waits.append) as careful, pytest.raises(AnswerError):
+        careful(images(2))
+    assert model.asked == [2]
+
+
+def test_no_more_images_a_second_than_allowed():
+    now, waits = [100.0], []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        now[0] += seconds
+
+    with Careful(
+        Model(), classes=3, limits=Limits(batch=4, per_second=8), clock=lambda: now[0], sleep=sleep
+    ) as careful:
+        careful(images(10))
+        assert waits == [0.5, 0.5]
+        now[0] += 10
+        careful(images(4, seed=1))
+        assert waits == [0.5, 0.5]
+
+
+def test_limits_and_caches_that_cannot_be(tmp_path):
+    for name, value in (("budget", -1), ("per_second", -1.0), ("retries", -1), ("batch", 0)):
+        with pytest.raises(ConfigError, match=f"{name} must be at least"):
+            Limits(**{name: value})
+    (tmp_path / "text.db").write_text("no database, but long enough to be one" * 9)
+    with pytest.raises(NeuralFuseError, match="must be a file of answers"):
+        Careful(Model(), classes=3, limits=Limits(cache=tmp_path / "text.db"))
+    with Careful(Function(lambda x: np.zeros((len(x), 3)), "f"), classes=4) as careful, pytest.raises(AnswerError):
+        careful(images(1))
+    cache = tmp_path / "answers.db"
+    for classes in (3, 2):
+        model = Function(lambda x, k=classes: np.zeros((len(x), k)), "f")
+        with Careful(model, classes=classes, limits=Limits(cache=cache)) as careful:
+            if classes == 3:
+                careful(images(2))
+                continue
+            with pytest.raises(AnswerError, match="alike to all images"):
+                careful(images(3))
+    with closing(sqlite3.connect(cache)) as kept:
+        assert kept.execute("SELECT COUNT(*) FROM answers").fetchone() == (3,)
+
+
+@pytest.fixture(scope="module")
+def chip(tmp_path_factory):
+    """A faulty model, the same without faults, and a module that changes its inputs."""
+    folder, data = tmp_path_factory.mktemp("chip"), toy_data()
+    cpu = torch.device("cpu")
+    make_base("resnet8", data, QatConfig(epochs=4, batch=16, lr=0.05, augment="none"), out=folder / "base", device=cpu)
+    model = load_base(folder / "base")
+    base = deploy(model.module, scheme=model.scheme)
+    fuse = NeuralFuse("convs", channels=1, image_size=(8, 8), seed=1).eval()
+    fuse.save_pretrained(folder / "fuse")
+    return folder, data, model, base, fuse
+
+
+def as_function(model):
+    def answer(x):
+        with torch.no_grad():
+            return model(torch.from_numpy(x)).numpy()
+
+    return answer
+
+
+def test_a_judgement_is_that_of_the_model_itself(chip):
+    _, data, _, base, fuse = chip
+    faulty = base.perturbed(Chip(fault_model("stuck", ber=0.05), seed=3))
+    x, labels = plain_inputs(data.test, base.input_range), data.test.labels
+    with (
+        Careful(Function(as_function(faulty), "chip 3"), classes=2) as box,
+        Careful(Function(as_function(base), "nominal"), classes=2) as nominal,
+    ):
+        record = judge(fuse, box, data, nominal=nominal)
+        alone = judge(None, box, data, images=7)
+    assert record["pa"] == pytest.approx(accuracy(faulty, x, labels))
+    assert record["pa_nf"] == pytest.approx(accuracy(faulty, transform(fuse, x), labels))
+    assert record["ca"] == pytest.approx(accuracy(base, x, labels))
+    assert record["ca_nf"] == pytest.approx(accuracy(base, transform(fuse, x), labels))
+    hits = [(faulty(part).argmax(1) == labels).double() * 100 for part in (x, transform(fuse, x))]
+    assert record["rp_ci95"] == pytest.approx(list(t_interval((hits[1] - hits[0]).tolist())))
+    assert alone["images"] == 7 and alone["pa_nf"] is None and alone["rp"] is None
+    assert box.found == 7  # they were among those asked before
+    with pytest.raises(ConfigError, match="one input range"):
+        judge(fuse, box, data, input_range=InputRange.named("unit"))
+    with pytest.raises(ConfigError, match="those that the NeuralFuse is made for"):
+        judge(NeuralFuse("convs", channels=1, image_size=(16, 16), seed=1).eval(), box, data)
+    with pytest.raises(ConfigError, match=r"images must be in 0\.\."):
+        judge(fuse, box, data, images=10**6)
+
+
+def export_onnx(model, path, size=(1, 8, 8)):
+    batch = {0: torch.export.Dim("batch", min=1)}
+    made = torch.onnx.export(
+        model, (torch.zeros(2, *size),), dynamo=True, dynamic_shapes=(batch,), input_names=["image"],
+        output_names=["logits"], verbose=False,
+    )  # fmt: skip
+    made.save(path)
+
+
+def test_an_onnx_file_answers_as_the_model(chip, tmp_path):
+    _, data, model, base, _ = chip
+    export_onnx(model.module.eval(), tmp_path / "net.onnx")
+    box = open_box(str(tmp_path / "net.onnx"))
+    assert isinstance(box, OnnxFile)
+    x = plain_inputs(data.test, base.input_range)
+    with torch.no_grad():
+        assert np.allclose(box.ask(x.numpy()), model.module(x).numpy(), atol=1e-4)
+    with pytest.raises(AnswerError, match="must take"):
+        box.ask(np.zeros((1, 3, 8, 8), dtype=np.float32))
+    with pytest.raises(FileFormatError, match="--output-name must be one of the model's outputs: logits. Got probs"):
+        OnnxFile(tmp_path / "net.onnx", output_name="probs")
+    (tmp_path / "broken.onnx").write_bytes(b"\x00" * 40)
+    with pytest.raises(FileFormatError, match="must be an ONNX file"):
+        OnnxFile(tmp_path / "broken.onnx")
+
+
+class Server(BaseHTTPRequestHandler):
+    """A served model as the protocol describes it; its answers come from `model`, its troubles from `troubles`."""
+
+    protocol_version = "HTTP/1.1"
+    model = staticmethod(lambda x: x.mean((2, 3)))
+    datatype, binary = "FP32", True
+    troubles: list[tuple[int, dict]]
+    seen: list[dict]
+
+    def do_GET(self):
+        if self.path == "/v2":
+            self.answer({"name": "test", "extensions": ["binary_tensor_data"] if self.binary else []})
+        elif self.path in ("/v2/models/net", "/v2/models/net/versions/2"):
+            shape = {"shape": [-1, 3, 4, 4]}
+            inputs = [{"name": "image", "datatype": self.datatype, **shape}]
+            self.answer({"name": "net", "inputs": inputs, "outputs": [{"name": "out", "datatype": "FP32"}]})
+        else:
+            self.answer({"error": "no such model"}, 404)
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        length = self.headers.get(HEADER)
+        self.seen.append(dict(self.headers))
+        if self.troubles:
+            status, headers = self.troubles.pop(0)
+            return self.answer({"error": "not now"}, status, headers)
+        assert (length is not None) == self.binary
+        image = decode(body, None if length is None else int(length), "inputs")["image"]
+        assert image.datatype == self.datatype
+        out = WireTensor("out", "FP32", self.model(image.values.astype(np.float32)))
+        data, size = encode(Message((out,), {"model_name": "net"}), "outputs", binary=self.binary)
+        return self.answer(data, 200, {} if size is None else {HEADER: str(size)})
+
+    def answer(self, value, status=200, headers=None):
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.send_response(status)
+        for name, text in {"Content-Length": str(len(data)), **(headers or {})}.items():
+            self.send_header(name, text)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def serve():
+    """Start servers with some attributes; the address of the model comes back, and the class that serves it."""
+    running = []
+
+    def start(**attributes):
+        made = type("Made", (Server,), {"troubles": [], "seen": [], **attributes})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), made)
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        running.append((server, thread))
+        return f"http://127.0.0.1:{server.server_port}/v2/models/net", made
+
+    yield start
+    for server, thread in running:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("datatype", ["FP32", "FP64", "FP16", "UINT8"])
+def test_a_server_is_asked_in_its_own_words(serve, request, binary, datatype):
+    address, made = serve(binary=binary, datatype=datatype)
+    box = open_box(f"{address}/versions/2", token="secret")
+    assert isinstance(box, Served)
+    request.addfinalizer(box.close)
+    pixels = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    x = InputRange().from_bytes(pixels)
+    if datatype == "FP16" and not binary:
+        x = x.half().float()
+    got = box.ask(x.numpy())
+    wanted = pixels.float().mean((2, 3)) if datatype == "UINT8" else x.mean((2, 3))
+    assert np.allclose(got, wanted.numpy(), atol=1e-3)
+    assert made.seen[0]["Authorization"] == "Bearer secret"
+
+
+def test_a_server_in_trouble_is_asked_again_or_not(serve):
+    waits = []
+    address, made = serve(troubles=[(503, {}), (429, {"Retry-After": "3"})])
+    with Careful(open_box(address), classes=3, sleep=waits.append) as careful:
+        careful(images(2))
+    assert waits == [0.5, 3.0] and len(made.seen) == 3
+    address, made = serve(troubles=[(400, {})])
+    refused = pytest.raises(AnswerError, match=r"must answer: got 400 .*not now")
+    with Careful(open_box(address), classes=3, sleep=waits.append) as careful, refused:
+        careful(images(2))
+    assert len(made.seen) == 1
+    with pytest.raises(AnswerError, match="404 .*no such model"):
+        open_box(address.replace("net", "other"))
+    with pytest.raises(AnswerError, match="must have an address http://HOST:PORT/v2/models/NAME"):
+        open_box("http://127.0.0.1:1/predict")
+    with pytest.raises(BusyError, match="must be reachable"):
+        open_box("http://127.0.0.1:1/v2/models/net")
+    address, _ = serve(datatype="BYTES")
+    with pytest.raises(AnswerError, match="must take FP16, FP32, FP64 or UINT8: image is BYTES"):
+        open_box(address)
+    address, _ = serve(model=staticmethod(lambda x: x.mean((2, 3))[:1]))
+    with Careful(open_box(address), classes=3) as careful, pytest.raises(AnswerError, match="one row of numbers"):
+        careful(images(3))
+    with pytest.raises(AnswerError, match="--output-name must be one of the outputs"):
+        open_box(address, output_name="probs")
+
+
+def test_evaluate_asks_a_black_box(chip, tmp_path, monkeypatch, capsys):
+    folder, _, model, _, _ = chip
+    from neuralfuse.data import load_data
+
+    data = load_data("digits")
+    code = "def answer(x):\n    return (x[:, 0, 0, 0] > 0).astype(int)\ndef bad(x):\n    return 1 / 0\n"
+    (tmp_path / "boxes.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    command = ["evaluate", "--base", "call:boxes:answer", "--images", "50", "--cache", "answers.db"]
+    assert run([*command, "--out", "record.json", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record == json.loads((tmp_path / "record.json").read_text())
+    x = plain_inputs(data.test, InputRange())
+    rows = data.test.order("digits", "black box")[:50]
+    right = (x[rows, 0, 0, 0] > 0) == data.test.labels[rows]
+    assert record["pa"] == pytest.approx(100 * float(right.double().mean()))
+    assert run([*command, "--nominal", "call:boxes:answer"]) == 0
+    shown = capsys.readouterr()
+    assert "0 images asked, 100 known before" in shown.out and f"{record['pa']:.2f}" in shown.out
+    fails(capsys, [*command, "--ber", "0.01"], "no option of chips, memories or --resume goes with it")
+    fails(
+        capsys, ["evaluate", "--base", str(folder / "base"), "--ber", "0.1", "--budget", "3"], "--budget must go with"
+    )
+    assert run(["evaluate", "--base", "call:boxes:bad"]) == 2
+    assert "call:boxes:bad must answer: it raised ZeroDivisionError" in capsys.readouterr().err
+    assert run([*command, "--nominal", str(folder / "base")]) == 2
+    assert "--nominal must be a URL, FILE.onnx or call:module:function" in capsys.readouterr().err
