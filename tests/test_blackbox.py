@@ -313,8 +313,8 @@ def serve():
     """Start servers with some attributes; the address of the model comes back, and the class that serves it."""
     running = []
 
-    def start(**attributes):
-        made = type("Made", (Server,), {"troubles": [], "seen": [], **attributes})
+    def start(kind=Server, **attributes):
+        made = type("Made", (kind,), {"troubles": [], "seen": [], **attributes})
         server = ThreadingHTTPServer(("127.0.0.1", 0), made)
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever)

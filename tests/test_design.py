@@ -21,7 +21,7 @@ ROOMS = [
     {"export", "scoring"},
     {"train"},
     {"evaluation"},
-    {"blackbox", "pipeline"},
+    {"blackbox", "pipeline", "serve"},
     {"methods"},
     {"plan", "reproduce"},
     {"compare"},

@@ -22,6 +22,7 @@ from neuralfuse.cli.export import apply, export, pull, push
 from neuralfuse.cli.plan import plan
 from neuralfuse.cli.report import portrait, report
 from neuralfuse.cli.reproduce import reproduce
+from neuralfuse.cli.serve import serve
 from neuralfuse.config import base_recipe
 from neuralfuse.errors import ConfigError, NeuralFuseError, UnfinishedError, unknown_name
 
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Callable[..., None] | App] = {
     "pull": pull,
     "portrait": portrait,
     "report": report,
+    "serve": serve,
     "chip": chip_app,
 }
 

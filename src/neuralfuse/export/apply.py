@@ -34,23 +34,27 @@ def transform_bytes(fuse: NeuralFuse, images: Tensor) -> Tensor:
         return fuse.input_range.to_bytes(fuse(fuse.input_range.from_bytes(images.to(device)))).cpu()
 
 
-def transform_floats(fuse: NeuralFuse, inputs: Tensor) -> Tensor:
-    """Return F(x) of float32 inputs (N, C, H, W) in the model's own space.
-
-    Raises:
-        DataError: values are beyond what such inputs can have, or not finite.
-    """
-    x = inputs.to(fuse.scale.device)
+def check_inputs(fuse: NeuralFuse, x: Tensor) -> None:
+    """Raise a `DataError` unless float inputs (N, C, H, W) are what a pixel can become in the model's own space."""
     with torch.inference_mode():
-        most = float(fuse.symmetric(x).abs().max())
-        if not most <= 1 + _TOLERANCE:
-            low, high = float(inputs.min()), float(inputs.max())
-            raise DataError(
-                f"values must be model inputs, (pixel - {fuse.input_range.mean}) / {fuse.input_range.std} for pixels "
-                f"in [0, 1]: got {low:g} to {high:g}. Pixels in 0..255 must be stored as uint8."
-            )
-        made: Tensor = fuse(x).cpu()
+        most = float(fuse.symmetric(x.to(fuse.scale.device)).abs().max())
+    if not most <= 1 + _TOLERANCE:
+        raise DataError(
+            f"values must be model inputs, (pixel - {fuse.input_range.mean}) / {fuse.input_range.std} for pixels in "
+            f"[0, 1]: got {float(x.min()):g} to {float(x.max()):g}. Pixels in 0..255 must be stored as uint8."
+        )
+
+
+def transform_floats(fuse: NeuralFuse, inputs: Tensor) -> Tensor:
+    """Return F(x) of float32 inputs (N, C, H, W) in the model's own space."""
+    with torch.inference_mode():
+        made: Tensor = fuse(inputs.to(fuse.scale.device)).cpu()
     return made
+
+
+def transform_any(fuse: NeuralFuse, images: Tensor) -> Tensor:
+    """Return F(x) of uint8 images or float32 inputs as what they are."""
+    return (transform_bytes if images.dtype == torch.uint8 else transform_floats)(fuse, images)
 
 
 def apply_folder(
@@ -179,7 +183,9 @@ class _Array:
         for start in range(first, len(self.values), BATCH):
             part = torch.from_numpy(np.array(self.values[start : start + BATCH]))
             x = part if self.layout == "nchw" else part.permute(0, 3, 1, 2)
-            made = transform_bytes(self.fuse, x) if x.dtype == torch.uint8 else transform_floats(self.fuse, x)
+            if x.dtype != torch.uint8:
+                check_inputs(self.fuse, x)
+            made = transform_any(self.fuse, x)
             yield start, (made if self.layout == "nchw" else made.permute(0, 2, 3, 1)).numpy()
 
     @property

@@ -1,0 +1,89 @@
+"""The `serve` command: a gateway."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from neuralfuse.cli.common import Common, say
+from neuralfuse.errors import MissingExtraError
+
+_FLAT = Parameter(name="*")
+_COMMON = Common()
+
+
+def serve(
+    fuse: Path,
+    /,
+    *,
+    upstream: str,
+    model: tuple[str, ...] = (),
+    input_name: str | None = None,
+    layout: Literal["nchw", "nhwc"] = "nchw",
+    host: str = "127.0.0.1",
+    port: int = 8010,
+    max_batch: int = 64,
+    max_wait: float = 0.002,
+    in_flight: int = 128,
+    timeout: float = 30.0,
+    max_body: int = 16 * 2**20,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    common: Annotated[Common, _FLAT] = _COMMON,
+) -> None:
+    """Put a NeuralFuse in front of an inference server (Open Inference Protocol, as Triton, KServe and MLServer speak).
+
+    Images in requests for answers are transformed; everything else passes untouched. Needs: pip install
+    'neuralfuse[serve]'. Clients must send the token in NEURALFUSE_TOKEN, if it is set; the one in
+    NEURALFUSE_UPSTREAM_TOKEN is sent to the server behind. GET /metrics is for Prometheus.
+
+    Example: neuralfuse serve runs/fuse --upstream http://127.0.0.1:8080
+
+    Parameters
+    ----------
+    fuse
+        Folder of a trained NeuralFuse.
+    upstream
+        Address of the server behind, without /v2.
+    model
+        A model that is protected; repeat it for several. By default all; requests to others pass untouched.
+    input_name
+        Name of the image input; by default the only one that has the images' shape.
+    layout
+        Order of the images' axes.
+    host
+        Address to listen on. By default only this machine can reach it.
+    port
+        Port to listen on; 0 for any that is free.
+    max_batch
+        Images that are transformed at once.
+    max_wait
+        Seconds that an image waits for others.
+    in_flight
+        Requests that are worked on at a time; further ones get 503.
+    timeout
+        Seconds for a request's body to arrive, and for the server behind to answer (504).
+    max_body
+        Bytes of a request's body, unpacked; larger ones get 413.
+    certificate
+        PEM file, for TLS.
+    key
+        PEM file of its private key.
+    """
+    from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
+
+    try:
+        from neuralfuse.serve import Settings  # noqa: PLC0415
+        from neuralfuse.serve import serve as run  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingExtraError("the gateway needs its libraries: pip install 'neuralfuse[serve]'.") from error
+    settings = Settings(
+        upstream=upstream, models=model, input_name=input_name, layout=layout, host=host, port=port,
+        max_batch=max_batch, max_wait=max_wait, in_flight=in_flight, timeout=timeout, max_body=max_body,
+        token=os.environ.get("NEURALFUSE_TOKEN") or None,
+        upstream_token=os.environ.get("NEURALFUSE_UPSTREAM_TOKEN") or None, certificate=certificate, key=key,
+    )  # fmt: skip
+    run(NeuralFuse.from_pretrained(fuse).to(common.set_up()), settings, say=say)

@@ -1,0 +1,45 @@
+"""A gateway as a process."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from neuralfuse.errors import ConfigError
+from neuralfuse.fuse import NeuralFuse
+from neuralfuse.serve.gateway import gateway
+from neuralfuse.serve.settings import Settings
+
+
+def serve(fuse: NeuralFuse, settings: Settings, *, say: Callable[[str], None] = lambda text: None) -> None:
+    """Serve until a SIGTERM or Ctrl-C: then no request is taken any more, and those in flight are answered.
+
+    Args:
+        fuse: In eval mode, on the device where it is to run.
+        settings: What and where.
+        say: Told the address.
+
+    Raises:
+        ConfigError: it cannot listen there, or the certificate cannot be used.
+    """
+    try:
+        config = uvicorn.Config(
+            gateway(fuse, settings), log_level="warning", access_log=False, server_header=False,
+            timeout_graceful_shutdown=int(settings.timeout) + 1,
+            ssl_certfile=settings.certificate, ssl_keyfile=settings.key,
+        )  # fmt: skip
+        config.load()
+    except OSError as error:
+        raise ConfigError(f"--certificate and --key must be PEM files that fit: {error}.") from error
+    try:
+        listening = socket.create_server((settings.host, settings.port), backlog=2048, reuse_port=False)
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}: {error.strerror or error}"
+        raise ConfigError(f"--host and --port must be free to listen on: {where}.") from error
+    scheme = "http" if settings.certificate is None else "https"
+    host, port = listening.getsockname()[:2]
+    say(f"serving on {scheme}://{host}:{port}, in front of {settings.upstream}")
+    with listening:
+        uvicorn.Server(config).run([listening])

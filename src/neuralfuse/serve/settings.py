@@ -1,0 +1,66 @@
+"""What a gateway is told when it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from neuralfuse.errors import ConfigError, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a gateway serves.
+
+    Attributes:
+        upstream: Address of the server behind it, without ``/v2``.
+        models: Names of the models that are protected; none for all. Requests to others pass untouched.
+        input_name: Name of the image input; by default the only one that has the images' shape.
+        layout: Order of the images' axes.
+        host: Address to listen on: this machine only, unless told otherwise.
+        port: To listen on; 0 for any that is free.
+        max_batch: Images that are transformed at once.
+        max_wait: Seconds that an image waits for others.
+        in_flight: Requests that are worked on at a time; further ones are turned away (503).
+        timeout: Seconds for the body of a request to arrive, and for the server behind it to answer.
+        max_body: Bytes of a request's body, unpacked; larger ones are turned away (413).
+        token: Clients must send it as a bearer token; None for anyone.
+        upstream_token: Sent to the server behind it in the place of what clients send.
+        certificate: PEM file, for TLS.
+        key: PEM file of its private key.
+    """
+
+    upstream: str
+    models: tuple[str, ...] = ()
+    input_name: str | None = None
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    host: str = "127.0.0.1"
+    port: int = 8010
+    max_batch: int = 64
+    max_wait: float = 0.002
+    in_flight: int = 128
+    timeout: float = 30.0
+    max_body: int = 16 * 2**20
+    token: str | None = None
+    upstream_token: str | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.upstream)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ConfigError(f"--upstream must be a server's address, http://HOST:PORT: got {self.upstream!r}.")
+        require(
+            not parts.path.rstrip("/").endswith("/v2") and "/v2/" not in parts.path,
+            f"--upstream must be the address before /v2: got {self.upstream!r}.",
+        )
+        require(0 <= self.port <= 65535, f"port must be in 0..65535: got port={self.port}.")
+        for name in ("max_batch", "in_flight", "max_body"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name} must be at least 1: got {name}={value}.")
+        require(0 <= self.max_wait <= 60, f"max_wait must be in 0..60 seconds: got max_wait={self.max_wait}.")
+        require(self.timeout > 0, f"timeout must be positive: got timeout={self.timeout}.")
+        both = (self.certificate is None) == (self.key is None)
+        require(both, "--certificate and --key must come together: got one of them.")

@@ -1,0 +1,397 @@
+"""The gateway: images transformed, everything else untouched, and an error of the protocol for whatever goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import numpy as np
+import pytest
+import torch
+import uvicorn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from neuralfuse.blackbox import Served
+from neuralfuse.cli.main import run
+from neuralfuse.errors import ConfigError
+from neuralfuse.export.apply import transform_any
+from neuralfuse.fuse import NeuralFuse
+from neuralfuse.serve import Settings, gateway
+from neuralfuse.serve.batching import Batcher
+from neuralfuse.wire import HEADER, Message, WireTensor, decode, encode
+from test_blackbox import Server
+from test_blackbox import serve as upstream  # noqa: F401
+from test_cli import fails
+
+
+@pytest.fixture(scope="module")
+def fuse() -> NeuralFuse:
+    """A module that changes images a lot."""
+    made = NeuralFuse("convs", channels=3, image_size=(4, 4), fit="pad", seed=3).eval()
+    with torch.no_grad():
+        [*made.generator.parameters()][-1].add_(0.3)
+    return made
+
+
+@pytest.fixture
+def put_before(fuse):
+    """Put a gateway before a server; its address comes back."""
+    running = []
+
+    def start(address: str, **options) -> str:
+        app = gateway(fuse, Settings(upstream=address.partition("/v2")[0], **options))
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        running.append((server, thread))
+        while not server.started:
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        return f"http://127.0.0.1:{port}"
+
+    yield start
+    for server, thread in running:
+        server.should_exit = True
+        thread.join()
+
+
+def images(count: int, seed: int = 0) -> torch.Tensor:
+    """Inputs on [-1, 1] that are levels of 256."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, 4, 4), dtype=torch.uint8, generator=draw).float() / 127.5 - 1
+
+
+def transformed(fuse: NeuralFuse, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return fuse(x)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("datatype", ["FP32", "FP64", "UINT8"])
+def test_the_model_sees_transformed_images(upstream, put_before, fuse, binary, datatype):  # noqa: F811
+    address, made = upstream(binary=binary, datatype=datatype)
+    box = Served(f"{put_before(address)}/v2/models/net")
+    assert box.binary  # the gateway takes binary tensors, whatever is behind it
+    x = images(5)
+    got = box.ask(x.numpy())
+    box.close()
+    wanted = transformed(fuse, x)
+    assert float((wanted - x).abs().mean()) > 0.05
+    if datatype == "UINT8":
+        wanted = transform_any(fuse, ((x + 1) * 127.5).round().byte()).float()
+    assert np.allclose(got, wanted.mean((2, 3)).numpy(), atol=1e-5 if datatype != "UINT8" else 0.2)
+    assert (HEADER in made.seen[-1]) == binary
+
+
+def test_a_client_that_writes_json_gets_json(upstream, put_before, fuse):  # noqa: F811
+    for binary in (True, False):
+        address, _ = upstream(binary=binary)
+        x = images(2)
+        body, _ = encode(Message((WireTensor("image", "FP32", x.numpy()),), {"id": "a"}), "inputs")
+        for packed, headers in (
+            (body, {}),
+            (gzip.compress(body), {"Content-Encoding": "gzip"}),
+            (zlib.compress(body), {"Content-Encoding": "deflate"}),
+        ):
+            answer = httpx2.post(
+                f"{put_before(address)}/v2/models/net/versions/2/infer", content=packed, headers=headers
+            )
+            assert answer.status_code == 200
+            if not binary:
+                values = decode(answer.content, None, "outputs")["out"].values
+                assert np.allclose(values, transformed(fuse, x).mean((2, 3)).numpy(), atol=1e-5)
+
+
+class Other(Server):
+    """Says what it was asked."""
+
+    def do_GET(self):
+        if self.path.startswith("/v2/repository"):
+            return self.answer({"path": self.path, "token": self.headers.get("Authorization")}, 202, {"X-Own": "yes"})
+        return super().do_GET()
+
+    def do_POST(self):
+        if "/models/net/" in self.path:
+            return super().do_POST()
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        return self.answer(body, 200, {"X-Path": self.path, "X-Header": self.headers.get(HEADER, "")})
+
+
+def test_everything_else_passes_untouched(upstream, put_before):  # noqa: F811
+    address, _ = upstream(Other)
+    home = put_before(address, models=("net",))
+    answer = httpx2.get(f"{home}/v2/repository/a%20b?x=1&y=%2F", headers={"Authorization": "Bearer mine"})
+    assert (answer.status_code, answer.headers["X-Own"]) == (202, "yes")
+    assert answer.json() == {"path": "/v2/repository/a%20b?x=1&y=%2F", "token": "Bearer mine"}
+    answer = httpx2.post(f"{home}/v2/models/other/infer", content=b"\0any", headers={HEADER: "1"})
+    assert answer.content == b"\0any" and answer.headers["X-Path"] == "/v2/models/other/infer"
+    assert answer.headers["X-Header"] == "1"
+    assert httpx2.get(f"{home}/v2/models/nothing").status_code == 404
+    assert httpx2.get(f"{home}/v2/models/net").json()["inputs"][0]["name"] == "image"
+    assert httpx2.post(f"{home}/v2/models/net/infer/", content=b"{}").status_code == 404
+    assert httpx2.get(f"{home}/v2/health/live").status_code == 200
+
+
+def body_of(x, name="image", datatype="FP32", **other) -> bytes:
+    return encode(Message((WireTensor(name, datatype, np.asarray(x)),), other), "inputs")[0]
+
+
+BAD = {
+    "json": (b"{", 400, "must be JSON"),
+    "shape": (body_of(np.zeros((2, 3, 5, 5), np.float32)), 400, "must have one input of shape"),
+    "no images": (body_of(np.zeros((0, 3, 4, 4), np.float32)), 400, "must have shape"),
+    "rank": (body_of(np.zeros((3, 4, 4), np.float32)), 400, "must have one input of shape"),
+    "type": (body_of(np.zeros((2, 3, 4, 4), np.int32), datatype="INT32"), 400, "must be of FP32"),
+    "range": (body_of(np.full((2, 3, 4, 4), 7.0, np.float32)), 400, "Pixels in 0..255 must be stored as uint8"),
+    "nan": (body_of(np.full((2, 3, 4, 4), np.nan, np.float32)), 400, "values must be model inputs"),
+    "outputs": (body_of(np.zeros((1, 3, 4, 4), np.float32), outputs=[1]), 400, "outputs must be a list"),
+    "large": (b" " * 20_001, 413, "at most 20000 bytes"),
+}
+
+
+@pytest.mark.parametrize("which", list(BAD))
+def test_what_is_wrong_is_said(upstream, fuse, which):  # noqa: F811
+    address, made = upstream()
+    body, status, message = BAD[which]
+    app = gateway(fuse, Settings(upstream=address.partition("/v2")[0], max_body=20_000))
+    with TestClient(app) as client:
+        answer = client.post("/v2/models/net/infer", content=body)
+        assert answer.status_code == status and message in answer.json()["error"]
+        assert not made.seen
+
+
+def test_packed_bodies_that_are_none(upstream, fuse):  # noqa: F811
+    address, _ = upstream()
+    app = gateway(fuse, Settings(upstream=address.partition("/v2")[0], max_body=20_000))
+    bomb = gzip.compress(b" " * 10_000_000)
+    with TestClient(app) as client:
+        for body, packed, status in (
+            (bomb, "gzip", 413),
+            (gzip.compress(b"{}")[:12], "gzip", 400),
+            (b"no", "gzip", 400),
+            (b"{}", "br", 415),
+            (b"", "gzip", 400),
+        ):
+            answer = client.post("/v2/models/net/infer", content=body, headers={"Content-Encoding": packed})
+            assert answer.status_code == status, packed
+        for header in ("-1", "x", "9" * 20, "5"):
+            answer = client.post("/v2/models/net/infer", content=b"{}", headers={HEADER: header})
+            assert answer.status_code == 400 and HEADER in answer.json()["error"]
+
+
+def test_a_server_that_fails_is_told_of(upstream, fuse):  # noqa: F811
+    body = body_of(images(1).numpy())
+    with TestClient(gateway(fuse, Settings(upstream="http://127.0.0.1:1"))) as client:
+        answer = client.post("/v2/models/net/infer", content=body)
+        assert answer.status_code == 502 and "must be reachable" in answer.json()["error"]
+        assert client.get("/v2/health/ready").status_code == 503
+        assert client.get("/v2/health/live").status_code == 200
+    address, made = upstream(troubles=[(500, {}), (429, {"Retry-After": "7"})])
+    with TestClient(gateway(fuse, Settings(upstream=address.partition("/v2")[0]))) as client:
+        assert client.post("/v2/models/net/infer", content=body).status_code == 500
+        answer = client.post("/v2/models/net/infer", content=body)
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
+    assert len(made.seen) == 2  # nothing is asked twice
+    slow = staticmethod(lambda x: time.sleep(2) or x.mean((2, 3)))
+    address, _ = upstream(model=slow)
+    with TestClient(gateway(fuse, Settings(upstream=address.partition("/v2")[0], timeout=0.3))) as client:
+        answer = client.post("/v2/models/net/infer", content=body)
+        assert answer.status_code == 504 and "within 0.3 seconds" in answer.json()["error"]
+    address, _ = upstream(binary=False, model=staticmethod(lambda x: x.mean((2, 3)).astype("<f4")))
+    wants = {"outputs": [{"name": "out", "parameters": {"binary_data": True}}]}
+    with TestClient(gateway(fuse, Settings(upstream=address.partition("/v2")[0]))) as client:
+        answer = client.post("/v2/models/net/infer", content=body_of(images(1).numpy(), **wants))
+        assert decode(answer.content, int(answer.headers[HEADER]), "outputs")["out"].values.shape == (1, 3)
+
+
+def test_only_who_has_the_token_is_served(upstream, fuse):  # noqa: F811
+    address, made = upstream()
+    options = {"token": "open", "upstream_token": "behind"}
+    with TestClient(gateway(fuse, Settings(upstream=address.partition("/v2")[0], **options))) as client:
+        body = body_of(images(1).numpy())
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "open"}):
+            answer = client.post("/v2/models/net/infer", content=body, headers=headers)
+            assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+            assert client.get("/metrics", headers=headers).status_code == 401
+        assert not made.seen
+        right = {"Authorization": "Bearer open"}
+        assert client.post("/v2/models/net/infer", content=body, headers=right).status_code == 200
+        assert made.seen[0]["authorization"] == "Bearer behind"
+        assert client.get("/v2/health/live").status_code == 200
+
+
+def test_more_requests_than_allowed_are_turned_away_and_the_rest_answered(upstream, put_before):  # noqa: F811
+    gate = threading.Event()
+    address, _ = upstream(model=staticmethod(lambda x: gate.wait(20) and x.mean((2, 3))))
+    home, body = put_before(address, in_flight=3), body_of(images(1).numpy())
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(httpx2.post, f"{home}/v2/models/net/infer", content=body, timeout=30) for _ in range(3)]
+        deadline = time.monotonic() + 20
+        while "requests_in_flight 3.0" not in _metrics(home) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        answer = httpx2.post(f"{home}/v2/models/net/infer", content=body)
+        gate.set()
+        assert [one.result().status_code for one in waiting] == [200] * 3
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    text = _metrics(home)
+    assert 'neuralfuse_requests_total{kind="infer",status="200"} 3.0' in text
+    assert 'neuralfuse_requests_total{kind="infer",status="503"} 1.0' in text
+    assert "neuralfuse_images_total 3.0" in text
+
+
+def _metrics(home: str) -> str:
+    return httpx2.get(f"{home}/metrics").text
+
+
+def test_requests_that_come_together_are_transformed_together():
+    sizes, release = [], threading.Event()
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        release.wait(10)
+        return x * 2
+
+    async def main() -> list[torch.Tensor]:
+        batcher = Batcher(double, most=4, wait=0.05, watch=sizes.append)
+        batcher.start()
+        parts = [torch.full((size, 1, 1, 1), float(number)) for number, size in enumerate((1, 2, 2, 1, 6, 1))]
+        jobs = [asyncio.create_task(batcher(part)) for part in parts]
+        jobs.append(asyncio.create_task(batcher(torch.zeros(1, 1, 1, 1, dtype=torch.uint8))))
+        await asyncio.sleep(0.2)
+        release.set()
+        made = await asyncio.gather(*jobs)
+        await batcher.stop()
+        assert all(torch.equal(one, part * 2) for one, part in zip(made, parts, strict=False))
+        assert made[-1].dtype == torch.uint8
+        return made
+
+    asyncio.run(main())
+    assert sizes == [3, 3, 6, 1, 1]
+
+
+def test_a_batch_that_fails_fails_those_in_it_alone():
+    def picky(x: torch.Tensor) -> torch.Tensor:
+        if float(x.max()) > 1:
+            raise ValueError("too much")
+        return x
+
+    async def main() -> None:
+        batcher = Batcher(picky, most=1, wait=0.0)
+        batcher.start()
+        good, bad = torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 2.0)
+        found = await asyncio.gather(batcher(good), batcher(bad), batcher(good), return_exceptions=True)
+        assert torch.equal(found[0], good) and torch.equal(found[2], good)
+        assert isinstance(found[1], ValueError)
+        gone = asyncio.create_task(batcher(good))
+        await asyncio.sleep(0)
+        gone.cancel()
+        assert torch.equal(await batcher(good), good)
+        await batcher.stop()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"upstream": "localhost:8080"}, "--upstream must be a server's address"),
+        ({"upstream": "http://host/v2"}, "must be the address before /v2"),
+        ({"upstream": "http://host/v2/models/net"}, "must be the address before /v2"),
+        ({"port": 70000}, r"port must be in 0\.\.65535"),
+        ({"max_batch": 0}, "max_batch must be at least 1"),
+        ({"in_flight": 0}, "in_flight must be at least 1"),
+        ({"timeout": 0.0}, "timeout must be positive"),
+        ({"max_wait": -1.0}, "max_wait must be in"),
+        ({"certificate": "a.pem"}, "must come together"),
+    ],
+)
+def test_settings_that_cannot_be(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Settings(**{"upstream": "http://host:1", **options})
+
+
+def test_serve_says_what_hinders_it(fuse, tmp_path, capsys):
+    fuse.save_pretrained(tmp_path / "fuse")
+    command = ["serve", str(tmp_path / "fuse"), "--upstream", "http://127.0.0.1:1"]
+    fails(capsys, [*command, "--host", "192.0.2.1"], "--host and --port must be free to listen on")
+    pem = tmp_path / "no.pem"
+    pem.write_text("nothing")
+    fails(capsys, [*command, "--certificate", str(pem), "--key", str(pem)], "must be PEM files")
+    assert run([*command, "--in-flight", "0"]) == 2
+
+
+BODIES = st.one_of(
+    st.binary(max_size=60),
+    st.fixed_dictionaries(
+        {"inputs": st.lists(st.fixed_dictionaries({}, optional={
+            "name": st.sampled_from(["image", "other", ""]),
+            "datatype": st.sampled_from(["FP32", "UINT8", "BYTES", "X"]),
+            "shape": st.sampled_from([[1, 3, 4, 4], [0, 3, 4, 4], [48], [1, 3, 4, -4], "x", None]),
+            "data": st.sampled_from([[0.5] * 48, [1] * 48, [300] * 48, [None] * 48, [], [[0] * 48], "x", {}]),
+            "parameters": st.sampled_from([{}, {"binary_data_size": 192}, {"binary_data_size": -1}, [], None]),
+        }), max_size=2)},
+        optional={"outputs": st.sampled_from([[], [{"name": "out"}], [{}], 3]), "parameters": st.sampled_from([{}, 3])},
+    ).map(lambda value: json.dumps(value).encode()),
+)  # fmt: skip
+HEADERS = st.fixed_dictionaries({}, optional={
+    HEADER: st.sampled_from(["0", "10", "-1", "a", "99999"]),
+    "Content-Encoding": st.sampled_from(["gzip", "deflate", "br", "identity"]),
+    "Content-Type": st.sampled_from(["application/json", "text/plain", "application/octet-stream"]),
+})  # fmt: skip
+
+
+def drive(client: TestClient, body: bytes, headers: dict[str, str], path: str) -> None:
+    answer = client.post(path, content=body, headers=headers)
+    assert answer.status_code in (200, 400, 404, 413, 415), answer.text
+    if answer.status_code != 200:
+        assert set(answer.json()) == {"error"} and len(answer.json()["error"]) > 5
+        return
+    sent = decode(body, None, "inputs").tensors
+    shown = next(one for one in sent if one.shape[1:] == (3, 4, 4))
+    out = json.loads(answer.content)["outputs"][0]["data"]
+    wanted = transform_any(client.fuse, torch.from_numpy(np.array(shown.values))).float().mean((2, 3)).reshape(-1)
+    assert np.allclose(out, wanted.numpy(), atol=1e-4)
+
+
+def fuzzed(upstream, fuse, count: int) -> None:  # noqa: F811
+    address, _ = upstream(Anything, binary=False)
+    paths = st.sampled_from(["/v2/models/net/infer", "/v2/models/net/versions/1/infer", "/v2/models/net/infer/"])
+    app = gateway(fuse, Settings(upstream=address.partition("/v2")[0], max_wait=0.0))
+    with TestClient(app) as client:
+        client.fuse = fuse
+
+        @settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @given(body=BODIES, headers=HEADERS, path=paths)
+        def one(body, headers, path):
+            drive(client, body, headers, path)
+
+        one()
+        good = client.post("/v2/models/net/infer", content=body_of(images(1).numpy()))
+        assert good.status_code == 200
+
+
+class Anything(Server):
+    """Takes images of either type."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        request = decode(body, None, "inputs")
+        image = next(one for one in request.tensors if one.shape[1:] == (3, 4, 4))
+        out = WireTensor("out", "FP32", image.values.astype(np.float32).mean((2, 3)))
+        return self.answer(encode(Message((out,)), "outputs")[0])
+
+
+def test_whatever_is_sent_gets_an_answer_of_the_protocol(upstream, fuse):  # noqa: F811
+    fuzzed(upstream, fuse, 150)
+
+
+@pytest.mark.slow
+def test_ten_thousand_malformed_requests(upstream, fuse):  # noqa: F811
+    fuzzed(upstream, fuse, 10_000)
