@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A real inference server, in an environment of its own that sees the first one behind its own libraries.
+SERVER := .mlserver
 
 .PHONY: demo test check lint types slow clean
 
@@ -19,7 +21,7 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-slow: $(READY)
+slow: $(READY) $(SERVER)/.ready
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
 
 check: lint types test slow
@@ -30,5 +32,12 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $(READY)
 
+$(SERVER)/.ready: $(READY)
+	$(PYTHON) -m venv $(SERVER)
+	$(SERVER)/bin/python -m pip install --quiet 'mlserver==1.7.1' 'uvloop<0.22'
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0], "$(CURDIR)/src", sep="\n")' \
+		> "$$($(SERVER)/bin/python -c 'import site; print(site.getsitepackages()[0])')/zz_neuralfuse.pth"
+	touch $(SERVER)/.ready
+
 clean:
-	rm -rf $(VENV) demo build
+	rm -rf $(VENV) $(SERVER) demo build

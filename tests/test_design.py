@@ -21,7 +21,7 @@ ROOMS = [
     {"export", "scoring"},
     {"train"},
     {"evaluation"},
-    {"blackbox", "pipeline", "serve"},
+    {"blackbox", "pipeline", "serve", "standin"},
     {"methods"},
     {"plan", "reproduce"},
     {"compare"},

@@ -1,4 +1,4 @@
-"""The `serve` command: a gateway."""
+"""The commands `serve`, a gateway, and `chip serve`, a stand-in for the server behind it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from neuralfuse.cli.chip import chip_app
 from neuralfuse.cli.common import Common, say
+from neuralfuse.cli.faults import FaultOptions
 from neuralfuse.errors import MissingExtraError
 
 _FLAT = Parameter(name="*")
-_COMMON = Common()
+_COMMON, _FAULTS = Common(), FaultOptions()
 
 
 def serve(
@@ -87,3 +89,43 @@ def serve(
         upstream_token=os.environ.get("NEURALFUSE_UPSTREAM_TOKEN") or None, certificate=certificate, key=key,
     )  # fmt: skip
     run(NeuralFuse.from_pretrained(fuse).to(common.set_up()), settings, say=say)
+
+
+@chip_app.command(name="serve")
+def serve_chip(
+    *,
+    base: Path,
+    out: Path,
+    seed: int = 0,
+    name: str = "model",
+    port: int = 8080,
+    faults: Annotated[FaultOptions, _FLAT] = _FAULTS,
+    common: Annotated[Common, _FLAT] = _COMMON,
+) -> None:
+    """Write a folder from which MLServer serves a base model through one chip, or, without a rate, without faults.
+
+    A stand-in for hardware at low voltage, to try a gateway with. MLServer wants an environment of its own, with
+    neuralfuse in it too: python -m venv server; server/bin/pip install neuralfuse mlserver==1.7.1 "uvloop<0.22".
+
+    Example: neuralfuse chip serve --base runs/base --faults stuck --ber 0.01 --seed 7 --out served
+
+    Parameters
+    ----------
+    base
+        Folder of a base model, written by train-base.
+    out
+        Folder to write.
+    seed
+        Seed of the chip.
+    name
+        Name of the model on the server.
+    port
+        For HTTP; gRPC and metrics take the next two.
+    """
+    from neuralfuse.standin import write_settings  # noqa: PLC0415
+
+    wanted = None if faults == _FAULTS else faults.model().to_config()
+    write_settings(out, base, wanted, seed, name=name, port=port)
+    address = f"http://127.0.0.1:{port}/v2/models/{name}"
+    record = {"out": str(out), "faults": wanted, "seed": seed, "address": address}
+    common.show(record, f"Wrote {out}. Start it with: mlserver start {out}. Then it answers at {address}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Callable
 
@@ -41,5 +42,6 @@ def serve(fuse: NeuralFuse, settings: Settings, *, say: Callable[[str], None] = 
     scheme = "http" if settings.certificate is None else "https"
     host, port = listening.getsockname()[:2]
     say(f"serving on {scheme}://{host}:{port}, in front of {settings.upstream}")
+    signal.signal(signal.SIGTERM, lambda *args: None)  # uvicorn raises it again once all is answered
     with listening:
         uvicorn.Server(config).run([listening])
