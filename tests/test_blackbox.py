@@ -6,6 +6,7 @@ import json
 import sqlite3
 import threading
 from contextlib import closing
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -13,9 +14,11 @@ import pytest
 import torch
 
 from conftest import toy_data
-from neuralfuse.blackbox import Answers, Box, Careful, Function, Limits, OnnxFile, Served, judge, open_box
+from neuralfuse.blackbox import Answers, Box, Careful, Function, Limits, OnnxFile, Served, choose, judge, open_box
+from neuralfuse.blackbox.choose import sizes
 from neuralfuse.cli.main import run
 from neuralfuse.config import QatConfig
+from neuralfuse.data import Split
 from neuralfuse.errors import AnswerError, BudgetError, BusyError, ConfigError, FileFormatError, NeuralFuseError
 from neuralfuse.evaluation import t_interval
 from neuralfuse.faults import Chip, fault_model
@@ -399,4 +402,60 @@ def test_evaluate_asks_a_black_box(chip, tmp_path, monkeypatch, capsys):
     assert run(["evaluate", "--base", "call:boxes:bad"]) == 2
     assert "call:boxes:bad must answer: it raised ZeroDivisionError" in capsys.readouterr().err
     assert run([*command, "--nominal", str(folder / "base")]) == 2
-    assert "--nominal must be a URL, FILE.onnx or call:module:function" in capsys.readouterr().err
+    assert "a model to ask must be a URL, FILE.onnx or call:module:function" in capsys.readouterr().err
+
+
+class Shift:
+    """Stands for a NeuralFuse that adds a number to every pixel."""
+
+    def __init__(self, amount: float) -> None:
+        self.amount, self.scale, self.trained = amount, torch.ones(1), {"amount": amount}
+        self.input_range, self.channels, self.image_size = InputRange(), 1, (8, 8)
+
+    def __call__(self, x):
+        return x + self.amount
+
+
+def test_the_better_half_goes_on():
+    """Images all of whose pixels are one number: right where the number, after the shift, is over a bound."""
+    data = toy_data(count=400)
+    levels = torch.linspace(0, 255, len(data.validation))
+    flat = Split(levels.byte()[:, None, None, None].expand(-1, 1, 8, 8).contiguous(), torch.ones(len(levels)).long())
+    data = replace(data, validation=flat)
+    seen = []
+
+    def answer(x):
+        seen.append(len(x))
+        return (x[:, 0, 0, 0] > 0.5).astype(int)
+
+    fuses = {f"by {amount}": Shift(amount) for amount in (0.1, 0.2, 0.3, 0.4, 0.0)}
+    with Careful(Function(answer, "bound"), classes=2, limits=Limits(batch=1000)) as box:
+        record = choose(fuses, box, data)
+    most = len(flat)
+    assert [one["images"] for one in record["rounds"]] == sizes(5, most) == [max(16, most // 4), most // 2, most]
+    assert [len(one["accuracy"]) for one in record["rounds"]] == [5, 3, 2]
+    assert record["best"] == "by 0.4" and next(iter(record["rounds"][1]["accuracy"])) == "by 0.4"
+    x = plain_inputs(flat[flat.order("toy", "choosing")], InputRange())[:, 0, 0, 0]
+    gains = 100 * ((x + 0.4 > 0.5).double() - (x > 0.5).double())
+    assert record["gain"] == pytest.approx(float(gains.mean()))
+    assert record["gain_ci95"] == pytest.approx(list(t_interval(gains.tolist())))
+    assert box.found > 0  # earlier rounds' images are not asked about again
+    with pytest.raises(ConfigError, match="there must be a NeuralFuse"):
+        choose({}, box, data)
+    with pytest.raises(ConfigError, match="must not be the name"):
+        choose({"none": Shift(0.0)}, box, data)
+    assert sizes(1, 300) == [300] and sizes(2, 300) == [300] and sizes(3, 10) == [10, 10]
+
+
+def test_choose_from_the_command_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "boxes.py").write_text("def answer(x):\n    return (x[:, 0, 0, 0] > 0).astype(int)\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("convs", "unets"):
+        NeuralFuse(name, channels=1, image_size=(8, 8), seed=1).eval().save_pretrained(tmp_path / name)
+    command = ["choose", "convs", "unets", "--base", "call:boxes:answer", "--images", "40"]
+    assert run([*command, "--out", "choice.json"]) == 0
+    shown = capsys.readouterr().out
+    record = json.loads((tmp_path / "choice.json").read_text())
+    assert f"best: {record['best']}" in shown and record["best"] in ("convs", "unets")
+    fails(capsys, ["choose", "--base", "call:boxes:answer"], "there must be a NeuralFuse to choose")
+    fails(capsys, [*command, "--nominal", "call:boxes:answer"], "--nominal must be left out")

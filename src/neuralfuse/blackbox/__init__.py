@@ -3,6 +3,7 @@
 from neuralfuse.blackbox.answers import KINDS, Answers
 from neuralfuse.blackbox.boxes import Box, Function, OnnxFile, is_box, open_box
 from neuralfuse.blackbox.careful import Careful, Limits
+from neuralfuse.blackbox.choose import choice_summary, choose
 from neuralfuse.blackbox.judge import judge, summary
 from neuralfuse.blackbox.served import Served
 
@@ -15,6 +16,8 @@ __all__ = [
     "Limits",
     "OnnxFile",
     "Served",
+    "choice_summary",
+    "choose",
     "is_box",
     "judge",
     "open_box",

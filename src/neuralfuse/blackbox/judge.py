@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from neuralfuse.blackbox.careful import Careful
 from neuralfuse.data import DataSet
 from neuralfuse.errors import ConfigError, require
@@ -45,12 +47,8 @@ def judge(
         NeuralFuseError: see `Careful`.
     """
     own = fuse.input_range if fuse is not None else input_range or InputRange()
-    if input_range is not None and own != input_range:
-        raise ConfigError(f"NeuralFuse and model must have one input range: got {own} and {input_range}.")
-    wanted = data.test.images.shape[1:]
-    if fuse is not None and (fuse.channels, *fuse.image_size) != tuple(wanted):
-        made_for = (fuse.channels, *fuse.image_size)
-        raise ConfigError(f"the images must be those that the NeuralFuse is made for: got {wanted} and {made_for}.")
+    if fuse is not None:
+        check_fits(fuse, data.test.images, input_range or own)
     require(0 <= images <= len(data.test), f"images must be in 0..{len(data.test)}: got images={images}.")
     run = Run()
     rows = data.test.order(data.name, "black box")[: images or len(data.test)].sort().values
@@ -88,6 +86,15 @@ def judge(
             "tried_again": box.tried_again + (0 if nominal is None else nominal.tried_again),
         },
     }
+
+
+def check_fits(fuse: NeuralFuse, images: Tensor, input_range: InputRange) -> None:
+    """Raise a `ConfigError` unless a module is made for such images (N, C, H, W) and such inputs."""
+    if fuse.input_range != input_range:
+        raise ConfigError(f"NeuralFuse and model must have one input range: got {fuse.input_range} and {input_range}.")
+    made_for, got = (fuse.channels, *fuse.image_size), tuple(images.shape[1:])
+    if made_for != got:
+        raise ConfigError(f"the images must be those that the NeuralFuse is made for: got {got} and {made_for}.")
 
 
 def _weights(fuse: NeuralFuse) -> str:

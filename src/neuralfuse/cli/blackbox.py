@@ -1,4 +1,4 @@
-"""Options of `evaluate` for a model that one can only ask."""
+"""A model that one can only ask: options of `evaluate`, and the `choose` command."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from neuralfuse.cli.common import Common, DataOptions, say
 from neuralfuse.errors import ConfigError, require
 
+if TYPE_CHECKING:
+    from neuralfuse.blackbox import Careful
+    from neuralfuse.ranges import InputRange
+
 TOKEN = "NEURALFUSE_TOKEN"
+_FLAT = Parameter(name="*")
+_COMMON, _DATA = Common(), DataOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +85,7 @@ class BoxOptions:
         own = given or (InputRange() if module is None else module.input_range)
         with ExitStack() as stack:
             opened = [
-                stack.enter_context(self._open(one, len(images.classes), own))
+                stack.enter_context(self.open(one, len(images.classes), own))
                 for one in (base, self.nominal)
                 if one is not None
             ]
@@ -87,11 +95,12 @@ class BoxOptions:
             write_json(out, record)
         common.show(record, summary(record))
 
-    def _open(self, reference: str, classes: int, input_range: Any) -> Any:
+    def open(self, reference: str, classes: int, input_range: InputRange) -> Careful:
+        """Return a model to ask."""
         from neuralfuse.blackbox import Careful, Limits, is_box, open_box  # noqa: PLC0415
 
         if not is_box(reference):
-            raise ConfigError(f"--nominal must be a URL, FILE.onnx or call:module:function: got {reference}.")
+            raise ConfigError(f"a model to ask must be a URL, FILE.onnx or call:module:function: got {reference}.")
         limits = Limits(
             cache=self.cache, budget=self.budget, per_second=self.per_second, retries=self.retries, batch=self.batch
         )
@@ -100,3 +109,48 @@ class BoxOptions:
             timeout=self.timeout, input_range=input_range,
         )  # fmt: skip
         return Careful(box, classes=classes, limits=limits, kind=self.answers)
+
+
+_BOX = BoxOptions()
+
+
+def choose(
+    *fuses: Path,
+    base: str,
+    data: Annotated[DataOptions, _FLAT] = _DATA,
+    box: Annotated[BoxOptions, _FLAT] = _BOX,
+    out: Path | None = None,
+    common: Annotated[Common, _FLAT] = _COMMON,
+) -> None:
+    """Choose, by the answers of a model that only answers, which of several NeuralFuses suits it.
+
+    They were trained for other models, at several rates, with several generators. Each round asks about more validation
+    images and keeps the better half.
+
+    Example: neuralfuse choose runs/a runs/b runs/c --base https://host/v2/models/net --images 400 --cache answers.db
+
+    Parameters
+    ----------
+    fuses
+        Folders of trained NeuralFuses.
+    base
+        The model: https://host/v2/models/NAME, FILE.onnx, or call:package.module:function (runs your code).
+    out
+        File for the record.
+    """
+    from neuralfuse.blackbox import choice_summary  # noqa: PLC0415
+    from neuralfuse.blackbox import choose as run  # noqa: PLC0415
+    from neuralfuse.files import write_json  # noqa: PLC0415
+    from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
+
+    require(len(fuses) > 0, "there must be a NeuralFuse to choose: got none.")
+    require(box.nominal is None, "--nominal must be left out: a choice is made on the model as it is.")
+    device = common.set_up()
+    modules = {str(path): NeuralFuse.from_pretrained(path).to(device) for path in fuses}
+    first = next(iter(modules.values()))
+    images = data.load(device, first.image_size)
+    with box.open(base, len(images.classes), first.input_range) as opened:
+        record = run(modules, opened, images, images=box.images, say=say)
+    if out is not None:
+        write_json(out, record)
+    common.show(record, choice_summary(record))

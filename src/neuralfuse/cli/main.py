@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError
 from cyclopts.config import Dict, Toml
 
 from neuralfuse.cli import commands
+from neuralfuse.cli.blackbox import choose
 from neuralfuse.cli.chip import chip_app
 from neuralfuse.cli.compare import compare
 from neuralfuse.cli.energy import energy
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Callable[..., None] | App] = {
     "pull": pull,
     "portrait": portrait,
     "report": report,
+    "choose": choose,
     "serve": serve,
     "chip": chip_app,
 }
