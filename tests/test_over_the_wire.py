@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx2
 import numpy as np
 import pytest
 import torch
@@ -26,6 +27,7 @@ from neuralfuse.nets import load_base
 from neuralfuse.pipeline import make_base, make_fuse
 from neuralfuse.scoring import accuracy, plain_inputs, transform
 from test_cli import fails
+from test_contracts import blocks
 
 MLSERVER = Path(os.environ.get("MLSERVER", ROOT / ".mlserver" / "bin" / "mlserver"))
 STUCK = fault_model("stuck", ber=0.03)
@@ -140,3 +142,48 @@ def test_evaluate_judges_the_chain_as_a_black_box(chain, capsys):
     faulty = base.perturbed(Chip(STUCK, seed=7))
     inputs = transform(fuse, plain_inputs(data.test, base.input_range)[rows])
     assert record["pa"] == pytest.approx(accuracy(faulty, inputs, data.test.labels[rows]), abs=1e-9)
+
+
+@pytest.mark.slow
+def test_the_page_for_practitioners_runs(tmp_path):
+    """Its ten commands, in order, on ports that are free; the model answers better through the gateway."""
+    if not MLSERVER.exists():
+        pytest.skip("needs MLServer in an environment of its own: make .mlserver/.ready, or set MLSERVER")
+    server, gateway = free_port(), free_port() + 10
+    commands = [line for block in blocks("docs/remote.md") for line in block.splitlines()]
+    commands = [line.replace(":8080", f":{server}").replace("8010", str(gateway)) for line in commands]
+    commands = [f"{line} --port {server}" if "chip serve" in line else line for line in commands]
+    assert len(commands) == 10
+    path = os.pathsep.join([str(Path(sys.executable).parent), str(MLSERVER.parent), os.environ["PATH"]])
+    environment, running = {**ENVIRONMENT, "PATH": path}, []
+    try:
+        for command in commands:
+            if not command.endswith("&"):
+                words = command.split()
+                done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+                assert done.returncode == 0, f"{command}\n{done.stderr}"
+                continue
+            words = command.removesuffix("&").split()
+            running.append(subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL))
+            wait_for(server if "mlserver" in command else gateway)
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    choice = json.loads((tmp_path / "runs" / "choice.json").read_text())
+    protected = json.loads((tmp_path / "runs" / "protected.json").read_text())
+    assert choice["best"] == "runs/fuse-unets" and choice["gain_ci95"][0] > 0
+    assert protected["pa"] > 40
+
+
+def wait_for(port: int) -> None:
+    """Wait until a server says that its model is ready."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            if httpx2.get(f"http://127.0.0.1:{port}/v2/models/model/ready").status_code == 200:
+                return
+        except httpx2.HTTPError:
+            pass
+        time.sleep(0.3)
+    raise AssertionError(f"no server on port {port}")
