@@ -189,6 +189,14 @@ def test_limits_and_caches_that_cannot_be(tmp_path):
                 continue
             with pytest.raises(AnswerError, match="alike to all images"):
                 careful(images(3))
+    with closing(sqlite3.connect(tmp_path / "foreign.db")) as foreign, foreign:
+        foreign.execute("CREATE TABLE answers (key BLOB PRIMARY KEY, other BLOB)")
+    limits = Limits(cache=tmp_path / "foreign.db")
+    with (
+        Careful(Model(), classes=3, limits=limits) as careful,
+        pytest.raises(NeuralFuseError, match="a file of answers"),
+    ):
+        careful(images(1))
     with closing(sqlite3.connect(cache)) as kept:
         assert kept.execute("SELECT COUNT(*) FROM answers").fetchone() == (3,)
 
@@ -240,13 +248,26 @@ def test_a_judgement_is_that_of_the_model_itself(chip):
         judge(fuse, box, data, images=10**6)
 
 
-def export_onnx(model, path, size=(1, 8, 8)):
+def export_onnx(model, path, size=(1, 8, 8), outputs=("logits",), external_data=False):
     batch = {0: torch.export.Dim("batch", min=1)}
     made = torch.onnx.export(
         model, (torch.zeros(2, *size),), dynamo=True, dynamic_shapes=(batch,), input_names=["image"],
-        output_names=["logits"], verbose=False,
+        output_names=list(outputs), verbose=False,
     )  # fmt: skip
-    made.save(path)
+    path.parent.mkdir(exist_ok=True)
+    made.save(path, external_data=external_data)
+
+
+class Two(torch.nn.Module):
+    """A model with two outputs."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        logits = self.model(x)
+        return logits, -logits
 
 
 def test_an_onnx_file_answers_as_the_model(chip, tmp_path):
@@ -261,6 +282,22 @@ def test_an_onnx_file_answers_as_the_model(chip, tmp_path):
         box.ask(np.zeros((1, 3, 8, 8), dtype=np.float32))
     with pytest.raises(FileFormatError, match="--output-name must be one of the model's outputs: logits. Got probs"):
         OnnxFile(tmp_path / "net.onnx", output_name="probs")
+    two = Two(model.module).eval()
+    export_onnx(two, tmp_path / "two.onnx", outputs=["good", "bad"])
+    found = {}
+    for name in ("good", "bad", "good"):  # one cache, two outputs
+        box = OnnxFile(tmp_path / "two.onnx", output_name=name)
+        with Careful(box, classes=2, limits=Limits(cache=tmp_path / "answers.db")) as careful:
+            found[name] = careful(x[:5]).scores
+    assert torch.allclose(found["good"], -found["bad"], atol=1e-5)
+    export_onnx(two, tmp_path / "out" / "two.onnx", outputs=["good", "bad"], external_data=True)
+    first = OnnxFile(tmp_path / "out" / "two.onnx", output_name="good")
+    assert np.allclose(first.ask(x[:5].numpy()), found["good"].numpy(), atol=1e-5)
+    weights = next(path for path in (tmp_path / "out").iterdir() if path.name != "two.onnx")
+    data = bytearray(weights.read_bytes())
+    data[: len(data) // 2] = bytes(len(data) // 2)
+    weights.write_bytes(data)
+    assert OnnxFile(tmp_path / "out" / "two.onnx", output_name="good").key != first.key
     (tmp_path / "broken.onnx").write_bytes(b"\x00" * 40)
     with pytest.raises(FileFormatError, match="must be an ONNX file"):
         OnnxFile(tmp_path / "broken.onnx")
@@ -274,6 +311,7 @@ class Server(BaseHTTPRequestHandler):
     datatype, binary = "FP32", True
     troubles: list[tuple[int, dict]]
     seen: list[dict]
+    paths: list[str]
 
     def do_GET(self):
         if self.path == "/v2":
@@ -289,6 +327,7 @@ class Server(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         length = self.headers.get(HEADER)
         self.seen.append(dict(self.headers))
+        self.paths.append(self.path)
         if self.troubles:
             status, headers = self.troubles.pop(0)
             return self.answer({"error": "not now"}, status, headers)
@@ -317,7 +356,7 @@ def serve():
     running = []
 
     def start(kind=Server, **attributes):
-        made = type("Made", (kind,), {"troubles": [], "seen": [], **attributes})
+        made = type("Made", (kind,), {"troubles": [], "seen": [], "paths": [], **attributes})
         server = ThreadingHTTPServer(("127.0.0.1", 0), made)
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever)
@@ -364,6 +403,10 @@ def test_a_server_in_trouble_is_asked_again_or_not(serve):
         open_box(address.replace("net", "other"))
     with pytest.raises(AnswerError, match="must have an address http://HOST:PORT/v2/models/NAME"):
         open_box("http://127.0.0.1:1/predict")
+    with pytest.raises(AnswerError, match="must be an address"):
+        open_box("http://host:abc/v2/models/net")
+    with pytest.raises(ConfigError, match="timeout must be in"):
+        open_box(address, timeout=-1.0)
     with pytest.raises(BusyError, match="must be reachable"):
         open_box("http://127.0.0.1:1/v2/models/net")
     address, _ = serve(datatype="BYTES")

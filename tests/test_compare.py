@@ -135,7 +135,7 @@ def test_tables_in_three_forms(made):
     text, latex = as_text(record), as_latex(record)
     assert "1% flip" in text and "protected-bits:bits=2" in text
     lines = as_markdown(record)
-    assert lines[2].startswith("| rate | needs access to | best |") and "| method | needs | CA |" in "\n".join(lines)
+    assert lines[2].startswith("| rate | what is changed | best |") and "| method | needs | CA |" in "\n".join(lines)
     assert r"\toprule" in latex and r"1\% flip" in latex and latex.count(r"\\") == 3 + 4
     one = {**record, "rows": [{**row, "measured": {**row["measured"], "gain_ci95": None}} for row in record["rows"]]}
     assert "nan" not in as_text(one)

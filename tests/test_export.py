@@ -101,8 +101,12 @@ def test_an_interrupted_folder_goes_on_to_the_same_bytes(tmp_path):
     assert names == sorted(path.name for path in (tmp_path / "out").iterdir())
     for name in names:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
-    with pytest.raises(NeuralFuseError, match="must go on with the same NeuralFuse"):
-        apply_folder(strong("unets"), tmp_path / "in", tmp_path / "out", resume=True)
+    for resume in (True, False):  # another module, other images: nothing is mixed
+        with pytest.raises(OutputError, match="must hold what the same NeuralFuse makes of the same images"):
+            apply_folder(strong("unets"), tmp_path / "in", tmp_path / "out", resume=resume)
+    picture(pixels(1)[0], tmp_path / "in" / "one more.png")
+    with pytest.raises(OutputError, match="must hold what the same NeuralFuse makes of the same images"):
+        apply_folder(fuse, tmp_path / "in", tmp_path / "out", resume=True)
 
 
 def test_images_of_another_size_are_refused_or_resized(tmp_path):
@@ -178,6 +182,30 @@ def test_an_interrupted_array_goes_on_to_the_same_bytes(tmp_path):
         apply_array(fuse, tmp_path / "in.npy", tmp_path / "out.npy", progress=stop_after(1))
     with pytest.raises(NeuralFuseError, match="must go on with the same NeuralFuse"):
         apply_array(strong("unets"), tmp_path / "in.npy", tmp_path / "out.npy", resume=True)
+    with pytest.raises(Stop):  # begun anew and stopped before its first batch: what the older run noted is gone
+        apply_array(Stopping(), tmp_path / "in.npy", tmp_path / "out.npy")
+    apply_array(fuse, tmp_path / "in.npy", tmp_path / "out.npy", resume=True)
+    assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    with pytest.raises(Stop):
+        apply_array(fuse, tmp_path / "in.npy", tmp_path / "out.npy", progress=stop_after(1))
+    whole = (tmp_path / ".out.npy.partial").read_bytes()
+    for damaged, message in (
+        (whole[:-1], "cannot go on with"),
+        (whole.replace(b"|u1", b"|i1", 1), "must find a file of"),
+    ):
+        (tmp_path / ".out.npy.partial").write_bytes(damaged)
+        with pytest.raises(NeuralFuseError, match=message):
+            apply_array(fuse, tmp_path / "in.npy", tmp_path / "out.npy", resume=True)
+
+
+class Stopping(NeuralFuse):
+    """Is interrupted as soon as it is called."""
+
+    def __init__(self) -> None:
+        super().__init__("convs", image_size=(8, 8), seed=0)
+
+    def forward(self, x):
+        raise Stop
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,8 @@ def test_what_the_hub_refuses_is_one_line(hub, tmp_path, capsys):
     (tmp_path / "record.json").write_text('{"schema": "neuralfuse/plan/1"}')
     refused = ["push", str(tmp_path / "fuse"), "me/x", "--record", str(tmp_path / "record.json")]
     fails(capsys, refused, "must have schema 'neuralfuse/evaluation/1'")
+    (tmp_path / "record.json").write_text('{"schema": "neuralfuse/evaluation/1", "pa_nf": null}')
+    fails(capsys, refused, "it has no PA(NF)")
     hub.files |= {"config.json": b"{}", "model.safetensors": b""}
     fails(capsys, ["pull", "me/x", str(tmp_path / "pulled")], "must have schema")
     assert not (tmp_path / "pulled").exists()

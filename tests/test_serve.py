@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
 import threading
 import time
 import zlib
@@ -88,7 +89,7 @@ def test_the_model_sees_transformed_images(upstream, put_before, fuse, binary, d
     if datatype == "UINT8":
         wanted = transform_any(fuse, ((x + 1) * 127.5).round().byte()).float()
     assert np.allclose(got, wanted.mean((2, 3)).numpy(), atol=1e-5 if datatype != "UINT8" else 0.2)
-    assert (HEADER in made.seen[-1]) == binary
+    assert (HEADER.lower() in {name.lower() for name in made.seen[-1]}) == binary
 
 
 def test_a_client_that_writes_json_gets_json(upstream, put_before, fuse):  # noqa: F811
@@ -136,8 +137,86 @@ def test_everything_else_passes_untouched(upstream, put_before):  # noqa: F811
     assert answer.headers["X-Header"] == "1"
     assert httpx2.get(f"{home}/v2/models/nothing").status_code == 404
     assert httpx2.get(f"{home}/v2/models/net").json()["inputs"][0]["name"] == "image"
-    assert httpx2.post(f"{home}/v2/models/net/infer/", content=b"{}").status_code == 404
+    for path in ("models/net/infer/", "models/net/generate", "models/net/infer_stream", "models/%6eet//infer"):
+        assert httpx2.post(f"{home}/v2/{path}", content=b"{}").status_code == 501, path
+    assert httpx2.post(f"{home}/v1/models/net:predict", content=b"{}").status_code == 501
+    assert httpx2.post(f"{home}/v2/repository/index", content=b"{}").headers["X-Path"] == "/v2/repository/index"
     assert httpx2.get(f"{home}/v2/health/live").status_code == 200
+
+
+def raw_request(home: str, head: bytes, body: bytes = b"") -> bytes:
+    """Send what no HTTP client would, and return the whole answer."""
+    host, port = home.removeprefix("http://").split(":")
+    lines = head + b"\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(lines + body)
+        parts = []
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def test_no_path_leads_elsewhere(upstream, put_before):  # noqa: F811
+    address, made = upstream(Other)
+    elsewhere, other = upstream(Other)
+    home, port = put_before(address), elsewhere.rpartition(":")[2].partition("/")[0].encode()
+    for path in (
+        b"%2F@127.0.0.1:" + port + b"/v2", b"@127.0.0.1:" + port + b"/v2", b"/v2/../v2", b"/v2/%2e%2e/v2", b"/v2/./x",
+        b"/v2/x%2F..%2Fy", b"/..\\v2", b"//127.0.0.1:" + port + b"/v2/repository/x",
+    ):  # fmt: skip
+        answer = raw_request(home, b"GET " + path + b" HTTP/1.1")
+        assert answer.split()[1] in (b"400", b"404"), (path, answer)
+    for path in (b"/v2/models/net/infer/.", b"/v2/models/net/infer/x/..", b"/v2/models/net/x/../infer"):
+        answer = raw_request(home, b"POST " + path + b" HTTP/1.1", body_of(images(1).numpy()))
+        assert answer.split()[1] in (b"400", b"501"), (path, answer)
+    assert not made.seen and not other.seen
+
+
+class Cookies(Other):
+    """Gives every client a cookie, and says which it sent."""
+
+    def do_GET(self):
+        body = json.dumps({"cookie": self.headers.get("Cookie"), "x": self.headers.get_all("X-A")}).encode()
+        self.send_response(200)
+        for name, value in (("Set-Cookie", "a=1; Path=/"), ("Set-Cookie", "b=2"), ("X-Own", "\xe9")):
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_HEAD(self):
+        self.do_GET()
+
+
+HEADERS_OF_MANY = [(b"X-A", b"1"), (b"X-A", b"2"), (b"Cookie", b"own=1"), (b"X-B", b"\xe9")]
+
+
+def test_headers_pass_as_often_as_they_come_and_cookies_to_whom_they_are_for(upstream, put_before):  # noqa: F811
+    address, _ = upstream(Cookies)
+    home = put_before(address)
+    answer = httpx2.get(f"{home}/x", headers=HEADERS_OF_MANY)
+    assert answer.headers.get_list("set-cookie") == ["a=1; Path=/", "b=2"]
+    assert answer.json() == {"cookie": "own=1", "x": ["1", "2"]}
+    assert answer.headers["x-own"] == "\xe9" and len(answer.headers.get_list("date")) == 1
+    assert httpx2.get(f"{home}/x").json()["cookie"] is None
+    head = httpx2.head(f"{home}/x")
+    assert int(head.headers["content-length"]) == len(httpx2.get(f"{home}/x").content)
+
+
+def test_what_json_would_change_is_refused(upstream, fuse):  # noqa: F811
+    mask = WireTensor("mask", "FP32", np.array([0, -np.inf], dtype=np.float32))
+    words = WireTensor("words", "BYTES", np.array([b"\xff\xd8"], dtype=object))
+    image = WireTensor("image", "FP32", images(1).numpy())
+    for other in (mask, words):
+        body, size = encode(Message((image, other)), "inputs", binary=True)
+        for binary in (True, False):
+            address, made = upstream(binary=binary)
+            app = gateway(fuse, Settings(upstream=address.partition("/v2")[0]))
+            with TestClient(app) as client:
+                answer = client.post("/v2/models/net/infer?key=1", content=body, headers={HEADER: str(size)})
+                assert answer.status_code == (200 if binary else 400), answer.text
+                assert made.paths == (["/v2/models/net/infer?key=1"] if binary else [])
 
 
 def body_of(x, name="image", datatype="FP32", **other) -> bytes:
@@ -175,6 +254,8 @@ def test_packed_bodies_that_are_none(upstream, fuse):  # noqa: F811
     with TestClient(app) as client:
         for body, packed, status in (
             (bomb, "gzip", 413),
+            (gzip.compress(b"{}") * 2, "gzip", 400),
+            (gzip.compress(b"{}") + b"0" * 30_000, "gzip", 413),
             (gzip.compress(b"{}")[:12], "gzip", 400),
             (b"no", "gzip", 400),
             (b"{}", "br", 415),
@@ -273,7 +354,7 @@ def test_requests_that_come_together_are_transformed_together():
         return made
 
     asyncio.run(main())
-    assert sizes == [3, 3, 6, 1, 1]
+    assert sizes == [3, 3, 4, 2, 1, 1]
 
 
 def test_a_batch_that_fails_fails_those_in_it_alone():
@@ -283,12 +364,26 @@ def test_a_batch_that_fails_fails_those_in_it_alone():
         return x
 
     async def main() -> None:
-        batcher = Batcher(picky, most=1, wait=0.0)
+        batcher, pair = Batcher(picky, most=1, wait=0.0), Batcher(picky, most=2, wait=0.05)
         batcher.start()
+        pair.start()
         good, bad = torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 2.0)
         found = await asyncio.gather(batcher(good), batcher(bad), batcher(good), return_exceptions=True)
         assert torch.equal(found[0], good) and torch.equal(found[2], good)
         assert isinstance(found[1], ValueError)
+        uneven = await asyncio.gather(
+            pair(torch.zeros(1, 1, 1, 1)), pair(torch.zeros(1, 1, 2, 2)), return_exceptions=True
+        )
+        assert all(isinstance(one, RuntimeError) for one in uneven)
+        assert torch.equal(await pair(good), good)
+        await pair.stop()
+        waits = Batcher(picky, most=9, wait=60.0)
+        waits.start()
+        waiting = asyncio.create_task(waits(good))
+        await asyncio.sleep(0.05)
+        await waits.stop()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
         gone = asyncio.create_task(batcher(good))
         await asyncio.sleep(0)
         gone.cancel()
@@ -307,7 +402,10 @@ def test_a_batch_that_fails_fails_those_in_it_alone():
         ({"port": 70000}, r"port must be in 0\.\.65535"),
         ({"max_batch": 0}, "max_batch must be at least 1"),
         ({"in_flight": 0}, "in_flight must be at least 1"),
-        ({"timeout": 0.0}, "timeout must be positive"),
+        ({"timeout": 0.0}, "timeout must be in"),
+        ({"timeout": float("inf")}, "timeout must be in"),
+        ({"upstream": "http://[::1"}, "--upstream must be a server's address"),
+        ({"upstream": "http://host:abc"}, "--upstream must be a server's address"),
         ({"max_wait": -1.0}, "max_wait must be in"),
         ({"certificate": "a.pem"}, "must come together"),
     ],
@@ -317,7 +415,7 @@ def test_settings_that_cannot_be(options, message):
         Settings(**{"upstream": "http://host:1", **options})
 
 
-def test_serve_says_what_hinders_it(fuse, tmp_path, capsys):
+def test_serve_says_what_hinders_it(fuse, tmp_path, capsys, monkeypatch):
     fuse.save_pretrained(tmp_path / "fuse")
     command = ["serve", str(tmp_path / "fuse"), "--upstream", "http://127.0.0.1:1"]
     fails(capsys, [*command, "--host", "192.0.2.1"], "--host and --port must be free to listen on")
@@ -325,6 +423,9 @@ def test_serve_says_what_hinders_it(fuse, tmp_path, capsys):
     pem.write_text("nothing")
     fails(capsys, [*command, "--certificate", str(pem), "--key", str(pem)], "must be PEM files")
     assert run([*command, "--in-flight", "0"]) == 2
+    capsys.readouterr()
+    monkeypatch.setenv("NEURALFUSE_TOKEN", "two words")
+    fails(capsys, command, "NEURALFUSE_TOKEN must be printable ASCII")
 
 
 BODIES = st.one_of(
@@ -349,7 +450,7 @@ HEADERS = st.fixed_dictionaries({}, optional={
 
 def drive(client: TestClient, body: bytes, headers: dict[str, str], path: str) -> None:
     answer = client.post(path, content=body, headers=headers)
-    assert answer.status_code in (200, 400, 404, 413, 415), answer.text
+    assert answer.status_code in (200, 400, 413, 415, 501), answer.text
     if answer.status_code != 200:
         assert set(answer.json()) == {"error"} and len(answer.json()["error"]) > 5
         return

@@ -93,6 +93,9 @@ def one(**changes) -> bytes:
         (one(shape=[True, True]), "must have a shape"),
         (one(shape=[-1]), "must have a shape"),
         (one(shape=[1] * 33), "must have a shape"),
+        (one(shape=[0, 2**64], data=[]), "must have a shape"),
+        (one(shape=[0, 2**63], data=[]), "must have a shape that can be"),
+        (one(shape=[2**62, 2**62, 0], data=[]), "must have a shape that can be"),
         (one(shape=[3]), "must have 3 values by its shape: got 2"),
         (one(data=None), "its data as a list: got a NoneType"),
         (one(data=[1, 300]), "must fit UINT8"),
@@ -162,7 +165,8 @@ JSON = st.recursive(
 @given(
     tensor=st.fixed_dictionaries({}, optional={
         "name": st.text(max_size=2) | JSON, "datatype": st.sampled_from(list(DATATYPES)) | JSON,
-        "shape": st.lists(st.integers(0, 3), max_size=3) | JSON, "data": st.lists(st.integers(-1, 300)) | JSON,
+        "shape": st.lists(st.integers(0, 3) | st.integers(2**31, 2**65), max_size=3) | JSON,
+        "data": st.lists(st.integers(-1, 300)) | JSON,
         "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(-1, 9) | JSON}) | JSON,
     }),
     tail=st.binary(max_size=9), length=st.none() | st.integers(-2, 90), cut=st.integers(0, 100),

@@ -26,6 +26,11 @@ class Box(ABC):
 
     name: str
 
+    @property
+    def key(self) -> str:
+        """All that its answers depend on but the image: its name, and what of it is asked."""
+        return self.name
+
     @abstractmethod
     def ask(self, x: NDArray[np.float32]) -> NDArray[Any]:
         """Return one row of output an image.
@@ -69,18 +74,24 @@ class OnnxFile(Box):
 
     def __init__(self, path: Path, *, input_name: str | None = None, output_name: str | None = None) -> None:
         try:
+            import onnx  # noqa: F401, PLC0415
             import onnxruntime  # noqa: PLC0415
         except ImportError as error:
             raise MissingExtraError("an ONNX file needs ONNX Runtime: pip install 'neuralfuse[onnx]'.") from error
         try:
-            data = path.read_bytes()
-            self.session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            digest = _digest(path)
         except Exception as error:  # the runtime's own kinds
             reason = str(error).splitlines()[0]
             raise FileFormatError(f"{path} must be an ONNX file that ONNX Runtime takes: {reason}.") from error
-        self.name = f"onnx:{hashlib.sha256(data).hexdigest()[:16]}"
+        self.name = f"onnx:{digest}"
         self.input_name = _chosen("input", [one.name for one in self.session.get_inputs()], input_name)
         self.output_name = _chosen("output", [one.name for one in self.session.get_outputs()], output_name)
+
+    @property
+    def key(self) -> str:
+        """See `Box`."""
+        return f"{self.name} {self.input_name} {self.output_name}"
 
     def ask(self, x: NDArray[np.float32]) -> NDArray[Any]:
         """See `Box`."""
@@ -104,6 +115,22 @@ def rows(made: NDArray[Any], count: int, name: str) -> NDArray[Any]:
             f"{name} must answer with one row of numbers an image: got {made.dtype} of shape {made.shape} for {count}."
         )
     return made
+
+
+def _digest(path: Path) -> str:
+    """Return a digest of an ONNX file, and of the files beside it that hold its weights."""
+    import onnx  # noqa: PLC0415
+
+    digest = hashlib.sha256(path.read_bytes())
+    places = {
+        entry.value
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    for place in sorted(places):
+        digest.update((path.parent / place).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _chosen(what: str, names: list[str], wanted: str | None) -> str:

@@ -6,7 +6,8 @@ import hashlib
 import io
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ class Careful:
             self._free_at = max(now, self._free_at) + images / self.limits.per_second
 
     def _key(self, one: NDArray[np.float32]) -> bytes:
-        digest = hashlib.sha256(f"{self.box.name}\n{one.shape}\n".encode())
+        digest = hashlib.sha256(f"{self.box.key}\n{one.shape}\n".encode())
         digest.update(one.tobytes())
         return digest.digest()
 
@@ -159,6 +160,7 @@ class _Kept:
     """Answers on disk, or in memory where there is no file; a crash loses none that was put."""
 
     def __init__(self, path: Path | None) -> None:
+        self.path = path
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,30 +178,42 @@ class _Kept:
     @property
     def asked(self) -> int:
         """Images sent so far."""
-        found = self.base.execute("SELECT value FROM counts WHERE name = 'asked'").fetchone()
+        with self._checked():
+            found = self.base.execute("SELECT value FROM counts WHERE name = 'asked'").fetchone()
         return 0 if found is None else int(found[0])
 
     def count(self, images: int) -> None:
         """Count images that are about to be sent."""
-        with self.base:
-            self.base.execute("INSERT OR REPLACE INTO counts VALUES ('asked', ?)", (self.asked + images,))
+        with self._checked(), self.base:
+            self.base.execute(
+                "INSERT INTO counts VALUES ('asked', :images) ON CONFLICT (name) DO UPDATE SET value = value + :images",
+                {"images": images},
+            )
 
     def get(self, keys: list[bytes]) -> dict[bytes, NDArray[Any]]:
         """Return the answers that are there."""
         found = {}
-        for key in dict.fromkeys(keys):
-            row = self.base.execute("SELECT row FROM answers WHERE key = ?", (key,)).fetchone()
-            if row is not None:
-                found[key] = np.load(io.BytesIO(row[0]), allow_pickle=False)
+        with self._checked():
+            for key in dict.fromkeys(keys):
+                row = self.base.execute("SELECT row FROM answers WHERE key = ?", (key,)).fetchone()
+                if row is not None:
+                    found[key] = np.load(io.BytesIO(row[0]), allow_pickle=False)
         return found
 
     def put(self, answers: dict[bytes, NDArray[Any]]) -> None:
         """Keep answers."""
-        with self.base:
+        with self._checked(), self.base:
             for key, row in answers.items():
                 data = io.BytesIO()
                 np.save(data, row, allow_pickle=False)
                 self.base.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, data.getvalue()))
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, ValueError, EOFError) as error:
+            raise _no_cache(self.path, error) from error
 
     def close(self) -> None:
         """Close the file."""

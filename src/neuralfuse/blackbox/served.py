@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuralfuse.blackbox.boxes import Box, rows
-from neuralfuse.errors import AnswerError, BusyError, MissingExtraError, NeuralFuseError
+from neuralfuse.errors import AnswerError, BusyError, MissingExtraError, NeuralFuseError, require
 from neuralfuse.ranges import InputRange
 from neuralfuse.wire import HEADER, Message, WireError, WireTensor, decode, encode
 
@@ -52,16 +52,24 @@ class Served(Box):
         found = _ADDRESS.fullmatch(address)
         if found is None:
             raise AnswerError(f"a served model must have an address http://HOST:PORT/v2/models/NAME: got {address}.")
+        require(0 < timeout <= 86400, f"timeout must be in 0..86400 seconds: got timeout={timeout}.")
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self.name, self.root = address.rstrip("/"), found[1]
         self.input_range = input_range or InputRange()
         self._unreachable: type[Exception] = httpx2.HTTPError
+        self._illegal: type[Exception] = httpx2.InvalidURL
         self._client = httpx2.Client(headers=headers, timeout=timeout)
         try:
             self._get_to_know(input_name, output_name)
         except NeuralFuseError:
             self.close()
             raise
+
+    @property
+    def key(self) -> str:
+        """See `Box`."""
+        space = f" {self.input_range}" if self.datatype == "UINT8" else ""
+        return f"{self.name} {self.input_name} {self.datatype} {self.output_name}{space}"
 
     def close(self) -> None:
         """Close the connection."""
@@ -114,6 +122,8 @@ class Served(Box):
     def _send(self, method: str, address: str, **options: Any) -> Any:
         try:
             answer = self._client.request(method, address, **options)
+        except self._illegal as error:
+            raise AnswerError(f"{address} must be an address: {error}.") from error
         except self._unreachable as error:
             raise BusyError(f"{self.root} must be reachable: {error or type(error).__name__}.") from error
         if answer.status_code == 200:

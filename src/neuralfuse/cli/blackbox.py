@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from neuralfuse.cli.common import Common, DataOptions, say
+from neuralfuse.cli.common import Common, DataOptions, say, token
 from neuralfuse.errors import ConfigError, require
 
 if TYPE_CHECKING:
@@ -28,12 +27,13 @@ class BoxOptions:
 
     Attributes:
         nominal: The same model without faults, asked as well.
-        images: Test images to ask about, drawn by a name; 0 for all.
+        images: Images to ask about (of the test set; choose: of the validation set), drawn by a name; 0 for all.
         answers: What the model answers with, where its numbers do not say it: whole numbers are labels or the
             likeliest classes, all others are logits.
         cache: File for answers, which are then not asked for again, also by a later run; it goes with one state of the
             model.
-        budget: Images that may be sent, every try counted, over all runs with the same --cache; 0 for any number.
+        budget: Images that may be sent, every try counted, over all runs with the same --cache (without one, to each
+            model); 0 for any number.
         per_second: Images a second at most; 0 for as many as it answers.
         retries: How often a request is tried again that may succeed later.
         batch: Images a request.
@@ -105,7 +105,7 @@ class BoxOptions:
             cache=self.cache, budget=self.budget, per_second=self.per_second, retries=self.retries, batch=self.batch
         )
         box = open_box(
-            reference, input_name=self.input_name, output_name=self.output_name, token=os.environ.get(TOKEN),
+            reference, input_name=self.input_name, output_name=self.output_name, token=token(TOKEN),
             timeout=self.timeout, input_range=input_range,
         )  # fmt: skip
         return Careful(box, classes=classes, limits=limits, kind=self.answers)
@@ -140,9 +140,11 @@ def choose(
     """
     from neuralfuse.blackbox import choice_summary  # noqa: PLC0415
     from neuralfuse.blackbox import choose as run  # noqa: PLC0415
-    from neuralfuse.files import write_json  # noqa: PLC0415
+    from neuralfuse.files import check_writable, write_json  # noqa: PLC0415
     from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
 
+    if out is not None:
+        check_writable(out.parent)
     require(len(fuses) > 0, "there must be a NeuralFuse to choose: got none.")
     require(box.nominal is None, "--nominal must be left out: a choice is made on the model as it is.")
     device = common.set_up()

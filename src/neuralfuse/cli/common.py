@@ -156,6 +156,18 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def token(variable: str) -> str | None:
+    """Return a bearer token from an environment variable; None where there is none.
+
+    Raises:
+        ConfigError: it cannot be sent in a header.
+    """
+    found = os.environ.get(variable, "").strip()
+    if not all("!" <= char <= "~" for char in found):
+        raise ConfigError(f"{variable} must be printable ASCII without spaces: it has other characters.")
+    return found or None
+
+
 def open_bases(
     references: Sequence[str],
     data: DataOptions,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from neuralfuse.cli.chip import chip_app
-from neuralfuse.cli.common import Common, say
+from neuralfuse.cli.common import Common, say, token
 from neuralfuse.cli.faults import FaultOptions
 from neuralfuse.errors import MissingExtraError
 
@@ -85,8 +84,8 @@ def serve(
     settings = Settings(
         upstream=upstream, models=model, input_name=input_name, layout=layout, host=host, port=port,
         max_batch=max_batch, max_wait=max_wait, in_flight=in_flight, timeout=timeout, max_body=max_body,
-        token=os.environ.get("NEURALFUSE_TOKEN") or None,
-        upstream_token=os.environ.get("NEURALFUSE_UPSTREAM_TOKEN") or None, certificate=certificate, key=key,
+        token=token("NEURALFUSE_TOKEN"), upstream_token=token("NEURALFUSE_UPSTREAM_TOKEN"),
+        certificate=certificate, key=key,
     )  # fmt: skip
     run(NeuralFuse.from_pretrained(fuse).to(common.set_up()), settings, say=say)
 

@@ -1,4 +1,4 @@
-"""What is best with the access that one has, and by how much: paired by chip."""
+"""What is best by what may be changed, and by how much: paired by chip."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Best:
-    """The most accurate method of a level of access.
+    """The most accurate method that changes so much.
 
     Attributes:
         level: One of `LEVELS`.
@@ -48,7 +48,10 @@ class Best:
 
 
 def level(row: Mapping[str, Any]) -> str | None:
-    """Return what a method changes, the last of `LEVELS` that it needs; None for no protection."""
+    """Return what a method changes, the last of `LEVELS` that it needs; None for no protection.
+
+    What else it needs to be made, gradients for a NeuralFuse, is in the comparison's own tables.
+    """
     needs: Collection[str] = row["needs"]
     if any(stage["method"] == "smaller" for stage in row["stages"]):
         return SMALLER

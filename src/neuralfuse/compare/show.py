@@ -8,7 +8,7 @@ from typing import Any
 from neuralfuse.compare.best import Difference, best
 
 HEADS = ("method", "needs", "CA", "accuracy on faulty chips", "gain [95% interval]", "energy", "time")
-BEST_HEADS = ("rate", "needs access to", "best", "accuracy", "over no protection", "over the best of the lines above")
+BEST_HEADS = ("rate", "what is changed", "best", "accuracy", "over no protection", "over the best of the lines above")
 
 
 def grids(record: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
@@ -16,7 +16,7 @@ def grids(record: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
     of = dict.fromkeys((row["faults"], row["ber"]) for row in record["rows"])
     bests = [line for faults, ber in of for line in best_lines(record, faults, ber)]
     if bests:
-        yield "The best for the access that one has, with 95% intervals over the same chips", [list(BEST_HEADS), *bests]
+        yield "The best by what may be changed, with 95% intervals over the same chips", [list(BEST_HEADS), *bests]
     for faults, ber in of:
         rows = [row for row in record["rows"] if (row["faults"], row["ber"]) == (faults, ber)]
         yield rate(faults, ber), [list(HEADS), *(cells(row) for row in rows)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from neuralfuse.data.images import SUFFIXES, read_image
-from neuralfuse.errors import DataError, OutputError, require
+from neuralfuse.errors import DataError, NeuralFuseError, OutputError, require
 from neuralfuse.files import fingerprint, read_json, write_atomically, write_json
 from neuralfuse.fuse import NeuralFuse
 
@@ -71,7 +71,7 @@ def apply_folder(
     Args:
         fuse: In eval mode.
         source: Folder of images.
-        target: Folder for theirs: a new or empty one, or that of an earlier run of the same.
+        target: Folder for theirs: a new or empty one, or that of an earlier run of the same on the same files.
         resize: Cut and resize images of another size, as training on a folder of images does.
         resume: Keep what an interrupted run wrote.
         progress: Told after every batch.
@@ -84,7 +84,8 @@ def apply_folder(
         OutputError: the target holds something else, or cannot be written.
     """
     files = _files(source, target)
-    _claim(target, {"schema": FOLDER_SCHEMA, "fuse": _identity(fuse), "resized": resize}, resume)
+    manifest = {"schema": FOLDER_SCHEMA, "fuse": _identity(fuse), "source": _state(files.values()), "resized": resize}
+    _claim(target, manifest)
     places = list(files.items())
     for start in range(0, len(places), BATCH):
         batch = places[start : start + BATCH]
@@ -120,16 +121,26 @@ def _identity(fuse: NeuralFuse) -> dict[str, Any]:
     return {"generator": fuse.name, "weights": fingerprint(*fuse.state_dict().values())}
 
 
-def _claim(target: Path, manifest: dict[str, Any], resume: bool) -> None:
+def _state(files: Iterable[Path]) -> str:
+    """Return a digest of files' names, sizes and times, to tell whether they are still the same."""
+    digest = hashlib.sha256()
+    for file in files:
+        facts = file.stat()
+        digest.update(f"{file.absolute()}\n{facts.st_size}\n{facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _claim(target: Path, manifest: dict[str, Any]) -> None:
     """Say in the target folder what is written there; refuse one that holds something else."""
     path = target / MANIFEST
-    if path.exists():
-        found = read_json(path, FOLDER_SCHEMA)
-        require(
-            not resume or found == manifest,
-            f"--resume must go on with the same NeuralFuse and options: {path} says {found}.",
-        )
-    elif target.is_dir() and any(target.iterdir()):
+    others = target.is_dir() and any(file != path for file in target.iterdir())
+    if others and path.exists():
+        if read_json(path) != manifest:
+            raise OutputError(
+                f"{target} must hold what the same NeuralFuse makes of the same images: {path} says that it holds "
+                "something else. Choose another folder, or remove it."
+            )
+    elif others:
         raise OutputError(f"{target} must be empty, or written by the same command: it holds other files.")
     write_json(path, manifest)
 
@@ -226,15 +237,17 @@ def apply_array(
     require(source.resolve() != target.resolve(), f"the array must be written to another file: got {target} for both.")
     partial, note = target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.json")
     of = {"schema": ARRAY_SCHEMA, "fuse": _identity(fuse), "source": array.digest, "layout": layout}
-    done = 0
-    if resume and note.exists() and partial.exists():
-        found = read_json(note, ARRAY_SCHEMA)
-        done = int(found.pop("done"))
-        require(found == of, f"--resume must go on with the same NeuralFuse, array and options: {note} says {found}.")
+    done = _done(note, of) if resume and partial.exists() else 0
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        mode: Any = "r+" if done else "w+"
-        out = np.lib.format.open_memmap(partial, mode, dtype=values.dtype, shape=values.shape)
+        if done:
+            found = np.lib.format.open_memmap(partial, "r")  # which, unlike r+, does not make a short file longer
+            same = (found.shape, found.dtype) == (values.shape, values.dtype)
+            require(same, f"--resume must find a file of {values.dtype} {values.shape}: {partial} is another.")
+            out = np.lib.format.open_memmap(partial, "r+")
+        else:
+            note.unlink(missing_ok=True)  # of an earlier run, whose file is begun anew
+            out = np.lib.format.open_memmap(partial, "w+", dtype=values.dtype, shape=values.shape)
         for start, made in array.batches(done):
             out[start : start + len(made)] = made
             out.flush()
@@ -243,6 +256,23 @@ def apply_array(
         del out
         partial.replace(target)
         note.unlink(missing_ok=True)
+    except NeuralFuseError:
+        raise
+    except ValueError as error:  # what NumPy says of a damaged file
+        raise OutputError(f"cannot go on with {partial}: {error}. Remove it, or leave out --resume.") from error
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error}. Choose another place.") from error
     return len(values)
+
+
+def _done(note: Path, of: Mapping[str, Any]) -> int:
+    """Return how many images an interrupted run of the same has written."""
+    if not note.exists():
+        return 0
+    found = read_json(note, ARRAY_SCHEMA)
+    done = found.pop("done", None)
+    require(
+        found == of and type(done) is int,
+        f"--resume must go on with the same NeuralFuse, array and options: {note} says {found}.",
+    )
+    return int(done)

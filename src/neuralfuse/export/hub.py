@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from neuralfuse.errors import HubError, MissingExtraError, NeuralFuseError
+from neuralfuse.errors import FileFormatError, HubError, MissingExtraError, NeuralFuseError
 from neuralfuse.files import read_json
 from neuralfuse.fuse import NeuralFuse
 
@@ -54,8 +54,8 @@ def pull(repo: str, folder: Path, *, revision: str | None = None) -> NeuralFuse:
         revision: Branch, tag or commit; by default the newest.
 
     Raises:
-        FileFormatError: the repository holds no NeuralFuse module.
-        HubError: there is no such repository or revision, or the hub cannot be reached.
+        FileFormatError: what the repository holds is no NeuralFuse module.
+        HubError: there is no such repository, revision or file, or the hub cannot be reached.
         OutputError: the folder cannot be written.
     """
     with _hub(f"pull {repo}") as api, tempfile.TemporaryDirectory() as place:
@@ -88,6 +88,8 @@ def card(fuse: NeuralFuse, repo: str, record: Mapping[str, Any] | None = None) -
     trained = fuse.trained
     measured = ""
     if record is not None:
+        if not {"chips", "ber", "ber_kind", "ca", "pa", "pa_nf"} <= set(record) or record["pa_nf"] is None:
+            raise FileFormatError("--record must be of an evaluation behind a NeuralFuse: it has no PA(NF).")
         measured = (
             f"\n- measured on {record['chips']} unseen chips at {100 * record['ber']:g}% {record['ber_kind']}: "
             f"accuracy {record['pa']:.1f}% without it, {record['pa_nf']:.1f}% behind it "

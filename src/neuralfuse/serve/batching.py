@@ -25,9 +25,9 @@ class Batcher:
 
     Args:
         run: From a batch to a batch of the same length.
-        most: Images at once; a request with more has a batch of its own.
+        most: Images at once; a request with more is transformed in parts.
         wait: Seconds that the first of a batch waits for others.
-        watch: Told the size of each batch.
+        watch: Told the size of each batch, on that thread.
     """
 
     def __init__(
@@ -40,7 +40,8 @@ class Batcher:
     ) -> None:
         self._run, self._most, self._wait, self._watch = run, most, wait, watch
         self._waiting: asyncio.Queue[_Waiting] = asyncio.Queue()
-        self._left: _Waiting | None = None  # came too late for the last batch
+        self._batch: list[_Waiting] = []  # being collected or transformed
+        self._late: list[_Waiting] = []  # the first of the next
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="transform")
         self._loop: asyncio.Task[None] | None = None
 
@@ -54,10 +55,10 @@ class Batcher:
             self._loop.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._loop
-        for one in [] if self._left is None else [self._left]:
-            one.done.cancel()
         while not self._waiting.empty():
-            self._waiting.get_nowait().done.cancel()
+            self._batch.append(self._waiting.get_nowait())
+        for one in (*self._batch, *self._late):
+            one.done.cancel()
         self._thread.shutdown(wait=False)
 
     async def __call__(self, x: Tensor) -> Tensor:
@@ -68,39 +69,49 @@ class Batcher:
 
     async def _collect(self) -> None:
         while True:
-            first = self._left or await self._waiting.get()
-            self._left = None
-            batch, size = [first], len(first.x)
-            until = asyncio.get_running_loop().time() + self._wait
-            while size < self._most:
-                rest = until - asyncio.get_running_loop().time()
-                try:
-                    one = self._waiting.get_nowait() if rest <= 0 else await asyncio.wait_for(self._waiting.get(), rest)
-                except (TimeoutError, asyncio.QueueEmpty):
-                    break
-                if size + len(one.x) > self._most or one.x.dtype != first.x.dtype:
-                    self._left = one
-                    break
-                batch.append(one)
-                size += len(one.x)
-            batch = [one for one in batch if not one.done.done()]  # the others are not waited for any more
+            if not self._batch:
+                self._batch.append(await self._waiting.get())
+            await self._fill()
+            batch = [one for one in self._batch if not one.done.done()]  # the others are not waited for any more
+            self._batch = batch
             if batch:
                 await self._transform(batch)
+            self._batch, self._late = self._late, []
+
+    async def _fill(self) -> None:
+        """Let others join the first; one that cannot any more is late."""
+        first, size, clock = self._batch[0], len(self._batch[0].x), asyncio.get_running_loop().time
+        until = clock() + self._wait
+        while size < self._most:
+            rest = until - clock()
+            try:
+                one = self._waiting.get_nowait() if rest <= 0 else await asyncio.wait_for(self._waiting.get(), rest)
+            except (TimeoutError, asyncio.QueueEmpty):
+                break
+            if size + len(one.x) > self._most or one.x.dtype != first.x.dtype:
+                self._late.append(one)
+                break
+            self._batch.append(one)
+            size += len(one.x)
 
     async def _transform(self, batch: list[_Waiting]) -> None:
-        self._watch(sum(len(one.x) for one in batch))
-        joined = batch[0].x if len(batch) == 1 else torch.cat([one.x for one in batch])
         try:
-            made = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, joined)
-        except asyncio.CancelledError:
-            for one in batch:
-                one.done.cancel()
-            raise
+            parts = [one.x for one in batch]
+            made = await asyncio.get_running_loop().run_in_executor(self._thread, self._in_parts, parts)
         except Exception as error:
             for one in batch:
                 if not one.done.done():
                     one.done.set_exception(error)
             return
-        for one, part in zip(batch, torch.split(made, [len(one.x) for one in batch]), strict=True):
+        for one, part in zip(batch, made, strict=True):
             if not one.done.done():
                 one.done.set_result(part)
+
+    def _in_parts(self, images: list[Tensor]) -> list[Tensor]:
+        """Return the transforms, made of at most so many images at once."""
+        joined = images[0] if len(images) == 1 else torch.cat(images)
+        made = []
+        for part in torch.split(joined, self._most):
+            self._watch(len(part))
+            made.append(self._run(part))
+        return list(torch.split(torch.cat(made), [len(one) for one in images]))

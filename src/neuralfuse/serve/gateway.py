@@ -10,7 +10,7 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
 import orjson
@@ -24,31 +24,24 @@ from neuralfuse.fuse import NeuralFuse
 from neuralfuse.serve.batching import Batcher
 from neuralfuse.serve.images import ImageInput
 from neuralfuse.serve.metrics import Metrics
+from neuralfuse.serve.passing import (
+    Headers,
+    Refused,
+    as_it_came,
+    as_raw,
+    header_length,
+    make_response,
+    passed_on,
+    segments_of,
+    target_of,
+    unpacker_for,
+)
 from neuralfuse.serve.settings import Settings
 from neuralfuse.serve.translate import BINARY, Wishes, for_client, for_upstream
-from neuralfuse.wire import HEADER, WireError, decode
+from neuralfuse.wire import WireError, decode
 
 _LOG = logging.getLogger(__name__)
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-# what is between two neighbours only, and what is made anew
-_NOT_PASSED = {
-    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding",
-    "upgrade", "host", "content-length", "content-encoding", "accept-encoding", "expect",
-}  # fmt: skip
-
-
-class Refused(Exception):  # noqa: N818
-    """A request that is answered with an error of the protocol."""
-
-    def __init__(self, status: int, why: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(why)
-        self.status, self.headers = status, headers or {}
-
-    @property
-    def response(self) -> Response:
-        """The answer."""
-        body = orjson.dumps({"error": " ".join(str(self).split())})
-        return Response(body, self.status, self.headers, media_type="application/json")
 
 
 def gateway(fuse: NeuralFuse, settings: Settings) -> Starlette:
@@ -70,7 +63,7 @@ class _Gateway:
         self.batcher = Batcher(
             partial(transform_any, fuse), most=settings.max_batch, wait=settings.max_wait, watch=self.metrics.batch
         )
-        self.upstream = settings.upstream.rstrip("/")
+        self.upstream = httpx2.URL(settings.upstream.rstrip("/"))
         self.in_flight = 0
         self.binary: bool | None = None  # whether the server behind takes binary tensors; None until it said so
         routes = [
@@ -88,7 +81,9 @@ class _Gateway:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         self.batcher.start()
         limits = httpx2.Limits(max_connections=self.settings.in_flight + 8, max_keepalive_connections=32)
-        async with httpx2.AsyncClient(timeout=self.settings.timeout, limits=limits, follow_redirects=False) as client:
+        nothing = CookieJar(DefaultCookiePolicy(allowed_domains=[]))  # one client's cookies are not another's
+        timeout = self.settings.timeout
+        async with httpx2.AsyncClient(timeout=timeout, limits=limits, cookies=nothing, trust_env=False) as client:
             self.client = client
             yield
         await self.batcher.stop()
@@ -151,40 +146,54 @@ class _Gateway:
 
     async def _ready(self, request: Request) -> Response:
         try:
-            answer = await self._ask("GET", "/v2/health/ready", request)
+            answer = await self._ask("GET", request)
         except Refused as refused:
             return Refused(503, str(refused)).response
-        return _as_it_came(answer)
+        return as_it_came(answer)
 
     async def _server(self, request: Request) -> Response:
-        answer = await self._ask("GET", "/v2", request)
+        answer = await self._ask("GET", request)
         try:
             about = orjson.loads(answer.content)
             extensions = list(about.get("extensions") or [])
         except (ValueError, AttributeError, TypeError):
-            return _as_it_came(answer)
+            return as_it_came(answer)
         if answer.status_code != 200:
-            return _as_it_came(answer)
+            return as_it_came(answer)
         about["extensions"] = [*extensions, *([] if BINARY in extensions else [BINARY])]  # it is translated here
         return Response(orjson.dumps(about), media_type="application/json")
 
     async def _other(self, request: Request) -> Response:
-        if request.method == "POST" and request.url.path.rstrip("/").endswith("/infer"):
-            raise Refused(404, "requests for answers must go to /v2/models/NAME[/versions/VERSION]/infer.")
+        if request.method not in ("GET", "HEAD", "OPTIONS") and self._could_answer(segments_of(request)):
+            why = "images are transformed in POST /v2/models/NAME[/versions/VERSION]/infer only."
+            raise Refused(501, f"no other request may ask a protected model for answers: {why}")
         return await self._pass(request)
 
+    def _could_answer(self, path: list[str]) -> bool:
+        """Say whether a path that is not the one of infer may lead to answers of a protected model."""
+        if not self.settings.models:
+            return path[:2] != ["v2", "repository"]
+        if len(path) < 3 or path[1] != "models":
+            return False
+        return path[2].partition(":")[0] in self.settings.models
+
     async def _pass(self, request: Request) -> Response:
-        path = _path(request) + (f"?{request.url.query}" if request.url.query else "")
         body = await self._body(request, unpack=False)
-        headers = {"content-encoding": packed} if (packed := request.headers.get("content-encoding")) else {}
-        return _as_it_came(await self._ask(request.method, path, request, content=body, headers=headers))
+        packed = [(name, value) for name, value in request.headers.raw if name == b"content-encoding"]
+        answer = await self._ask(request.method, request, content=body, headers=packed)
+        response = as_it_came(answer)
+        if request.method == "HEAD":  # the length of what is not sent
+            length = [(name, value) for name, value in answer.headers.raw if name.lower() == b"content-length"]
+            kept = [(name, value) for name, value in response.raw_headers if name != b"content-length"]
+            response.raw_headers = [*kept, *length]
+        return response
 
     async def _infer(self, request: Request) -> Response:
         models = self.settings.models
         if models and request.path_params["model"] not in models:
             return await self._pass(request)
         body = await self._body(request, unpack=True)
-        message = await asyncio.to_thread(decode, body, _length(request), "inputs")
+        message = await asyncio.to_thread(decode, body, header_length(request), "inputs")
         found = self.images.find(message)
         x = await asyncio.to_thread(self.images.read, found)
         with self.metrics.transforming(len(x)):
@@ -194,18 +203,20 @@ class _Gateway:
         sent = self.images.put(message, found, made)
         content, headers = await asyncio.to_thread(for_upstream, sent, wishes, takes_binary)
         with self.metrics.asking():
-            answer = await self._ask("POST", _path(request), request, content=content, headers=headers)
+            answer = await self._ask("POST", request, content=content, headers=as_raw(headers))
+        if answer.status_code != 200:
+            self.binary = None  # it may be another server by now
         if answer.status_code != 200 or takes_binary or not wishes.binary:
-            return _as_it_came(answer)
+            return as_it_came(answer)
         try:
             made_of, headers = await asyncio.to_thread(for_client, answer.content, wishes)
         except WireError as error:
             raise Refused(502, f"the server behind must answer in the protocol: {error}") from error
-        return Response(made_of, 200, {**_passed(answer.headers), **headers})
+        return make_response(made_of, 200, passed_on(answer.headers.raw, as_raw(headers)))
 
     async def _takes_binary(self, request: Request) -> bool:
         if self.binary is None:
-            answer = await self._ask("GET", "/v2", request)
+            answer = await self._ask("GET", request, path=b"/v2")
             try:
                 known = orjson.loads(answer.content) if answer.status_code == 200 else None
             except ValueError:
@@ -217,72 +228,48 @@ class _Gateway:
 
     async def _body(self, request: Request, *, unpack: bool) -> bytes:
         most = self.settings.max_body
-        too_large = Refused(413, f"the body must have at most {most} bytes: it has more.")
         packed = request.headers.get("content-encoding", "").lower() if unpack else ""
-        unpacker = _unpacker(packed)
-        parts, size = [], 0
+        unpacker = unpacker_for(packed)
+        parts, came, size = [], 0, 0
         try:
             async with asyncio.timeout(self.settings.timeout):
                 async for chunk in request.stream():
+                    came += len(chunk)
+                    if unpacker is not None and unpacker.eof and chunk:
+                        raise Refused(400, f"the body must be one piece of {packed}: more came behind its end.")
                     part = chunk if unpacker is None else unpacker.decompress(chunk, most - size + 1)
                     size += len(part)
-                    if size > most:
-                        raise too_large
+                    if max(came, size) > most:
+                        raise Refused(413, f"the body must have at most {most} bytes: it has more.")
                     parts.append(part)
         except TimeoutError as error:
             raise Refused(408, f"the body must arrive within {self.settings.timeout:g} seconds.") from error
         except zlib.error as error:
             raise Refused(400, f"the body must be {packed}: {error}.") from error
-        if unpacker is not None and not unpacker.eof:
-            raise Refused(400, f"the body must be {packed}: it is not whole.")
+        if unpacker is not None and (not unpacker.eof or unpacker.unused_data):
+            raise Refused(400, f"the body must be one whole piece of {packed}.")
         return b"".join(parts)
 
     async def _ask(
-        self, method: str, path: str, request: Request, *, content: bytes = b"", headers: dict[str, str] | None = None
+        self, method: str, request: Request, *, path: bytes = b"", content: bytes = b"", headers: Headers | None = None
     ) -> httpx2.Response:
-        passed = _passed(request.headers)
-        passed.pop(HEADER.lower(), None) if headers and "content-type" in headers else None
-        if self.settings.token is not None:
-            passed.pop("authorization", None)  # it was meant for this gateway
+        """Ask the server behind for the path of the request, or another one, with the request's headers and some more.
+
+        Raises:
+            Refused: it cannot be reached, or does not answer in time.
+        """
+        passed = passed_on(request.headers.raw, headers or [])
+        if self.settings.token is not None or self.settings.upstream_token is not None:  # it was meant for this gateway
+            passed = [(name, value) for name, value in passed if name != b"authorization"]
         if self.settings.upstream_token is not None:
-            passed["authorization"] = f"Bearer {self.settings.upstream_token}"
+            passed.append((b"authorization", f"Bearer {self.settings.upstream_token}".encode()))
+        target = path or target_of(request)
+        url = self.upstream.copy_with(raw_path=self.upstream.raw_path.rstrip(b"/") + target)
         try:
-            return await self.client.request(
-                method, self.upstream + path, content=content or None, headers={**passed, **(headers or {})}
-            )
-        except httpx2.TimeoutException as error:
+            async with asyncio.timeout(self.settings.timeout):
+                return await self.client.request(method, url, content=content or None, headers=passed)
+        except (TimeoutError, httpx2.TimeoutException) as error:
             why = f"the server behind must answer within {self.settings.timeout:g} seconds."
             raise Refused(504, why) from error
-        except httpx2.HTTPError as error:
-            raise Refused(502, f"the server behind must be reachable: {error or type(error).__name__}.") from error
-
-
-def _path(request: Request) -> str:
-    return bytes(request.scope["raw_path"]).partition(b"?")[0].decode("ascii")
-
-
-def _as_it_came(answer: httpx2.Response) -> Response:
-    return Response(answer.content, answer.status_code, _passed(answer.headers))
-
-
-def _passed(headers: Any) -> dict[str, str]:
-    named = {name.strip().lower() for name in headers.get("connection", "").split(",")}
-    return {name.lower(): value for name, value in headers.items() if name.lower() not in _NOT_PASSED | named}
-
-
-def _length(request: Request) -> int | None:
-    text = request.headers.get(HEADER)
-    if text is None:
-        return None
-    if not text.isascii() or not text.isdigit() or len(text) > 15:
-        raise WireError(f"{HEADER} must be a whole number: got {text[:40]!r}.")
-    return int(text)
-
-
-def _unpacker(packed: str) -> Any:
-    if packed in ("", "identity"):
-        return None
-    bits = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}.get(packed)
-    if bits is None:
-        raise Refused(415, f"the body must be gzip or deflate, or not packed: got {packed[:40]!r}.")
-    return zlib.decompressobj(bits)
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise Refused(502, f"the server behind must be reachable: {type(error).__name__}.") from error

@@ -49,8 +49,12 @@ class Settings:
     key: Path | None = None
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.upstream)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        try:
+            parts = urlsplit(self.upstream)
+            known = parts.port is None or parts.port > 0
+        except ValueError as error:
+            raise ConfigError(f"--upstream must be a server's address: got {self.upstream!r}: {error}.") from error
+        if not known or parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ConfigError(f"--upstream must be a server's address, http://HOST:PORT: got {self.upstream!r}.")
         require(
             not parts.path.rstrip("/").endswith("/v2") and "/v2/" not in parts.path,
@@ -61,6 +65,6 @@ class Settings:
             value = getattr(self, name)
             require(value >= 1, f"{name} must be at least 1: got {name}={value}.")
         require(0 <= self.max_wait <= 60, f"max_wait must be in 0..60 seconds: got max_wait={self.max_wait}.")
-        require(self.timeout > 0, f"timeout must be positive: got timeout={self.timeout}.")
+        require(0 < self.timeout <= 86400, f"timeout must be in 0..86400 seconds: got timeout={self.timeout}.")
         both = (self.certificate is None) == (self.key is None)
         require(both, "--certificate and --key must come together: got one of them.")

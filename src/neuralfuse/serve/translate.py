@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from neuralfuse.wire import HEADER, Message, WireError, decode, encode
 
 BINARY = "binary_tensor_data"
@@ -59,11 +61,24 @@ class Wishes:
 def for_upstream(request: Message, wishes: Wishes, takes_binary: bool) -> tuple[bytes, dict[str, str]]:
     """Return body and headers of a request as the server takes it."""
     if not takes_binary:
+        _check_json(request)
         request = replace(request, other=_without_wishes(request.other))
     body, length = encode(request, "inputs", binary=takes_binary)
     if length is None:
         return body, {"content-type": _JSON}
     return body, {"content-type": _BYTES, HEADER: str(length)}
+
+
+def _check_json(request: Message) -> None:
+    """Raise a `WireError` where JSON, all that the server takes, would change an input."""
+    for one in request.tensors:
+        if one.datatype.startswith("FP") and not np.isfinite(one.values).all():
+            raise WireError(f"{one.name} must be finite: the server behind takes JSON, which has no other numbers.")
+        if one.datatype == "BYTES":
+            try:
+                b"".join(one.values.reshape(-1)).decode()
+            except UnicodeDecodeError as error:
+                raise WireError(f"{one.name} must be UTF-8: the server behind takes JSON.") from error
 
 
 def for_client(body: bytes, wishes: Wishes) -> tuple[bytes, dict[str, str]]:

@@ -143,13 +143,20 @@ def _tensor(one: Any, rest: memoryview, where: str) -> tuple[WireTensor, int]:
     count, size = math.prod(shape), parameters.get("binary_data_size")
     if size is None:
         values = from_json(one.get("data"), datatype, count, where)
-        return WireTensor(name, datatype, values.reshape(shape), parameters), 0
+        return WireTensor(name, datatype, _shaped(values, shape, where), parameters), 0
     if type(size) is not int or not 0 <= size <= len(rest):
         raise WireError(f"{where} must have a binary_data_size in 0..{len(rest)}, what is left: got {size!r}.")
     if "data" in one:
         raise WireError(f"{where} must have its data as JSON or as bytes: got both.")
     values = from_bytes(rest[:size], datatype, count, where)
-    return WireTensor(name, datatype, values.reshape(shape), parameters), size
+    return WireTensor(name, datatype, _shaped(values, shape, where), parameters), size
+
+
+def _shaped(values: Array, shape: list[int], where: str) -> Array:
+    try:
+        return values.reshape(shape)
+    except (ValueError, OverflowError) as error:  # no values, but sizes beyond all bounds
+        raise WireError(f"{where} must have a shape that can be: got {shape}.") from error
 
 
 def _parsed(text: bytes) -> Any:
