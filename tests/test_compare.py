@@ -246,3 +246,28 @@ def test_the_page_names_every_method():
     listed = {name: access for names, _, access in rows for name in re.findall(r"`(.+?)`", names)}
     assert set(listed) == set(USUAL)
     assert all(listed[name] == (", ".join(needs(parse(name))) or "-") for name in USUAL)
+
+
+def test_what_the_page_says_was_found_is_in_the_record():
+    record = json.loads((ROOT / "results" / "comparisons" / "gtsrb-vgg11-cpu-reference.json").read_text())
+    rows = {(one["method"], one["ber"]): one for one in record["rows"] if one["measured"] is not None}
+    every = {method for method, _ in rows}
+    generators = every & {"convl", "convs", "deconvl", "deconvs", "unetl", "unets"}
+    assert len(generators) == 6 and record["config"]["chips"] == 30
+
+    def more(one: str, other: str, ber: float) -> tuple[float, float]:
+        return Difference.of(rows[one, ber], rows[other, ber]).interval
+
+    for ber in (0.005, 0.01, 0.02):
+        assert all(more("unetl", other, ber)[0] > 0 for other in generators - {"unetl"})
+        assert all(more("smaller", other, ber)[0] > 0 for other in every - {"smaller"})
+        assert max(more("uip", "none", ber)) < 3
+        assert rows["smaller", ber]["measured"]["energy"] < rows["none", ber]["measured"]["energy"] < 1
+        assert all(rows[name, ber]["measured"]["energy"] > 1 for name in generators)
+    for ber in (0.01, 0.02):
+        assert all(more("reestimate", other, ber)[0] > 0 for other in generators)
+        assert all(more("randbet", other, ber)[0] > 0 for other in every - {"randbet", "smaller", "weight-clipping"})
+    for one, other in (("reestimate", "unetl"), ("randbet", "weight-clipping")):
+        low, high = more(one, other, 0.005)
+        assert low < 0 < high
+    assert more("randbet", "weight-clipping", 0.02)[0] > 0

@@ -117,8 +117,10 @@ def energy_chart(found: Found) -> Iterator[Figure]:
             axes.set_xscale("log")
             axes.set_xlabel("energy of the weights' accesses, over the plain model's at full voltage (log)")
             axes.set_ylabel("accuracy (%)")
-            axes.xaxis.set_major_formatter(lambda value, place: f"{100 * value:.0f}%")
-            axes.xaxis.set_minor_formatter(lambda value, place: "")
+            low, high = axes.get_xlim()
+            ticks = [one for one in (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0) if low <= one <= high]
+            axes.set_xticks(ticks, [f"{100 * one:g}%" for one in ticks])
+            axes.set_xticks([], minor=True)
             axes.grid()
             axes.legend(title=f"rate ({faults})", frameon=False, fontsize=8, title_fontsize=8)
         names = ", ".join(dict.fromkeys(row["method"] for row in front(own)))
