@@ -3,8 +3,8 @@
 Starts a server of the Open Inference Protocol (a tiny model behind uvicorn, or with --mlserver MLServer), the gateway
 before it, and clients that send images as fast as they are answered. First: requests a second and latency, the server
 alone and through the gateway in turn. Then, with the clients going on: the server is stopped for a while, killed, and
-started again. Every answer is compared with what it must be; memory is watched. Prints the table of
-docs/benchmarks.md; --out keeps the record.
+started again. Every answer is compared with what it must be; memory is watched. Prints a table; --out keeps
+the record.
 """
 
 from __future__ import annotations
