@@ -27,10 +27,12 @@ from neuralfuse.files import read_tensors
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy
 from neuralfuse.nets import base_model
+from neuralfuse.nets.base import seeded
 from neuralfuse.quant import Layers, Scheme, fake_quantize
 from neuralfuse.train import Pass, ProgressBar, TensorBoard, eopm_backward, passes, pretrain, train_base, train_fuse
 from neuralfuse.train.eopm import _Eopm
 from neuralfuse.train.loop import CHECKPOINT, Batches
+from neuralfuse.train.qat import fastest_layout
 
 
 def faulted_copy(model: nn.Module, chip: Chip) -> nn.Module:
@@ -354,6 +356,31 @@ def test_base_training_learns(data):
     state = train_base(model, data, QatConfig(epochs=15, batch=16, lr=0.05))
     assert state.best_score > 90
     assert not model.training
+
+
+class Viewing(nn.Module):
+    """Insists on the channel in second place, as many of other people's networks do."""
+
+    def forward(self, x):
+        return x.view(len(x), -1)
+
+
+class Unordered(nn.Module):
+    """Flattens in the order of memory, whatever that means."""
+
+    def forward(self, x):
+        return torch.as_strided(x, (len(x), x[0].numel()), (x[0].numel(), 1))
+
+
+def test_images_lie_with_the_channel_last_where_the_model_bears_it():
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def network(flatten: nn.Module) -> nn.Module:
+        return seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), flatten, nn.Linear(4 * 36, 5)), 0)
+
+    assert fastest_layout(network(nn.Flatten()), images) is torch.channels_last
+    assert fastest_layout(network(Viewing()), images) is torch.contiguous_format
+    assert fastest_layout(network(Unordered()), images) is torch.contiguous_format
 
 
 def test_early_stopping_waits_for_its_patience(data):
