@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import platform
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, child_environment
 from neuralfuse import published
 from neuralfuse.cli.main import run
 from neuralfuse.errors import ConfigError, DataError, OutputError, UnfinishedError, UnknownNameError
@@ -579,6 +582,32 @@ def test_nonsense_gets_one_line(options, message, tmp_path, monkeypatch, capsys)
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+FRESH_PAGES = """
+import resource, torch
+from neuralfuse.reproduce.engines import keep_freed_memory
+def fresh_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.empty(1 << 21).fill_(1.0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+given_back = fresh_pages()
+keep_freed_memory()
+fresh_pages()
+print(given_back, fresh_pages())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have settings of their own")
+def test_a_worker_keeps_freed_memory_for_the_next_tensor():
+    dask_s = {**child_environment(), "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH_PAGES], env=dask_s, capture_output=True, text=True, check=True, timeout=120
+    )
+    given_back, kept = map(int, done.stdout.split())
+    assert given_back > 20 * 1000  # 8 MiB a tensor, in pages of 4 KiB or more
+    assert kept < given_back / 100
 
 
 def test_worker_processes_need_dask(monkeypatch):
