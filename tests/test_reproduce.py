@@ -8,17 +8,19 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
 from conftest import ROOT, child_environment
 from neuralfuse import published
 from neuralfuse.cli.main import run
-from neuralfuse.errors import ConfigError, DataError, OutputError, UnfinishedError, UnknownNameError
-from neuralfuse.reproduce import TABLES, Job, Place, Request, as_markdown, as_text, engine, load_scale
+from neuralfuse.errors import ConfigError, DataError, FileFormatError, OutputError, UnfinishedError, UnknownNameError
+from neuralfuse.reproduce import TABLES, Job, Place, Request, as_markdown, as_text, engine, load_scale, read_known
 from neuralfuse.reproduce import runner as running
 from neuralfuse.reproduce.cost import Speed, duration
 from neuralfuse.reproduce.engines import InProcess, OnDask
+from neuralfuse.reproduce.known import joined
 from neuralfuse.reproduce.measurements import EvaluationStep
 from neuralfuse.reproduce.perform import Outcome, perform
 from neuralfuse.reproduce.record import table_record
@@ -26,7 +28,7 @@ from neuralfuse.reproduce.runner import Progress, ordered
 from neuralfuse.reproduce.scale import FACTS
 from neuralfuse.reproduce.steps import Step
 from neuralfuse.reproduce.store import Store
-from neuralfuse.reproduce.tables import choose, steps_of
+from neuralfuse.reproduce.tables import choose
 from neuralfuse.reproduce.trainings import ModuleStep
 
 REQUEST = Request(load_scale("smoke"))
@@ -73,6 +75,10 @@ def step_of(name: str, request: Request = REQUEST, **where) -> EvaluationStep:
     return step
 
 
+def all_steps(*tables: str) -> list[Step]:
+    return list(Job.of(tables, {}, REQUEST, Place(Path("nowhere"))).work.steps)
+
+
 def test_a_transfer_is_trained_on_another_base_model_and_at_a_higher_rate():
     step = step_of("table1", source="ResNet18", target="VGG19", ber=0.01, generator="UNetL")
     assert step.base.network == "vgg19-tiny"
@@ -112,15 +118,13 @@ def test_tables_share_steps():
     shared = row_of("table12", base="VGG11", ber=0.01, generator="UNetS")
     where = {name: shared[name] for name in ("base", "ber", "generator")}
     assert step_of("table12", **where).address == step_of("table3", **where).address
-    ours = {step.address for step in ordered(steps_of(choose(["table16"]), REQUEST)) if isinstance(step, ModuleStep)}
-    theirs = {step.address for step in ordered(steps_of(choose(["table12"]), REQUEST))}
+    ours = {step.address for step in all_steps("table16") if isinstance(step, ModuleStep)}
+    theirs = {step.address for step in all_steps("table12")}
     assert ours <= theirs
 
 
 def test_modules_of_a_generator_share_the_start_that_knows_no_base_model():
-    modules = [
-        step for step in ordered(steps_of(choose(["table11", "table12"]), REQUEST)) if isinstance(step, ModuleStep)
-    ]
+    modules = [step for step in all_steps("table11", "table12") if isinstance(step, ModuleStep)]
     starts = {(step.generator, step.start) for step in modules}
     assert len(starts) == 7
     for generator, start in starts:
@@ -138,7 +142,7 @@ def test_modules_of_a_generator_share_the_start_that_knows_no_base_model():
 
 
 def test_equal_steps_have_one_address_in_all_tables():
-    steps = ordered(steps_of(choose(["all"]), REQUEST))
+    steps = all_steps("all")
     assert len({step.address for step in steps}) == len(set(steps)) == len(steps)
 
 
@@ -257,6 +261,54 @@ def test_a_scale_that_lacks_networks_or_data_shows_the_rest(tmp_path):
     (tmp_path / "smoke.toml").write_text(own.read_text())
     with pytest.raises(ConfigError, match="a scale of your own must have a name of its own: got .*smoke.toml"):
         load_scale(str(tmp_path / "smoke.toml"))
+
+
+# Records from elsewhere
+
+ELSEWHERE = ROOT / "results/paper/table13-cpu-reference.json"
+
+
+def test_rows_known_from_elsewhere_are_taken_over_and_not_measured_again(tmp_path):
+    request = Request(load_scale("cpu"))
+    known = read_known([ELSEWHERE], request)
+    theirs = [row for row in known["table13"]["rows"] if row["measured"]]
+    of_vgg11 = {"base": ["VGG11"], "ber": ["0.01"]}
+    job = Job.of(["table13"], of_vgg11, request, Place(tmp_path), known)
+    assert len(theirs) >= 6
+    assert not job.work.steps
+    assert Job.of(["table13"], of_vgg11, request, Place(tmp_path)).work.steps
+    assert Job.of(["table13"], of_vgg11, replace(request, seed=1), Place(tmp_path), known).work.steps  # other steps
+    (record,) = job.records()
+    assert [row for row in record["rows"] if row["measured"]] == theirs
+    assert (record["steps"], record["learning"]) == (known["table13"]["steps"], known["table13"]["learning"])
+    assert record["run"]["seconds"] == known["table13"]["run"]["seconds"]
+
+
+def test_one_s_own_rows_stand_before_known_ones(tmp_path):
+    known = json.loads(ELSEWHERE.read_text())
+    first, second = [row for row in known["rows"] if row["measured"]][:2]
+    own = {**first, "measured": {**first["measured"], "pa": 1.0}}
+    rows = [{**row, "measured": None} if row["of"] != first["of"] else own for row in known["rows"]]
+    run = {**known["run"], "seconds": 10.0, "hardware": ["a machine"], "steps": {}}
+    record = joined({**known, "rows": rows, "steps": {}, "learning": {}, "run": run}, known)
+    assert [row["measured"]["pa"] for row in record["rows"] if row["measured"]][:2] == [1.0, second["measured"]["pa"]]
+    assert record["run"]["hardware"] == [*known["run"]["hardware"], "a machine"]
+    assert record["run"]["seconds"] == pytest.approx(known["run"]["seconds"] + 10)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({}, {"seed": 3}, "a known record must be made with .*'seed': 3.*: .*known.json is with .*'seed': 0"),
+        ({"config": {"scale": "full", "faults": "flip", "seed": 0}}, {}, "known.json is with .*'full'"),
+        ({"schema": "neuralfuse/evaluation/1"}, {}, "must have schema 'neuralfuse/table/1'"),
+    ],
+)
+def test_known_records_must_be_of_the_same_making(change, options, message, tmp_path):
+    path = tmp_path / "known.json"
+    path.write_text(json.dumps({**json.loads(ELSEWHERE.read_text()), **change}))
+    with pytest.raises((ConfigError, FileFormatError), match=message):
+        read_known([path], Request(load_scale("cpu"), **options))
 
 
 # The store

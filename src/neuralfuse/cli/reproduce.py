@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -22,6 +23,7 @@ def reproduce(
     rows: list[str] | None = None,
     faults: str = "reference",
     seed: int = 0,
+    known: list[Path] | None = None,
     work: Annotated[WorkOptions, _FLAT] = _WORK,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
@@ -46,12 +48,14 @@ def reproduce(
         What a rate means: reference (the paper's fault map), stuck (independent faulty cells), or flip (inverted bits).
     seed
         Seed of all trainings.
+    known
+        Record of a table from elsewhere. What it measured is taken over and not measured again. Repeat it for others.
     """
-    from neuralfuse.reproduce import Job, Request, as_text, load_scale  # noqa: PLC0415
+    from neuralfuse.reproduce import Job, Request, as_text, load_scale, read_known  # noqa: PLC0415
 
     place = work.place(common)
     request = Request(load_scale(scale), faults, seed, place.device)  # type: ignore[arg-type]
-    job = Job.of(tables, _wanted(rows or []), request, place)
+    job = Job.of(tables, _wanted(rows or []), request, place, read_known(known or [], request))
     if work.show_only(job.work, job.count, common):
         return
     records = work.run(

@@ -1,6 +1,7 @@
 """The paper's tables and plots made anew, at three scales, from a graph of steps that are each done once."""
 
 from neuralfuse.reproduce.engines import engine
+from neuralfuse.reproduce.known import read_known
 from neuralfuse.reproduce.make import Job
 from neuralfuse.reproduce.place import ANY_DEVICE, Place
 from neuralfuse.reproduce.runner import Progress
@@ -23,5 +24,6 @@ __all__ = [
     "engine",
     "load_scale",
     "outline",
+    "read_known",
     "standing",
 ]

@@ -96,8 +96,8 @@ class OnDask:
 def keep_freed_memory() -> None:
     """Have the C library, where it is glibc, keep freed memory for the next tensor of this process.
 
-    Dask has its workers give it back at once (``MALLOC_TRIM_THRESHOLD_``). Every tensor is then made of fresh pages, which
-    makes a training step up to twice as long.
+    Dask has its workers give it back at once (``MALLOC_TRIM_THRESHOLD_``). Every tensor is then made of fresh pages,
+    which makes a training step up to twice as long.
     """
     trim_threshold, mmap_max = -1, -4
     with suppress(AttributeError, OSError):

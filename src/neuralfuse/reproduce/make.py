@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from neuralfuse.files import write_json
 from neuralfuse.reproduce.draw import draw
 from neuralfuse.reproduce.engines import Engine
+from neuralfuse.reproduce.known import Record, joined, known_row
 from neuralfuse.reproduce.place import Place
 from neuralfuse.reproduce.record import table_record
 from neuralfuse.reproduce.runner import Progress
-from neuralfuse.reproduce.tables import Request, choose, steps_of
+from neuralfuse.reproduce.steps import Step
+from neuralfuse.reproduce.tables import TABLES, Request, choose
 from neuralfuse.reproduce.work import Work
 
 
@@ -25,21 +27,35 @@ class Job:
         chosen: The rows by table.
         request: What they are made with.
         place: Where.
+        known: Records of tables from elsewhere, by table; what they measured is not measured again.
     """
 
     chosen: Mapping[str, Sequence[Mapping[str, Any]]]
     request: Request
     place: Place
+    known: Mapping[str, Record] = field(default_factory=dict)
 
     @staticmethod
-    def of(names: Sequence[str], where: Mapping[str, Sequence[str]], request: Request, place: Place) -> Job:
+    def of(
+        names: Sequence[str],
+        where: Mapping[str, Sequence[str]],
+        request: Request,
+        place: Place,
+        known: Mapping[str, Record] | None = None,
+    ) -> Job:
         """Return the job of some names; see `choose` for its errors."""
-        return Job(choose(names, where), request, place)
+        return Job(choose(names, where), request, place, known or {})
 
     @property
     def work(self) -> Work:
-        """All steps of the rows."""
-        return Work.of(steps_of(self.chosen, self.request), self.place)
+        """The steps of all rows that are not known."""
+        steps: list[Step] = []
+        for name, rows in self.chosen.items():
+            for row in rows:
+                step = TABLES[name].step(self.request, row)
+                if step is not None and known_row(row, step.address, self.known.get(name)) is None:
+                    steps.append(step)
+        return Work.of(steps, self.place)
 
     @property
     def count(self) -> int:
@@ -68,7 +84,8 @@ class Job:
     def records(self) -> list[dict[str, Any]]:
         """Return the tables as they stand, with all their rows."""
         every = choose(list(self.chosen))
-        return [table_record(name, rows, self.request, self.place) for name, rows in every.items()]
+        made = {name: table_record(name, rows, self.request, self.place) for name, rows in every.items()}
+        return [joined(record, self.known[name]) if name in self.known else record for name, record in made.items()]
 
     def write(self) -> list[dict[str, Any]]:
         """Write the tables as they stand, and the pictures of figures; return their records."""

@@ -293,9 +293,3 @@ def _value(row: Mapping[str, Any], column: str) -> str | None:
 
 def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def steps_of(chosen: Mapping[str, Sequence[Mapping[str, Any]]], request: Request) -> list[Step]:
-    """Return the steps that some rows ask for, without those that these need in turn."""
-    found = [TABLES[name].step(request, row) for name, rows in chosen.items() for row in rows]
-    return [step for step in found if step is not None]
