@@ -34,10 +34,12 @@ from neuralfuse.faults import (
     Flip,
     Layout,
     Lines,
+    OneChip,
     Reference,
     Stuck,
     Synthetic,
     Transient,
+    evaluation_chips,
     from_config,
 )
 
@@ -303,7 +305,25 @@ def test_models_survive_json(name):
 
 def test_every_model_is_tried():
     kinds = {promise.model.kind for promise in promises(0.1).values()}
-    assert kinds | {"map", "saved"} == set(FAULT_MODELS)
+    assert kinds | {"map", "saved", "one-chip"} == set(FAULT_MODELS)
+
+
+def test_one_chip_is_the_same_whatever_seed_is_asked_for():
+    other = Stuck(ber=0.1)
+    model = OneChip(faults=other, seed=7)
+    wanted = packed(other.cells(SMALL, 7, CPU))
+    assert all(np.array_equal(packed(model.cells(SMALL, seed, CPU)), wanted) for seed in (0, 7, 40_000))
+    assert (model.ber, model.cell_rate, model.one_chip, model.permanent) == (0.1, 0.1, True, model)
+    assert len(evaluation_chips(model, 5)) == 1
+    half = model.at(0.05)
+    assert np.isin(half.cells(SMALL, 3, CPU).cell, model.cells(SMALL, 3, CPU).cell).all()
+    assert from_config(model.to_config()) == model
+    mixed = OneChip(faults=Combined(parts=(other, Transient(faults=Flip(ber=0.1)))), seed=7)
+    assert np.array_equal(packed(mixed.permanent.cells(SMALL, 0, CPU)), packed(other.cells(SMALL, 7, CPU)))
+    with pytest.raises(ConfigError, match="seed must be a whole number of at least 0: got seed=-1"):
+        OneChip(faults=other, seed=-1)
+    with pytest.raises(ConfigError, match="faults must be a fault model: got 'stuck'"):
+        OneChip(faults="stuck", seed=1)
 
 
 @pytest.mark.parametrize("name", NAMES)

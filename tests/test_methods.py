@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,14 +16,15 @@ from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.data import load_data
 from neuralfuse.errors import NeuralFuseError
 from neuralfuse.evaluation import t_interval
-from neuralfuse.faults import Chip, evaluation_chips, fault_model
+from neuralfuse.faults import Chip, OneChip, evaluation_chips, fault_model
 from neuralfuse.memory import ZeroFaultyWords, deploy
 from neuralfuse.methods import METHODS, Method, Protected, Setting, identity, measure, needs, parse, seconds
 from neuralfuse.methods.activation import activation_ranges
 from neuralfuse.methods.base import calibration_inputs
 from neuralfuse.nets import BaseModel, base_model
 from neuralfuse.pipeline import make_base
-from neuralfuse.scoring import accuracy, plain_inputs
+from neuralfuse.scoring import accuracy, plain_inputs, transform
+from neuralfuse.train import train_fuse
 
 FLIPS = fault_model("flip", ber=0.02)
 
@@ -175,6 +177,22 @@ def test_measuring_no_protection_is_plain_evaluation(made, setting):
         assert (result.seed, result.pa) == (chip.seed, accuracy(made.deployed.perturbed(chip), x, labels))
 
 
+def test_a_calibrated_module_is_trained_for_each_chip_alone(trained, setting):
+    setting = replace(setting, eopm=EopmConfig(epochs=1, batch=16))
+    made = protected("unets+calibrate:images=20,steps=3,batch=8,lr=0.01", trained, setting)
+    nominal, results = measure(made, setting.data.test, FLIPS, 2)
+    x, labels = plain_inputs(setting.data.test, made.deployed.input_range), setting.data.test.labels
+    assert nominal == accuracy(made.deployed, transform(made.fuse, x), labels)
+    config = EopmConfig(
+        ber=FLIPS.ber, faults="one-chip", labels="model", images=20, max_steps=3, epochs=3, batch=8, lr=0.01, n_chips=1
+    )
+    for chip, result in zip(evaluation_chips(FLIPS, 2), results, strict=True):
+        fuse = copy.deepcopy(made.fuse)
+        train_fuse(fuse, made.deployed, setting.data, config, faults=OneChip(faults=FLIPS, seed=chip.seed))
+        assert not torch.equal(fuse(x), made.fuse(x))
+        assert result.pa == accuracy(made.deployed.perturbed(chip), transform(fuse, x), labels)
+
+
 def test_what_is_known_is_not_measured_again(made, setting):
     _, results = measure(made, setting.data.test, FLIPS, 4)
     told = []
@@ -215,6 +233,9 @@ class _Shift(nn.Module):
         ("batch-statistics+reestimate", "must have running statistics"),
         ("reestimate+reestimate", "only one method may prepare"),
         ("reestimate+convs", "must come before a method that prepares"),
+        ("calibrate", "calibrate must come after a NeuralFuse, e.g. unetl.calibrate"),
+        ("convs+batch-statistics+calibrate", "calibrate must come before methods that change answers"),
+        ("convs+calibrate+reestimate", "only one method may prepare a chip's model or its NeuralFuse"),
     ],
 )
 def test_what_does_not_go_together_is_refused(text, says, made, setting):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from conftest import toy_data
 from neuralfuse.config import BASE_RECIPES, EopmConfig, QatConfig, base_recipe
+from neuralfuse.data import Split
 from neuralfuse.errors import (
     ConfigError,
     DivergenceError,
@@ -22,7 +24,7 @@ from neuralfuse.errors import (
     RateError,
     UnknownNameError,
 )
-from neuralfuse.faults import Chip, Stuck, fault_model
+from neuralfuse.faults import Chip, OneChip, Stuck, fault_model
 from neuralfuse.files import read_tensors
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy
@@ -448,9 +450,56 @@ def test_a_fault_model_with_more_to_it_is_trained_against(data, small_net):
     assert fuse.trained["data"]["name"] == "toy"
 
 
+# One chip, its own answers
+
+
+def test_the_model_s_own_answers_are_what_is_learned_from(small_net, data):
+    fuse, base = small_fuse(), deploy(small_net)
+    task = _Eopm(fuse, [base], data, replace(EOPM, labels="model"), Stuck(ber=0.05))
+    images = data.train.images[:16]
+    task.backward(images, torch.zeros(16, dtype=torch.int64), step=0)
+    learned = [parameter.grad.clone() for parameter in fuse.parameters()]
+    with torch.no_grad():
+        answers = base(images.float() / 127.5 - 1).softmax(1)
+    for parameter in fuse.parameters():
+        parameter.grad = None
+    _Eopm(fuse, [base], data, EOPM, Stuck(ber=0.05)).backward(images, answers, step=0)
+    for parameter, other in zip(fuse.parameters(), learned, strict=True):
+        assert torch.allclose(parameter.grad, other, rtol=1e-4, atol=1e-7)
+
+
+def test_no_labels_and_no_other_images_are_looked_at(small_net, data):
+    config = replace(EOPM, labels="model", images=12, max_steps=6)
+    chosen = data.train.order("toy", "calibration images")[:12]
+    rest = torch.ones(len(data.train), dtype=torch.bool)
+    rest[chosen] = False
+    images = data.train.images.clone()
+    images[rest] = 0
+    without = Split(images, 1 - data.train.labels)
+    other = replace(data, train=without, validation=without)
+    faults = OneChip(faults=Stuck(ber=0.05), seed=3)
+    made, config = [], replace(config, ber=None, faults="one-chip")
+    for given in (data, other):
+        fuse = small_fuse()
+        state = train_fuse(fuse, deploy(small_net), given, config, faults=faults)
+        made.append((fuse.state_dict(), state.history))
+    assert made[0][1] == made[1][1]
+    assert all(torch.equal(tensor, made[1][0][name]) for name, tensor in made[0][0].items())
+    with pytest.raises(ConfigError, match=r"images must be in 0\.\.\d+: got images=1000"):
+        train_fuse(small_fuse(), deploy(small_net), data, replace(config, images=1000), faults=faults)
+
+
+def test_options_that_came_later_are_told_where_they_are_used_only():
+    assert not {"labels", "images"} & set(EOPM.to_config())
+    assert replace(EOPM, images=3).to_config()["images"] == 3
+    assert replace(EOPM, labels="model").to_config()["labels"] == "model"
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ({"labels": "modal"}, UnknownNameError, "Did you mean 'model'"),
+        ({"images": -1}, ConfigError, "images must be at least 0"),
         ({"ber": 1.5}, RateError, "ber must be in"),
         ({"epochs": 0}, ConfigError, "epochs must be at least 1"),
         ({"lr": 0.0}, ConfigError, "lr must be positive"),

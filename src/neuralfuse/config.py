@@ -12,6 +12,7 @@ Schedule = Literal["constant", "step", "cosine"]
 Optimizer = Literal["sgd", "adam"]
 Estimator = Literal["split", "crossed"]
 Autocast = Literal["bf16", "fp16"]
+Labels = Literal["data", "model"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +212,10 @@ class EopmConfig(LoopConfig):
         generator_bits: Word width of the generator's own convolution weights; 0 leaves them in floating point.
         validation_chips: Chips on which the state to keep is chosen.
         validation_images: Validation images used for that, at most.
+        labels: What is learned from: the data's labels, or the model's own answers without faults, for which no labels
+            are needed.
+        images: Training images used, drawn by a name, and validation is on them too: how few are enough for one chip.
+            0 for all.
     """
 
     ber: float | None = None
@@ -229,6 +234,8 @@ class EopmConfig(LoopConfig):
     generator_bits: int = 8
     validation_chips: int = 4
     validation_images: int = 2000
+    labels: Labels = "data"
+    images: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -237,7 +244,14 @@ class EopmConfig(LoopConfig):
         for name, weight in (("lam", self.lam), ("class_head", self.class_head)):
             require(weight >= 0 and math.isfinite(weight), f"{name} must be at least 0: got {name}={weight}.")
         self._at_least(1, "n_chips", "validation_chips", "validation_images")
-        self._at_least(0, "adversarial_bits")
+        self._at_least(0, "adversarial_bits", "images")
         self._word_width("generator_bits")
-        if self.estimator not in get_args(Estimator):
-            raise unknown_name("estimator", self.estimator, get_args(Estimator))
+        for kind, value, legal in (("estimator", self.estimator, Estimator), ("labels", self.labels, Labels)):
+            if value not in get_args(legal):
+                raise unknown_name(kind, value, get_args(legal))
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the configuration as JSON; see `QatConfig.to_config`."""
+        made = super().to_config()
+        unused = [name for name in ("labels", "images") if made[name] == getattr(EopmConfig, name)]
+        return {name: value for name, value in made.items() if name not in unused}

@@ -15,7 +15,7 @@ from neuralfuse.faults.chip import (
     training_chip,
     validation_chips,
 )
-from neuralfuse.faults.compose import BitRates, Combined, Transient
+from neuralfuse.faults.compose import BitRates, Combined, OneChip, Transient
 from neuralfuse.faults.correlated import Clusters, Lines
 from neuralfuse.faults.layout import Layout, Region
 from neuralfuse.faults.maps import FaultMap, import_map, synthetic_map
@@ -44,6 +44,7 @@ __all__ = [
     "Lines",
     "Mapping",
     "Measured",
+    "OneChip",
     "Reference",
     "Region",
     "Saved",

@@ -18,6 +18,64 @@ from neuralfuse.seeds import poisson_time
 
 
 @dataclass(frozen=True, kw_only=True)
+class OneChip(FaultModel):
+    """One chip of another fault model, whatever seed is asked for: what is trained for it, is trained for it alone.
+
+    Args:
+        faults: The other model.
+        seed: Of the chip.
+    """
+
+    kind: ClassVar[str] = "one-chip"
+    ber: float = field(init=False)
+    faults: FaultModel
+    seed: int
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.faults, FaultModel), f"faults must be a fault model: got {self.faults!r}.")
+        whole = isinstance(self.seed, int) and not isinstance(self.seed, bool) and self.seed >= 0
+        require(whole, f"seed must be a whole number of at least 0: got seed={self.seed!r}.")
+        object.__setattr__(self, "ber", self.faults.ber)
+
+    def cells(self, layout: Layout, seed: int, device: torch.device, *, read: int = 0) -> FaultyCells:
+        """Return the chip's faulty cells; see `FaultModel.cells`."""
+        return self.faults.cells(layout, self.seed, device, read=read)
+
+    def at(self, ber: float) -> Self:
+        """Return the same chip at another rate."""
+        return replace(self, faults=self.faults.at(ber))
+
+    def at_voltage(self, voltage: float, curve: VoltageCurve) -> Self:
+        """Return the same chip at another voltage."""
+        return replace(self, faults=self.faults.at_voltage(voltage, curve))
+
+    @property
+    def cell_rate(self) -> float:
+        """That of the other model."""
+        return self.faults.cell_rate
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the other model has one."""
+        return self.faults.has_map
+
+    @property
+    def one_chip(self) -> bool:
+        """Every seed is this chip."""
+        return True
+
+    def on_array(self, array: Array, mapping: Mapping) -> Self:
+        """Return the chip with its faults on this array."""
+        return replace(self, faults=self.faults.on_array(array, mapping))
+
+    @property
+    def permanent(self) -> FaultModel | None:
+        """The chip's permanent part."""
+        kept = self.faults.permanent
+        return None if kept is None else self if kept is self.faults else replace(self, faults=kept)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Combined(FaultModel):
     """Several kinds of faults in one memory; a later part acts on what the earlier ones read.
 
@@ -234,5 +292,5 @@ def _check_inner(kind: str, faults: object) -> None:
     require(isinstance(faults, FaultModel), f"faults of {kind!r} must be a fault model: got {faults!r}.")
 
 
-for _model in (Combined, Transient, BitRates):
+for _model in (OneChip, Combined, Transient, BitRates):
     FAULT_MODELS[_model.kind] = _model

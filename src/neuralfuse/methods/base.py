@@ -21,7 +21,9 @@ from neuralfuse.nets import BaseModel
 from neuralfuse.scoring import transform
 from neuralfuse.train import Listener
 
-Access = Literal["inputs", "gradients", "statistics", "activations", "weights", "training", "memory", "fault map"]
+Access = Literal[
+    "inputs", "gradients", "statistics", "activations", "weights", "training", "memory", "fault map", "each chip"
+]
 Preparation = Literal["nothing", "rate", "faults"]
 Answer = Callable[[Tensor], Tensor]
 
@@ -58,6 +60,7 @@ class Protected:
         model: The base model, as a method left it.
         deployed: The same in its memory.
         fuse: What its inputs pass through first; None for nothing.
+        fitted: What each chip makes of ``fuse`` once, for itself alone; None for nothing. Called on several threads.
         prepared: What each chip makes of its perturbed model once, before it answers; None for nothing. Called on
             several threads.
         changes: What is put around whatever answers on a chip, the innermost first.
@@ -68,6 +71,7 @@ class Protected:
     model: BaseModel
     deployed: Deployed
     fuse: nn.Module | None = None
+    fitted: Callable[[Perturbed], nn.Module] | None = None
     prepared: Callable[[Perturbed], Answer] | None = None
     changes: tuple[Callable[[Answer], Answer], ...] = ()
     hardened: int = 0

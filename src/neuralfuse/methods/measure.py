@@ -38,15 +38,15 @@ def measure(
         known: Results by chip seed from an interrupted run; not measured again.
         report: Called after each newly measured chip, in their order.
     """
-    inputs, labels = plain_inputs(split, made.deployed.input_range), split.labels
-    if made.fuse is not None:
-        inputs = transform(made.fuse, inputs)
+    plain, labels = plain_inputs(split, made.deployed.input_range), split.labels
+    inputs = plain if made.fuse is None else transform(made.fuse, plain)
 
     def one(chip: Chip) -> ChipResult:
         if known is not None and chip.seed in known:
             return known[chip.seed]
         perturbed = made.deployed.perturbed(chip)
-        value = accuracy(made.answer(perturbed), inputs, labels, batch)
+        own = inputs if made.fitted is None else transform(made.fitted(perturbed), plain)
+        value = accuracy(made.answer(perturbed), own, labels, batch)
         return ChipResult(chip.seed, value, None, perturbed.changed_bits, perturbed.reading.not_finite)
 
     batch = math.ceil(len(labels) / math.ceil(len(labels) / BATCH))  # no short one at the end

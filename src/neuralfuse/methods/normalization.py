@@ -80,7 +80,10 @@ class Reestimated(Method):
 
     def protect(self, made: Protected, setting: Setting) -> Protected:
         """See `Method`."""
-        require(made.prepared is None, "only one method may prepare a chip's model: two were put together.")
+        require(
+            made.prepared is None and made.fitted is None,
+            "only one method may prepare a chip's model or its NeuralFuse: two were put together.",
+        )
         tracked = all(norm.running_mean is not None for norm in _norms(made.model.module))
         require(tracked, "the model must have running statistics to be estimated anew: a method before took them away.")
         inputs = calibration_inputs(made, setting, self.images)

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 from neuralfuse.errors import ConfigError, require, unknown_name
 from neuralfuse.methods.activation import ClippedActivations
 from neuralfuse.methods.base import Method, NoProtection
+from neuralfuse.methods.calibrated import Calibrated
 from neuralfuse.methods.normalization import BatchStatistics, Reestimated
 from neuralfuse.methods.storage import ClippedQuantization, ProtectedBits, ZeroedWords
 from neuralfuse.methods.trained import AdversarialWeights, Fused, RandBet, Smaller, WeightClipping
@@ -21,8 +22,8 @@ from neuralfuse.plugins import load
 METHODS: dict[str, type[Method]] = {
     one.name: one
     for one in (
-        NoProtection, Fused, BatchStatistics, Reestimated, ClippedActivations, ClippedQuantization, ProtectedBits,
-        ZeroedWords, WeightClipping, RandBet, AdversarialWeights, Smaller,
+        NoProtection, Fused, Calibrated, BatchStatistics, Reestimated, ClippedActivations, ClippedQuantization,
+        ProtectedBits, ZeroedWords, WeightClipping, RandBet, AdversarialWeights, Smaller,
     )
 }  # fmt: skip
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neuralfuse.config import EopmConfig
-from neuralfuse.data import DataSet, augmentation
+from neuralfuse.data import DataSet, Split, augmentation
 from neuralfuse.errors import require
 from neuralfuse.faults import FaultModel, fault_model, validation_chips
 from neuralfuse.fuse import NeuralFuse, check_same_range
 from neuralfuse.memory import Deployed, side_by_side
 from neuralfuse.quant import Scheme, quantized_call, snap_
-from neuralfuse.scoring import accuracy, plain_inputs, transform
+from neuralfuse.scoring import BATCH, accuracy, plain_inputs, transform
 from neuralfuse.seeds import generator
 from neuralfuse.train.adversarial import worst_chip
 from neuralfuse.train.classes import WithClassHead
@@ -47,10 +47,15 @@ class _Eopm(Task):
         self.faults = faults
         self.augment = augmentation(config.augment, data.name)
         self.scheme = Scheme(bits=config.generator_bits) if config.generator_bits and fuse.name != "uip" else None
-        rows = data.validation.order(data.name, "validation images")[: config.validation_images]
-        validation = data.validation[rows.sort().values]
-        inputs = plain_inputs(validation, fuse.input_range)
-        self.inputs, self.labels = inputs.to(fuse.scale.dtype), validation.labels
+        self.train = training_images(data, config.images)
+        validation = self.train if config.images else data.validation
+        rows = validation.order(data.name, "validation images")[: config.validation_images]
+        validation = validation[rows.sort().values]
+        self.inputs = plain_inputs(validation, fuse.input_range).to(fuse.scale.dtype)
+        self.labels = validation.labels
+        if config.labels == "model":
+            with torch.inference_mode():
+                self.labels = torch.cat([self._answers(part).argmax(1) for part in torch.split(self.inputs, BATCH)])
         self.description = {
             "generator": fuse.name,
             "fit": fuse.fit,
@@ -65,6 +70,9 @@ class _Eopm(Task):
         fuse, config = self.fuse, self.config
         draw = generator(config.seed, "augment", step, device=images.device)
         x = fuse.input_range.from_pixels(self.augment(images, draw)).to(fuse.scale.dtype)
+        if config.labels == "model":
+            with torch.no_grad():
+                labels = self._answers(x)
         fuse.train()
         if isinstance(self.module, WithClassHead):
             output, logits = self.module(x, self.scheme)
@@ -82,6 +90,10 @@ class _Eopm(Task):
         own = F.cross_entropy(logits, labels)
         torch.autograd.backward([output, own], [leaf.grad, torch.full_like(own, config.class_head)])
         return {"clean": clean, "perturbed": faulty, "class_head": float(own.detach())}
+
+    def _answers(self, x: Tensor) -> Tensor:
+        """Return the base models' mean probabilities without faults and without NeuralFuse, (N, classes)."""
+        return torch.stack([base(x).softmax(1) for base in self.bases]).mean(0)
 
     def validate(self) -> dict[str, float]:
         fuse = quantized_copy(self.fuse, self.scheme)
@@ -104,6 +116,16 @@ class _Eopm(Task):
 
     def identity(self) -> dict[str, Any]:
         return {"task": "eopm", **self.description}
+
+
+def training_images(data: DataSet, count: int) -> Split:
+    """Return the first training images of an order that is the same for ever; all of them for 0.
+
+    Raises:
+        ConfigError: there are not so many.
+    """
+    require(count <= len(data.train), f"images must be in 0..{len(data.train)}: got images={count}.")
+    return data.train[data.train.order(data.name, "calibration images")[:count]] if count else data.train
 
 
 def quantized_copy(fuse: NeuralFuse, scheme: Scheme | None) -> NeuralFuse:
@@ -164,7 +186,7 @@ def train_fuse(
     )
     task = _Eopm(fuse, bases, data, config, faults, ranks)
     folder = None if out is None else Path(out)
-    state = fit(task, data.train, config, out=folder, resume=resume, listeners=listeners)
+    state = fit(task, task.train, config, out=folder, resume=resume, listeners=listeners)
     if task.scheme is not None:
         snap_(fuse, task.scheme)
     fuse.trained = {**task.description, "best_step": state.best_step}
