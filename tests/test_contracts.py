@@ -110,6 +110,8 @@ def test_the_page_for_a_chip_of_one_s_own_runs(tmp_path):
     assert made.synthetic
     assert made.voltages == (0.72, 0.7, 0.68, 0.66)
     assert made.recovered() == 0
+    own = float(re.search(r"PA\(NF\) +([\d.]+)%", done.stdout)[1])  # of the module made for one chip
+    assert own > float(re.search(r"PA +([\d.]+)%", done.stdout)[1]) + 40
     record = json.loads((tmp_path / "results" / "chip.json").read_text())
     assert record["chips"] == 1
     assert record["ber"] == made.rate(0.68)

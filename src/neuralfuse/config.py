@@ -255,3 +255,49 @@ class EopmConfig(LoopConfig):
         made = super().to_config()
         unused = [name for name in ("labels", "images") if made[name] == getattr(EopmConfig, name)]
         return {name: value for name, value in made.items() if name not in unused}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """How to fit a NeuralFuse to a model that one can only ask.
+
+    Attributes:
+        queries: Images that the model is asked about, all together: to learn from, and to judge the result by.
+        judged: Validation images, at most, by which module and result are compared at the end.
+        step_images: Images by which a step compares two modules.
+        directions: Pairs of modules a step.
+        sigma: Standard deviation by which their weights differ, as a share of the mean magnitude in each tensor.
+        lr: Rate of learning (Adam), in the same unit.
+        seed: Of everything random.
+    """
+
+    queries: int = 20_000
+    judged: int = 500
+    step_images: int = 50
+    directions: int = 4
+    sigma: float = 0.05
+    lr: float = 0.02
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("judged", "step_images", "directions"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name} must be at least 1: got {name}={value}.")
+        require(self.seed >= 0, f"seed must be at least 0: got seed={self.seed}.")
+        for name in ("sigma", "lr"):
+            value = getattr(self, name)
+            require(0 < value < 10, f"{name} must be in 0..10: got {name}={value}.")
+        require(
+            self.steps >= 1,
+            f"queries must be at least {2 * self.judged + self.a_step} for one step: got queries={self.queries}.",
+        )
+
+    @property
+    def a_step(self) -> int:
+        """Images asked about in a step."""
+        return 2 * self.directions * self.step_images
+
+    @property
+    def steps(self) -> int:
+        """How many steps there are questions for."""
+        return (self.queries - 2 * self.judged) // self.a_step

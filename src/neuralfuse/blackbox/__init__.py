@@ -6,6 +6,7 @@ from neuralfuse.blackbox.careful import Careful, Limits
 from neuralfuse.blackbox.choose import choice_summary, choose
 from neuralfuse.blackbox.judge import judge, summary
 from neuralfuse.blackbox.served import Served
+from neuralfuse.blackbox.tune import tune, tuning_summary
 
 __all__ = [
     "KINDS",
@@ -22,4 +23,6 @@ __all__ = [
     "judge",
     "open_box",
     "summary",
+    "tune",
+    "tuning_summary",
 ]

@@ -1,8 +1,9 @@
-"""A model that one can only ask: options of `evaluate`, and the `choose` command."""
+"""A model that one can only ask: options of `evaluate`, and the commands `choose` and `tune`."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from neuralfuse.cli.common import Common, DataOptions, say, token
+from neuralfuse.config import TuningConfig
 from neuralfuse.errors import ConfigError, require
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 TOKEN = "NEURALFUSE_TOKEN"
 _FLAT = Parameter(name="*")
-_COMMON, _DATA = Common(), DataOptions()
+_COMMON, _DATA, _TUNING = Common(), DataOptions(), TuningConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,8 @@ class BoxOptions:
 
     Attributes:
         nominal: The same model without faults, asked as well.
-        images: Images to ask about (of the test set; choose: of the validation set), drawn by a name; 0 for all.
+        images: Images to ask about (of the test set; choose: of the validation set; tune: of the training set), drawn
+            by a name; 0 for all.
         answers: What the model answers with, where its numbers do not say it: whole numbers are labels or the
             likeliest classes, all others are logits.
         cache: File for answers, which are then not asked for again, also by a later run; it goes with one state of the
@@ -83,17 +86,21 @@ class BoxOptions:
         images = data.load(device, None if module is None else module.image_size)
         given = None if input_range is None else InputRange.named(input_range)
         own = given or (InputRange() if module is None else module.input_range)
-        with ExitStack() as stack:
-            opened = [
-                stack.enter_context(self.open(one, len(images.classes), own))
-                for one in (base, self.nominal)
-                if one is not None
-            ]
-            box, nominal = opened[0], opened[1] if len(opened) > 1 else None
+        with self.open_both(base, len(images.classes), own) as (box, nominal):
             record = judge(module, box, images, nominal=nominal, input_range=given, images=self.images, say=say)
         if out is not None:
             write_json(out, record)
         common.show(record, summary(record))
+
+    @contextmanager
+    def open_both(self, base: str, classes: int, input_range: InputRange) -> Iterator[tuple[Careful, Careful | None]]:
+        """Yield a model to ask, and the same without faults where one was named."""
+        with self.open(base, classes, input_range) as box:
+            if self.nominal is None:
+                yield box, None
+            else:
+                with self.open(self.nominal, classes, input_range) as nominal:
+                    yield box, nominal
 
     def open(self, reference: str, classes: int, input_range: InputRange) -> Careful:
         """Return a model to ask."""
@@ -156,3 +163,45 @@ def choose(
     if out is not None:
         write_json(out, record)
     common.show(record, choice_summary(record))
+
+
+def tune(
+    fuse: Path,
+    *,
+    base: str,
+    out: Path,
+    tuning: Annotated[TuningConfig, _FLAT] = _TUNING,
+    data: Annotated[DataOptions, _FLAT] = _DATA,
+    box: Annotated[BoxOptions, _FLAT] = _BOX,
+    common: Annotated[Common, _FLAT] = _COMMON,
+) -> None:
+    """Fit a NeuralFuse to a model that only answers: an evolution strategy on its weights, within --queries images.
+
+    The module was trained for other models, or for all chips; the one behind the address is one chip. With --nominal,
+    what the same model answers without faults stands for labels. With --cache, the same command goes on after an
+    interruption without asking anything twice. Writes the module, and tuning.json beside it.
+
+    Example: neuralfuse tune runs/fuse --base https://host/v2/models/net --cache answers.db --out runs/tuned
+
+    Parameters
+    ----------
+    fuse
+        Folder of a trained NeuralFuse.
+    base
+        The model: https://host/v2/models/NAME, FILE.onnx, or call:package.module:function (runs your code).
+    out
+        Folder for the tuned module.
+    """
+    from neuralfuse.blackbox import tune as run  # noqa: PLC0415
+    from neuralfuse.blackbox import tuning_summary  # noqa: PLC0415
+    from neuralfuse.files import check_writable, write_json  # noqa: PLC0415
+    from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
+
+    check_writable(out)
+    module = NeuralFuse.from_pretrained(fuse).to(common.set_up())
+    images = data.load(module.scale.device, module.image_size)
+    with box.open_both(base, len(images.classes), module.input_range) as (opened, nominal):
+        made, record = run(module, opened, images, tuning, images=box.images, nominal=nominal, say=say)
+    made.save_pretrained(out)
+    write_json(out / "tuning.json", record)
+    common.show(record, f"{tuning_summary(record)}\nWrote {out}.")

@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError
 from cyclopts.config import Dict, Toml
 
 from neuralfuse.cli import commands
-from neuralfuse.cli.blackbox import choose
+from neuralfuse.cli.blackbox import choose, tune
 from neuralfuse.cli.chip import chip_app
 from neuralfuse.cli.compare import compare
 from neuralfuse.cli.energy import energy
@@ -46,6 +46,7 @@ COMMANDS: dict[str, Callable[..., None] | App] = {
     "portrait": portrait,
     "report": report,
     "choose": choose,
+    "tune": tune,
     "serve": serve,
     "chip": chip_app,
 }

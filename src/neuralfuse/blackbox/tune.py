@@ -1,0 +1,185 @@
+"""Fitting a NeuralFuse to a model that one can only ask: an evolution strategy, within a number of questions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from neuralfuse.blackbox.answers import Answers
+from neuralfuse.blackbox.careful import Careful
+from neuralfuse.blackbox.judge import check_fits
+from neuralfuse.config import TuningConfig
+from neuralfuse.data import DataSet, Split
+from neuralfuse.errors import require
+from neuralfuse.evaluation import Run, mean, t_interval
+from neuralfuse.fuse import NeuralFuse
+from neuralfuse.quant import Scheme, snap_
+from neuralfuse.scoring import plain_inputs, transform
+from neuralfuse.seeds import generator
+
+SCHEMA = "neuralfuse/tuning/1"
+_WORST = 20.0  # loss of scores that are no numbers, which a chip may answer with
+
+
+def tune(
+    fuse: NeuralFuse,
+    box: Careful,
+    data: DataSet,
+    tuning: TuningConfig | None = None,
+    *,
+    images: int = 0,
+    nominal: Careful | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[NeuralFuse, dict[str, Any]]:
+    """Return a NeuralFuse fitted to a model by its answers alone, and the record of how.
+
+    The gradient of the loss with respect to all of the generator's weights is estimated from pairs of modules that lie
+    opposite each other at random around the present one (evolution strategy with antithetic samples; Salimans et al.,
+    arXiv 1703.03864), each asked about the same images. The loss is the cross-entropy where the model tells scores, and
+    the share of wrong answers where it tells classes. Afterwards module and result are compared on other images; if the
+    result is not better, it is the module as it was.
+
+    All questions follow from ``seed``: with a cache, the same call after an interruption asks none of them again.
+
+    Args:
+        fuse: In eval mode; it stays as it is.
+        box: The model; one chip, whatever faults it has.
+        data: Its training images are learned from, its validation images judge.
+        tuning: How.
+        images: Training images to learn from, drawn by a name; 0 for all.
+        nominal: The same model without faults: its answers are learned from and judged by in the place of labels, and
+            not counted in ``queries``.
+        say: Told of every tenth of the steps.
+
+    Raises:
+        ConfigError: module and images do not fit, or there are fewer images than asked for.
+        NeuralFuseError: see `Careful`.
+    """
+    tuning, run = tuning or TuningConfig(), Run()
+    check_fits(fuse, data.train.images, fuse.input_range)
+    require(0 <= images <= len(data.train), f"images must be in 0..{len(data.train)}: got images={images}.")
+    rows = data.train.order(data.name, "calibration images")[: images or len(data.train)]
+    search, history = _Search(fuse, tuning), []
+    for step in range(tuning.steps):
+        places = torch.randint(len(rows), (tuning.step_images,), generator=generator(tuning.seed, "images", step))
+        x, right = _questions(data.train[rows[places.to(rows.device)]], fuse, nominal)
+        history.append(mean(search.step(step, box, x, right)))
+        if (step + 1) % max(1, tuning.steps // 10) == 0:
+            say(f"step {step + 1} of {tuning.steps}: loss {history[-1]:.3f}, {box.asked} images asked")
+    tuned = search.module()
+    rows = data.validation.order(data.name, "black box")[: tuning.judged]
+    x, right = _questions(data.validation[rows], fuse, nominal)
+    hits = [box(transform(one, x.to(fuse.scale.device))).right(right).double().mul(100) for one in (fuse, tuned)]
+    before, after = (one.tolist() for one in hits)
+    gains = [two - one for one, two in zip(before, after, strict=True)]
+    better, interval = mean(gains) > 0, t_interval(gains)
+    config = {
+        **asdict(tuning),
+        "images": images or len(data.train),
+        "box": box.box.name,
+        "nominal": None if nominal is None else nominal.box.name,
+        "data": data.to_config(),
+    }
+    made = tuned if better else copy.deepcopy(fuse)
+    made.trained = {**fuse.trained, **({"tuned": config} if better else {})}
+    record = {
+        "schema": SCHEMA,
+        "config": {**config, "kind": box.kind, "fuse": fuse.trained},
+        "before": mean(before),
+        "after": mean(after),
+        "gain": mean(gains),
+        "gain_ci95": None if interval is None else list(interval),
+        "kept": "tuned" if better else "as it was",
+        "steps": tuning.steps,
+        "history": history,
+        "run": {
+            **run.facts(), "asked": box.asked, "known": box.found,
+            "nominal_asked": 0 if nominal is None else nominal.asked,
+        },
+    }  # fmt: skip
+    return made, record
+
+
+def _questions(split: Split, fuse: NeuralFuse, nominal: Careful | None) -> tuple[Tensor, Tensor]:
+    """Return a split's inputs, and what is right: its labels, or what the model without faults answers; on the CPU."""
+    x = plain_inputs(split, fuse.input_range).cpu()
+    return x, split.labels.cpu() if nominal is None else nominal(x).labels
+
+
+class _Search:
+    """Where an evolution strategy stands: a move of all weights, in units of each tensor's mean magnitude."""
+
+    def __init__(self, fuse: NeuralFuse, tuning: TuningConfig) -> None:
+        self.fuse, self.tuning = fuse, tuning
+        self.start = {name: tensor.detach() for name, tensor in fuse.named_parameters()}
+        self.unit = {name: tensor.abs().mean() for name, tensor in self.start.items()}
+        self.move = torch.zeros(sum(tensor.numel() for tensor in self.start.values()))
+        self.optimizer = torch.optim.Adam([self.move], lr=tuning.lr)
+
+    def step(self, step: int, ask: Callable[[Tensor], Answers], x: Tensor, labels: Tensor) -> list[float]:
+        """Go one step against the estimated gradient; return the losses of the modules that were asked about."""
+        tuning = self.tuning
+        ways = [
+            torch.randn(len(self.move), generator=generator(tuning.seed, "tuning direction", step, k))
+            for k in range(tuning.directions)
+        ]
+        moves = [self.move + sign * tuning.sigma * way for way in ways for sign in (1, -1)]
+        with torch.no_grad():
+            inputs = torch.cat([self.transformed(move, x) for move in moves])
+        answers = ask(inputs)
+        losses = losses_of(answers, labels.repeat(len(moves))).view(len(moves), -1).mean(1).tolist()
+        slopes = [(one - other) / (2 * tuning.sigma) for one, other in zip(losses[::2], losses[1::2], strict=True)]
+        self.move.grad = torch.stack([slope * way for slope, way in zip(slopes, ways, strict=True)]).mean(0)
+        self.optimizer.step()
+        return losses
+
+    def weights(self, move: Tensor) -> dict[str, Tensor]:
+        """Return the generator's weights after a move."""
+        parts = torch.split(move, [tensor.numel() for tensor in self.start.values()])
+        return {
+            name: tensor + self.unit[name] * part.to(tensor.device).view_as(tensor)
+            for (name, tensor), part in zip(self.start.items(), parts, strict=True)
+        }
+
+    def transformed(self, move: Tensor, x: Tensor) -> Tensor:
+        """Return F(x) after a move, on the CPU."""
+        made: Tensor = functional_call(self.fuse, self.weights(move), (x.to(self.fuse.scale.device),))
+        return made.cpu()
+
+    def module(self) -> NeuralFuse:
+        """Return the module after the present move, its weights as they can be saved."""
+        made = copy.deepcopy(self.fuse)
+        with torch.no_grad():
+            for name, tensor in self.weights(self.move).items():
+                made.get_parameter(name).copy_(tensor)
+        bits = self.fuse.trained.get("generator_bits", 0)
+        return snap_(made, Scheme(bits=bits)) if bits and made.name != "uip" else made  # type: ignore[return-value]
+
+
+def losses_of(answers: Answers, labels: Tensor) -> Tensor:
+    """Return each answer's loss, float64 (N,): cross-entropy, or 1 for a wrong one where only classes were told."""
+    if answers.scores is None:
+        return (~answers.right(labels)).double()
+    losses = F.cross_entropy(answers.scores.double(), labels, reduction="none")
+    return losses.nan_to_num(_WORST, _WORST)
+
+
+def tuning_summary(record: Mapping[str, Any]) -> str:
+    """Return the record in a few lines."""
+    interval, run = record["gain_ci95"], record["run"]
+    known = "" if interval is None else f", 95% interval {interval[0]:+.2f} to {interval[1]:+.2f} over images"
+    return "\n".join(
+        [
+            f"{record['steps']} steps, {run['asked']} images asked, {run['known']} known before",
+            f"before {record['before']:6.2f}%  of {record['config']['judged']} validation images",
+            f"after  {record['after']:6.2f}%",
+            f"gain   {record['gain']:+6.2f}   points{known}; kept: the module {record['kept']}",
+        ]
+    )

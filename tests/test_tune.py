@@ -1,0 +1,198 @@
+"""Fitting a NeuralFuse to a model that one can only ask."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from conftest import toy_data
+from neuralfuse.blackbox import Answers, Careful, Function, Limits, tune, tuning_summary
+from neuralfuse.blackbox.tune import _Search, losses_of
+from neuralfuse.cli.main import run
+from neuralfuse.config import TuningConfig
+from neuralfuse.errors import BudgetError, ConfigError
+from neuralfuse.evaluation import t_interval
+from neuralfuse.fuse import NeuralFuse
+from neuralfuse.scoring import transform
+from neuralfuse.seeds import generator
+from test_cli import fails
+
+SHORT = TuningConfig(queries=2000, judged=20, step_images=10, directions=3, lr=0.1, sigma=0.1)
+
+
+def fuse() -> NeuralFuse:
+    made = NeuralFuse("unets", channels=1, image_size=(8, 8), seed=1).eval()
+    made.trained = {"ber": 0.05, "generator_bits": 8}
+    return made
+
+
+def brightness(x: np.ndarray) -> np.ndarray:
+    """Logits of two classes by the brighter half, for images that are darker than a fault makes the model believe."""
+    halves = x[:, 0, :4].mean((1, 2)) - x[:, 0, 4:].mean((1, 2))
+    return np.stack([-halves, halves], 1) * 3 + np.array([0.0, 6.0]) * x.mean((1, 2, 3))[:, None] + [0.0, 7.0]
+
+
+@dataclass
+class Counting:
+    """A model that remembers what it was asked."""
+
+    images: int = 0
+
+    def __call__(self, x):
+        self.images += len(x)
+        return brightness(x)
+
+
+def careful(function=brightness, name="call:it", **limits) -> Careful:
+    return Careful(Function(function, name), classes=2, limits=Limits(**limits))
+
+
+def test_a_step_goes_against_the_slopes_between_opposite_modules():
+    module, tuning = fuse(), replace(SHORT, sigma=0.2)
+    search = _Search(module, tuning)
+    x = toy_data().train.images[:6].float() / 127.5 - 1
+    labels = toy_data().train.labels[:6]
+    losses = search.step(4, careful(), x, labels)
+
+    parameters = dict(module.named_parameters())
+    gradient = torch.zeros(sum(one.numel() for one in parameters.values()))
+    for k in range(3):
+        way = torch.randn(len(gradient), generator=generator(0, "tuning direction", 4, k))
+        found = []
+        for sign in (1, -1):
+            at, moved = 0, {}
+            for name, one in parameters.items():
+                part = way[at : at + one.numel()].view_as(one)
+                moved[name] = one.detach() + sign * 0.2 * one.detach().abs().mean() * part
+                at += one.numel()
+            inputs = torch.func.functional_call(module, moved, (x,)).detach()
+            found.append(float(F.cross_entropy(torch.from_numpy(brightness(inputs.numpy())), labels)))
+        assert losses[2 * k : 2 * k + 2] == pytest.approx(found, rel=1e-5)
+        gradient += (found[0] - found[1]) / 0.4 * way / 3
+    assert torch.allclose(search.move.grad, gradient, rtol=1e-3, atol=1e-5)
+    assert torch.equal(search.move.sign(), -search.move.grad.sign()) and search.move.abs().max() <= tuning.lr + 1e-6
+
+
+def test_it_learns_within_its_questions_and_leaves_the_module_alone():
+    data, module, asked = toy_data(), fuse(), Counting()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    said = []
+    with careful(asked) as box:
+        made, record = tune(module, box, data, SHORT, say=said.append)
+    assert asked.images == record["run"]["asked"] <= 2000
+    assert record["steps"] == SHORT.steps == (2000 - 40) // 60
+    assert len(said) >= 10
+    assert record["kept"] == "tuned" and record["gain"] > 0
+    assert np.mean(record["history"][-5:]) < np.mean(record["history"][:5])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert made.trained["tuned"]["queries"] == 2000 and made.trained["ber"] == 0.05
+    assert not made.training
+
+    judged = data.validation[data.validation.order("toy", "black box")[:20]]
+    x = judged.images.float() / 127.5 - 1
+    hits = [
+        (brightness(transform(one, x).numpy()).argmax(1) == judged.labels.numpy()) * 100.0 for one in (module, made)
+    ]
+    assert [record["before"], record["after"]] == [pytest.approx(one.mean()) for one in hits]
+    assert record["gain_ci95"] == list(t_interval((hits[1] - hits[0]).tolist()))
+    assert f"gain   {record['gain']:+6.2f}" in tuning_summary(record)
+
+
+def test_with_a_cache_nothing_is_asked_twice(tmp_path):
+    data, tuning = toy_data(), replace(SHORT, queries=400)
+
+    class Dying(Counting):
+        def __call__(self, x):
+            if self.images > 200:
+                raise KeyboardInterrupt
+            return super().__call__(x)
+
+    with careful() as box:
+        wanted, record = tune(fuse(), box, data, tuning)
+    with pytest.raises(KeyboardInterrupt), careful(Dying(), cache=tmp_path / "answers.db") as box:
+        tune(fuse(), box, data, tuning)
+    counting = Counting()
+    with careful(counting, cache=tmp_path / "answers.db") as box:
+        made, again = tune(fuse(), box, data, tuning)
+    assert 0 < counting.images < 400 - 150
+    assert all(torch.equal(tensor, made.state_dict()[name]) for name, tensor in wanted.state_dict().items())
+    assert {**record, "run": None} == {**again, "run": None}
+    with pytest.raises(BudgetError, match="must be within the budget"), careful(budget=100) as box:
+        tune(fuse(), box, data, tuning)
+
+
+def test_the_model_without_faults_stands_for_labels():
+    data, seen = toy_data(), Counting()
+    wrong = replace(data, **{name: replace(getattr(data, name), labels=1 - getattr(data, name).labels)
+                             for name in ("train", "validation")})  # fmt: skip
+
+    def right(x):
+        return (x[:, 0, :4].mean((1, 2)) > x[:, 0, 4:].mean((1, 2))).astype(np.int64)  # the toy's true classes
+
+    made = []
+    for images in (data, wrong):
+        with careful(seen) as box, careful(right, "call:nominal") as nominal:
+            made.append(tune(fuse(), box, images, replace(SHORT, queries=400), images=30, nominal=nominal))
+            assert nominal.asked <= 30 + 20
+    (one, record), (other, again) = made
+    assert record["history"] == again["history"] and record["after"] == again["after"]
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+    assert record["config"]["nominal"] == "call:nominal"
+    with careful() as box:
+        plain = tune(fuse(), box, data, replace(SHORT, queries=400), images=30)[1]
+    assert plain["history"] == record["history"]  # labels and answers are the same here
+
+
+def test_what_is_not_better_is_not_kept():
+    module = fuse()
+    with careful(lambda x: np.zeros(len(x), dtype=np.int64)) as box:
+        made, record = tune(module, box, toy_data(), replace(SHORT, queries=200))
+    assert record["gain"] == 0 and record["kept"] == "as it was"
+    assert made.trained == module.trained
+    assert all(torch.equal(tensor, made.state_dict()[name]) for name, tensor in module.state_dict().items())
+
+
+def test_losses():
+    labels = torch.tensor([0, 1, 1])
+    scores = np.array([[2.0, 0.0], [np.nan, 1.0], [0.0, np.inf]], dtype=np.float32)
+    found = losses_of(Answers.of(scores, classes=2), labels)
+    assert found[0] == pytest.approx(np.log1p(np.exp(-2)))
+    assert found[1:].tolist() == [20.0, 20.0]
+    assert losses_of(Answers.of(np.array([0, 0, 1]), classes=2), labels).tolist() == [0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"queries": 30}, "queries must be at least 100 for one step: got queries=30"),
+        ({"judged": 0}, "judged must be at least 1"),
+        ({"directions": 0}, "directions must be at least 1"),
+        ({"sigma": 0.0}, r"sigma must be in 0\.\.10: got sigma=0.0"),
+        ({"lr": float("nan")}, r"lr must be in 0\.\.10"),
+        ({"seed": -1}, "seed must be at least 0"),
+    ],
+)
+def test_impossible_tunings_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(SHORT, **options)
+
+
+def test_tune_from_the_command_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tuned_box.py").write_text("def answer(x):\n    return (x[:, 0, 0, 0] > 0).astype(int)\n")
+    monkeypatch.chdir(tmp_path)
+    fuse().save_pretrained(tmp_path / "fuse")
+    command = ["tune", "fuse", "--base", "call:tuned_box:answer", "--queries", "300", "--judged", "20"]
+    command += ["--step-images", "10", "--directions", "2", "--out", "tuned", "--images"]
+    assert run([*command, "50", "--cache", "answers.db"]) == 0
+    shown = capsys.readouterr().out
+    record = json.loads((tmp_path / "tuned/tuning.json").read_text())
+    assert "Wrote tuned." in shown and record["config"]["images"] == 50
+    assert record["gain"] == pytest.approx(record["after"] - record["before"])
+    assert NeuralFuse.from_pretrained(tmp_path / "tuned").name == "unets"
+    fails(capsys, [*command, "99999"], "images must be in 0..1132: got images=99999")
+    fails(capsys, ["tune", "fuse", "--base", "runs/base", "--out", "tuned"], "a model to ask must be a URL")
