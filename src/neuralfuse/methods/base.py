@@ -60,7 +60,7 @@ class Protected:
         model: The base model, as a method left it.
         deployed: The same in its memory.
         fuse: What its inputs pass through first; None for nothing.
-        fitted: What each chip makes of ``fuse`` once, for itself alone; None for nothing. Called on several threads.
+        fitted: What each chip makes of ``fuse`` once, for itself alone; None for nothing.
         prepared: What each chip makes of its perturbed model once, before it answers; None for nothing. Called on
             several threads.
         changes: What is put around whatever answers on a chip, the innermost first.

@@ -56,7 +56,7 @@ def measure(
     if the_faults.cell_rate == 0:
         return nominal, [ChipResult(chip.seed, nominal, None, 0.0) for chip in the_chips]
     results = []
-    at_once = made.deployed.at_once(inputs[:2])
+    at_once = made.deployed.at_once(inputs[:2]) if made.fitted is None else 1  # a training keeps all cores busy itself
     with closing(side_by_side(one, the_chips, at_once)) as measured:
         for result in measured:
             results.append(result)
