@@ -83,11 +83,15 @@ def chain(tmp_path_factory):
         f"http://127.0.0.1:{port}",
         "--port",
         "0",
+        "--grpc-upstream",
+        f"grpc://127.0.0.1:{port + 1}",
+        "--grpc-port",
+        str(rpc_port := free_port()),
     ]
     gateway = subprocess.Popen(serve, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     try:
         address = gateway.stderr.readline().split()[2].rstrip(",")
-        yield NeuralFuse.from_pretrained(folder / "fuse"), base, data, address
+        yield NeuralFuse.from_pretrained(folder / "fuse"), base, data, address, f"127.0.0.1:{rpc_port}"
         gateway.send_signal(signal.SIGTERM)
         assert gateway.wait(30) == 0
     finally:
@@ -102,7 +106,7 @@ def chain(tmp_path_factory):
 def test_the_accuracy_over_the_wire_is_the_one_in_process(chain):
     from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
-    fuse, base, data, address = chain
+    fuse, base, data, address, _ = chain
     client = InferenceServerClient(address.removeprefix("http://"))
     deadline = time.monotonic() + 60
     while not client.is_server_ready():
@@ -132,9 +136,31 @@ def test_the_accuracy_over_the_wire_is_the_one_in_process(chain):
 
 
 @pytest.mark.slow
+def test_so_it_is_over_grpc(chain):
+    from tritonclient.grpc import InferenceServerClient, InferInput
+
+    fuse, base, data, _, address = chain
+    faulty, labels = base.perturbed(Chip(STUCK, seed=7)), data.test.labels
+    x = plain_inputs(data.test, base.input_range)
+    with InferenceServerClient(address) as client:
+        deadline = time.monotonic() + 60
+        while not client.is_server_ready():
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        assert client.get_model_metadata("model").inputs[0].name == "image"
+        answers = []
+        for part in np.array_split(x.numpy(), 5):
+            sent = InferInput("image", list(part.shape), "FP32")
+            sent.set_data_from_numpy(part)
+            answers.append(client.infer("model", [sent]).as_numpy("logits"))
+    right = np.concatenate(answers).argmax(1) == labels.numpy()
+    assert 100 * float(right.mean()) == pytest.approx(accuracy(faulty, transform(fuse, x), labels), abs=1e-9)
+
+
+@pytest.mark.slow
 def test_evaluate_judges_the_chain_as_a_black_box(chain, capsys):
     """What the gateway answers to plain images is what the chip answers to transformed ones."""
-    fuse, base, data, address = chain
+    fuse, base, data, address, _ = chain
     capsys.readouterr()
     assert run(["evaluate", "--base", f"{address}/v2/models/model", "--images", "200", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)

@@ -33,6 +33,8 @@ def serve(
     max_body: int = 16 * 2**20,
     certificate: Path | None = None,
     key: Path | None = None,
+    grpc_upstream: str | None = None,
+    grpc_port: int = 8011,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
     """Put a NeuralFuse in front of an inference server (Open Inference Protocol, as Triton, KServe and MLServer speak).
@@ -73,6 +75,11 @@ def serve(
         PEM file, for TLS.
     key
         PEM file of its private key.
+    grpc_upstream
+        Address of the server's gRPC service, grpc[s]://HOST:PORT, to answer gRPC as well (pip install
+        'neuralfuse[grpc]').
+    grpc_port
+        Port to listen on for gRPC.
     """
     from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
 
@@ -85,7 +92,7 @@ def serve(
         upstream=upstream, models=model, input_name=input_name, layout=layout, host=host, port=port,
         max_batch=max_batch, max_wait=max_wait, in_flight=in_flight, timeout=timeout, max_body=max_body,
         token=token("NEURALFUSE_TOKEN"), upstream_token=token("NEURALFUSE_UPSTREAM_TOKEN"),
-        certificate=certificate, key=key,
+        certificate=certificate, key=key, grpc_upstream=grpc_upstream, grpc_port=grpc_port,
     )  # fmt: skip
     run(NeuralFuse.from_pretrained(fuse).to(common.set_up()), settings, say=say)
 

@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from neuralfuse.export.apply import transform_any
 from neuralfuse.fuse import NeuralFuse
+from neuralfuse.serve.admission import Admission, FullError
 from neuralfuse.serve.batching import Batcher
 from neuralfuse.serve.images import ImageInput
 from neuralfuse.serve.metrics import Metrics
@@ -64,7 +65,7 @@ class _Gateway:
             partial(transform_any, fuse), most=settings.max_batch, wait=settings.max_wait, watch=self.metrics.batch
         )
         self.upstream = httpx2.URL(settings.upstream.rstrip("/"))
-        self.in_flight = 0
+        self.admission = Admission(settings.in_flight, self.metrics)
         self.binary: bool | None = None  # whether the server behind takes binary tensors; None until it said so
         routes = [
             Route("/metrics", self._metrics, methods=["GET"]),
@@ -85,8 +86,22 @@ class _Gateway:
         timeout = self.settings.timeout
         async with httpx2.AsyncClient(timeout=timeout, limits=limits, cookies=nothing, trust_env=False) as client:
             self.client = client
-            yield
+            async with self._rpc_door():
+                yield
         await self.batcher.stop()
+
+    @asynccontextmanager
+    async def _rpc_door(self) -> AsyncIterator[None]:
+        """Hold the gRPC door open, if there is to be one."""
+        if self.settings.grpc_upstream is None:
+            yield
+            return
+        from neuralfuse.serve.rpc import RpcDoor  # noqa: PLC0415
+
+        door = RpcDoor(self.settings, self.images, self.batcher, self.admission, self.metrics)
+        await door.start()
+        yield
+        await door.stop()
 
     def _guarded(self, handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """Wrap a handler with the token, the bound on requests in flight, and errors of the protocol."""
@@ -102,13 +117,11 @@ class _Gateway:
 
     async def _answered(self, handle: Callable[[Request], Awaitable[Response]], request: Request) -> Response:
         try:
-            self._admit(request)
-        except Refused as refused:
-            return refused.response
-        self.in_flight += 1
-        self.metrics.in_flight(self.in_flight)
-        try:
-            return await handle(request)
+            self._check_token(request)
+            with self.admission.one():
+                return await handle(request)
+        except FullError as error:
+            return Refused(503, str(error), {"Retry-After": "1"}).response
         except Refused as refused:
             return refused.response
         except WireError as error:
@@ -118,15 +131,6 @@ class _Gateway:
         except Exception:
             _LOG.exception("%s %s", request.method, request.url.path)
             return Refused(500, "the gateway failed; its log says why.").response
-        finally:
-            self.in_flight -= 1
-            self.metrics.in_flight(self.in_flight)
-
-    def _admit(self, request: Request) -> None:
-        """Raise `Refused` where the token is wrong, or too many requests are worked on."""
-        self._check_token(request)
-        if self.in_flight >= self.settings.in_flight:
-            raise Refused(503, f"{self.in_flight} requests are worked on already: try again.", {"Retry-After": "1"})
 
     def _check_token(self, request: Request) -> None:
         if self.settings.token is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import uvicorn
 
-from neuralfuse.errors import ConfigError
+from neuralfuse.errors import ConfigError, MissingExtraError
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.serve.gateway import gateway
 from neuralfuse.serve.settings import Settings
@@ -34,13 +34,26 @@ def serve(fuse: NeuralFuse, settings: Settings, *, say: Callable[[str], None] = 
         config.load()
     except OSError as error:
         raise ConfigError(f"--certificate and --key must be PEM files that fit: {error}.") from error
+    if settings.grpc_upstream is not None:
+        _check_rpc(settings)
     listening = _listening(settings.host, settings.port)
     scheme = "http" if settings.certificate is None else "https"
     host, port = listening.getsockname()[:2]
     say(f"serving on {scheme}://{host}:{port}, in front of {settings.upstream}")
+    if settings.grpc_upstream is not None:
+        say(f"gRPC on {settings.host}:{settings.grpc_port}, in front of {settings.grpc_upstream}")
     signal.signal(signal.SIGTERM, lambda *args: None)  # uvicorn raises it again once all is answered
     with listening:
         uvicorn.Server(config).run([listening])
+
+
+def _check_rpc(settings: Settings) -> None:
+    """Raise an error where the gRPC door cannot be opened."""
+    try:
+        import neuralfuse.serve.rpc  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise MissingExtraError("gRPC needs its libraries: pip install 'neuralfuse[grpc]'.") from error
+    _listening(settings.host, settings.grpc_port).close()
 
 
 def _listening(host: str, port: int) -> socket.socket:

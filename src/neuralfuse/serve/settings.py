@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,8 @@ class Settings:
         upstream_token: Sent to the server behind it in the place of what clients send.
         certificate: PEM file, for TLS.
         key: PEM file of its private key.
+        grpc_upstream: Address of the gRPC service of the server behind it, ``grpc[s]://HOST:PORT``; None for no gRPC.
+        grpc_port: To listen on for gRPC.
     """
 
     upstream: str
@@ -47,6 +50,8 @@ class Settings:
     upstream_token: str | None = None
     certificate: Path | None = None
     key: Path | None = None
+    grpc_upstream: str | None = None
+    grpc_port: int = 8011
 
     def __post_init__(self) -> None:
         try:
@@ -60,6 +65,11 @@ class Settings:
             not parts.path.rstrip("/").endswith("/v2") and "/v2/" not in parts.path,
             f"--upstream must be the address before /v2: got {self.upstream!r}.",
         )
+        if self.grpc_upstream is not None:
+            legal = re.fullmatch(r"grpcs?://(\[[^]/]+\]|[^:/]+):[0-9]+", self.grpc_upstream)
+            require(legal is not None, f"--grpc-upstream must be grpc[s]://HOST:PORT: got {self.grpc_upstream!r}.")
+            require(1 <= self.grpc_port <= 65535, f"grpc_port must be in 1..65535: got grpc_port={self.grpc_port}.")
+            require(self.grpc_port != self.port, f"--port and --grpc-port must differ: got {self.port} twice.")
         require(0 <= self.port <= 65535, f"port must be in 0..65535: got port={self.port}.")
         for name in ("max_batch", "in_flight", "max_body"):
             value = getattr(self, name)

@@ -1,6 +1,6 @@
 """Messages of the Open Inference Protocol (KServe v2, Triton): bytes <-> tensors, JSON and binary. No network here."""
 
-from neuralfuse.wire.datatypes import DATATYPES, WireError
+from neuralfuse.wire.datatypes import DATATYPES, WireError, from_bytes, to_bytes
 from neuralfuse.wire.messages import HEADER, Message, WireTensor, decode, encode
 
-__all__ = ["DATATYPES", "HEADER", "Message", "WireError", "WireTensor", "decode", "encode"]
+__all__ = ["DATATYPES", "HEADER", "Message", "WireError", "WireTensor", "decode", "encode", "from_bytes", "to_bytes"]
