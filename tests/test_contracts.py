@@ -110,8 +110,8 @@ def test_the_page_for_a_chip_of_one_s_own_runs(tmp_path):
     assert made.synthetic
     assert made.voltages == (0.72, 0.7, 0.68, 0.66)
     assert made.recovered() == 0
-    own = float(re.search(r"PA\(NF\) +([\d.]+)%", done.stdout)[1])  # of the module made for one chip
-    assert own > float(re.search(r"PA +([\d.]+)%", done.stdout)[1]) + 40
+    of_all, own = (float(value) for value in re.findall(r"PA\(NF\) +([\d.]+)%", done.stdout))
+    assert own > of_all + 15  # the module made for this chip, and the one made for all
     record = json.loads((tmp_path / "results" / "chip.json").read_text())
     assert record["chips"] == 1
     assert record["ber"] == made.rate(0.68)
@@ -124,6 +124,7 @@ def test_the_page_for_a_chip_of_one_s_own_runs(tmp_path):
     [
         "memory.py --base resnet8 --rounds 2",
         "step.py step evaluation latency --base resnet8 --rounds 2 --batches 4 --chips 2 --images 64",
+        "heap.py --base vgg11-tiny resnet8 vgg11-quarter --rounds 1",
         "recovery.py --small --epochs 3 --out recovery",
         f"estimators.py --out {ROOT / 'results' / 'estimators.json'} --report --picture curves.png",
     ],

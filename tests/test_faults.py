@@ -322,7 +322,7 @@ def test_one_chip_is_the_same_whatever_seed_is_asked_for():
     assert np.array_equal(packed(mixed.permanent.cells(SMALL, 0, CPU)), packed(other.cells(SMALL, 7, CPU)))
     with pytest.raises(ConfigError, match="seed must be a whole number of at least 0: got seed=-1"):
         OneChip(faults=other, seed=-1)
-    with pytest.raises(ConfigError, match="faults must be a fault model: got 'stuck'"):
+    with pytest.raises(ConfigError, match="faults of 'one-chip' must be a fault model: got 'stuck'"):
         OneChip(faults="stuck", seed=1)
 
 

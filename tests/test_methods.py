@@ -193,6 +193,14 @@ def test_a_calibrated_module_is_trained_for_each_chip_alone(trained, setting):
         assert result.pa == accuracy(made.deployed.perturbed(chip), transform(fuse, x), labels)
 
 
+def test_what_comes_after_calibration_is_calibrated_for(trained, setting, monkeypatch):
+    setting, seen = replace(setting, eopm=EopmConfig(epochs=1, batch=16)), []
+    monkeypatch.setattr("neuralfuse.methods.calibrated.train_fuse", lambda fuse, base, *rest, **more: seen.append(base))
+    made = protected("unets+calibrate:images=20+zero-faulty-words", trained, setting)
+    measure(made, setting.data.test, FLIPS, 1)
+    assert [type(base.memory.readout) for base in seen] == [ZeroFaultyWords]
+
+
 def test_what_is_known_is_not_measured_again(made, setting):
     _, results = measure(made, setting.data.test, FLIPS, 4)
     told = []
@@ -233,9 +241,11 @@ class _Shift(nn.Module):
         ("batch-statistics+reestimate", "must have running statistics"),
         ("reestimate+reestimate", "only one method may prepare"),
         ("reestimate+convs", "must come before a method that prepares"),
-        ("calibrate", "calibrate must come after a NeuralFuse, e.g. unetl.calibrate"),
+        ("calibrate", "calibrate must come after a NeuralFuse, e.g. unetl.calibrate: got 'calibrate'"),
+        ("convs+calibrate:images=20+calibrate:images=20", "calibrate came twice"),
+        ("convs+calibrate", r"images must be in 0\.\.\d+: got images=1000"),
         ("convs+batch-statistics+calibrate", "calibrate must come before methods that change answers"),
-        ("convs+calibrate+reestimate", "only one method may prepare a chip's model or its NeuralFuse"),
+        ("convs+calibrate:images=20+reestimate", "only one method may prepare a chip's model or its NeuralFuse"),
     ],
 )
 def test_what_does_not_go_together_is_refused(text, says, made, setting):

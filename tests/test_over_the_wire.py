@@ -180,6 +180,9 @@ def test_the_page_for_practitioners_runs(tmp_path):
     commands = [line.replace(":8080", f":{server}").replace("8010", str(gateway)) for line in commands]
     commands = [f"{line} --port {server}" if "chip serve" in line else line for line in commands]
     assert len(commands) == 10
+    page = (ROOT / "docs" / "remote.md").read_text(encoding="utf-8").splitlines()
+    (tuning,) = (line.strip().replace(":8080", f":{server}") for line in page if line.startswith("    neuralfuse tune"))
+    commands.insert(commands.index(next(line for line in commands if line.startswith("neuralfuse serve"))), tuning)
     path = os.pathsep.join([str(Path(sys.executable).parent), str(MLSERVER.parent), os.environ["PATH"]])
     environment, running = {**ENVIRONMENT, "PATH": path}, []
     try:
@@ -200,6 +203,8 @@ def test_the_page_for_practitioners_runs(tmp_path):
     protected = json.loads((tmp_path / "runs" / "protected.json").read_text())
     assert choice["best"] == "runs/fuse-unets" and choice["gain_ci95"][0] > 0
     assert protected["pa"] > 40
+    tuned = json.loads((tmp_path / "runs" / "tuned" / "tuning.json").read_text())
+    assert tuned["gain"] > 0 and tuned["run"]["asked"] <= 6000
 
 
 def wait_for(port: int) -> None:

@@ -361,10 +361,23 @@ def test_base_training_learns(data):
 
 
 class Viewing(nn.Module):
-    """Insists on the channel in second place, as many of other people's networks do."""
+    """Insists on the channel in second place, as many of other people's networks do; or in training only."""
+
+    def __init__(self, always: bool = True) -> None:
+        super().__init__()
+        self.always = always
 
     def forward(self, x):
-        return x.view(len(x), -1)
+        return x.view(len(x), -1) if self.always or self.training else x.reshape(len(x), -1)
+
+
+class Insisting(nn.Module):
+    """Says so in its own way."""
+
+    def forward(self, x):
+        if not x.is_contiguous():
+            raise ValueError("contiguous, please")
+        return x.flatten(1)
 
 
 class Unordered(nn.Module):
@@ -383,6 +396,13 @@ def test_images_lie_with_the_channel_last_where_the_model_bears_it():
     assert fastest_layout(network(nn.Flatten()), images) is torch.channels_last
     assert fastest_layout(network(Viewing()), images) is torch.contiguous_format
     assert fastest_layout(network(Unordered()), images) is torch.contiguous_format
+    assert fastest_layout(network(Insisting()), images) is torch.contiguous_format
+    assert fastest_layout(network(Viewing(always=False)), images) is torch.contiguous_format
+    model = network(nn.Sequential(nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten()))
+    before = copy.deepcopy(model.state_dict())
+    assert fastest_layout(model, images) is torch.channels_last
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_early_stopping_waits_for_its_patience(data):
@@ -500,6 +520,7 @@ def test_options_that_came_later_are_told_where_they_are_used_only():
     [
         ({"labels": "modal"}, UnknownNameError, "Did you mean 'model'"),
         ({"images": -1}, ConfigError, "images must be at least 0"),
+        ({"images": 1}, ConfigError, "images must be 0 or at least 2"),
         ({"ber": 1.5}, RateError, "ber must be in"),
         ({"epochs": 0}, ConfigError, "epochs must be at least 1"),
         ({"lr": 0.0}, ConfigError, "lr must be positive"),

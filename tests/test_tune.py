@@ -15,7 +15,7 @@ from neuralfuse.blackbox import Answers, Careful, Function, Limits, tune, tuning
 from neuralfuse.blackbox.tune import _Search, losses_of
 from neuralfuse.cli.main import run
 from neuralfuse.config import TuningConfig
-from neuralfuse.errors import BudgetError, ConfigError
+from neuralfuse.errors import AnswerError, BudgetError, ConfigError
 from neuralfuse.evaluation import t_interval
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.scoring import transform
@@ -85,12 +85,12 @@ def test_it_learns_within_its_questions_and_leaves_the_module_alone():
     with careful(asked) as box:
         made, record = tune(module, box, data, SHORT, say=said.append)
     assert asked.images == record["run"]["asked"] <= 2000
-    assert record["steps"] == SHORT.steps == (2000 - 40) // 60
+    assert record["steps"] == (2000 - 40) // 60
     assert len(said) >= 10
     assert record["kept"] == "tuned" and record["gain"] > 0
     assert np.mean(record["history"][-5:]) < np.mean(record["history"][:5])
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
-    assert made.trained["tuned"]["queries"] == 2000 and made.trained["ber"] == 0.05
+    assert made.trained["tuned"][0]["queries"] == 2000 and made.trained["ber"] == 0.05
     assert not made.training
 
     judged = data.validation[data.validation.order("toy", "black box")[:20]]
@@ -101,6 +101,39 @@ def test_it_learns_within_its_questions_and_leaves_the_module_alone():
     assert [record["before"], record["after"]] == [pytest.approx(one.mean()) for one in hits]
     assert record["gain_ci95"] == list(t_interval((hits[1] - hits[0]).tolist()))
     assert f"gain   {record['gain']:+6.2f}" in tuning_summary(record)
+
+
+def test_tunings_add_up_and_few_images_judge_as_many_as_there_are():
+    data, module = toy_data(), fuse()
+    with careful() as box:
+        once, record = tune(module, box, data, replace(SHORT, judged=500))
+    assert record["judged"] == len(data.validation) < 500
+    assert f"of {len(data.validation)} validation images" in tuning_summary(record)
+    assert record["steps"] == (2000 - 2 * len(data.validation)) // 60
+    once.trained["tuned"] = [{"queries": 1}]
+    with careful(lambda x: brightness(x) - [0.0, 14.0]) as box:  # another chip
+        twice, record = tune(once, box, data, SHORT)
+    assert record["kept"] == "tuned"
+    assert [one["queries"] for one in twice.trained["tuned"]] == [1, 2000]
+
+
+def test_what_cannot_be_learned_from_is_refused_before_it_is_asked():
+    data = toy_data()
+    with (
+        careful() as box,
+        careful(lambda x: np.full((len(x), 2), np.nan), "call:nominal") as nominal,
+        pytest.raises(AnswerError, match="call:nominal, the model without faults, must answer with numbers: got NaN"),
+    ):
+        tune(fuse(), box, data, SHORT, nominal=nominal)
+    asked = Counting()
+    with (
+        careful(asked, budget=300) as box,
+        pytest.raises(ConfigError, match="within the budget: got queries=2000 and budget=300. Lower --queries"),
+    ):
+        tune(fuse(), box, data, SHORT)
+    with careful(asked) as box, pytest.raises(ConfigError, match="queries must be at least 100 for one step: got quer"):
+        tune(fuse(), box, data, replace(SHORT, queries=30))
+    assert asked.images == 0
 
 
 def test_with_a_cache_nothing_is_asked_twice(tmp_path):
@@ -122,8 +155,11 @@ def test_with_a_cache_nothing_is_asked_twice(tmp_path):
     assert 0 < counting.images < 400 - 150
     assert all(torch.equal(tensor, made.state_dict()[name]) for name, tensor in wanted.state_dict().items())
     assert {**record, "run": None} == {**again, "run": None}
-    with pytest.raises(BudgetError, match="must be within the budget"), careful(budget=100) as box:
-        tune(fuse(), box, data, tuning)
+    with (
+        careful(cache=tmp_path / "answers.db", budget=counting.images) as box,
+        pytest.raises(BudgetError, match="must be within the budget"),
+    ):
+        tune(fuse(), box, data, replace(tuning, seed=1))
 
 
 def test_the_model_without_faults_stands_for_labels():
@@ -159,21 +195,20 @@ def test_what_is_not_better_is_not_kept():
 
 def test_losses():
     labels = torch.tensor([0, 1, 1])
-    scores = np.array([[2.0, 0.0], [np.nan, 1.0], [0.0, np.inf]], dtype=np.float32)
+    scores = np.array([[2.0, 0.0], [np.nan, 1.0], [500.0, 0.0]], dtype=np.float32)
     found = losses_of(Answers.of(scores, classes=2), labels)
     assert found[0] == pytest.approx(np.log1p(np.exp(-2)))
-    assert found[1:].tolist() == [20.0, 20.0]
+    assert found[1:].tolist() == [20.0, 20.0]  # nothing is worse than no number
     assert losses_of(Answers.of(np.array([0, 0, 1]), classes=2), labels).tolist() == [0.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"queries": 30}, "queries must be at least 100 for one step: got queries=30"),
         ({"judged": 0}, "judged must be at least 1"),
         ({"directions": 0}, "directions must be at least 1"),
-        ({"sigma": 0.0}, r"sigma must be in 0\.\.10: got sigma=0.0"),
-        ({"lr": float("nan")}, r"lr must be in 0\.\.10"),
+        ({"sigma": 0.0}, "sigma must be above 0 and below 10: got sigma=0.0"),
+        ({"lr": float("nan")}, "lr must be above 0"),
         ({"seed": -1}, "seed must be at least 0"),
     ],
 )

@@ -245,6 +245,7 @@ class EopmConfig(LoopConfig):
             require(weight >= 0 and math.isfinite(weight), f"{name} must be at least 0: got {name}={weight}.")
         self._at_least(1, "n_chips", "validation_chips", "validation_images")
         self._at_least(0, "adversarial_bits", "images")
+        require(self.images != 1, "images must be 0 or at least 2, for BatchNorm to have a spread: got images=1.")
         self._word_width("generator_bits")
         for kind, value, legal in (("estimator", self.estimator, Estimator), ("labels", self.labels, Labels)):
             if value not in get_args(legal):
@@ -286,18 +287,15 @@ class TuningConfig:
         require(self.seed >= 0, f"seed must be at least 0: got seed={self.seed}.")
         for name in ("sigma", "lr"):
             value = getattr(self, name)
-            require(0 < value < 10, f"{name} must be in 0..10: got {name}={value}.")
-        require(
-            self.steps >= 1,
-            f"queries must be at least {2 * self.judged + self.a_step} for one step: got queries={self.queries}.",
-        )
+            require(0 < value < 10, f"{name} must be above 0 and below 10: got {name}={value}.")
 
-    @property
-    def a_step(self) -> int:
-        """Images asked about in a step."""
-        return 2 * self.directions * self.step_images
+    def steps(self, judged: int) -> int:
+        """Return how many steps there are questions for, if so many images judge.
 
-    @property
-    def steps(self) -> int:
-        """How many steps there are questions for."""
-        return (self.queries - 2 * self.judged) // self.a_step
+        Raises:
+            ConfigError: there are none for one.
+        """
+        a_step = 2 * self.directions * self.step_images
+        least = 2 * judged + a_step
+        require(self.queries >= least, f"queries must be at least {least} for one step: got queries={self.queries}.")
+        return (self.queries - 2 * judged) // a_step

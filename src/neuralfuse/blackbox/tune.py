@@ -17,15 +17,16 @@ from neuralfuse.blackbox.careful import Careful
 from neuralfuse.blackbox.judge import check_fits
 from neuralfuse.config import TuningConfig
 from neuralfuse.data import DataSet, Split
-from neuralfuse.errors import require
+from neuralfuse.errors import AnswerError, require
 from neuralfuse.evaluation import Run, mean, t_interval
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.quant import Scheme, snap_
 from neuralfuse.scoring import plain_inputs, transform
 from neuralfuse.seeds import generator
+from neuralfuse.train import training_images
 
 SCHEMA = "neuralfuse/tuning/1"
-_WORST = 20.0  # loss of scores that are no numbers, which a chip may answer with
+_WORST = 20.0  # loss of an image at most, and of scores that are no numbers, which a chip may answer with
 
 
 def tune(
@@ -55,7 +56,7 @@ def tune(
         tuning: How.
         images: Training images to learn from, drawn by a name; 0 for all.
         nominal: The same model without faults: its answers are learned from and judged by in the place of labels, and
-            not counted in ``queries``.
+            not counted in ``queries``. Nor are tries of a question that failed.
         say: Told of every tenth of the steps.
 
     Raises:
@@ -64,31 +65,32 @@ def tune(
     """
     tuning, run = tuning or TuningConfig(), Run()
     check_fits(fuse, data.train.images, fuse.input_range)
-    require(0 <= images <= len(data.train), f"images must be in 0..{len(data.train)}: got images={images}.")
-    rows = data.train.order(data.name, "calibration images")[: images or len(data.train)]
-    search, history = _Search(fuse, tuning), []
-    for step in range(tuning.steps):
-        places = torch.randint(len(rows), (tuning.step_images,), generator=generator(tuning.seed, "images", step))
-        x, right = _questions(data.train[rows[places.to(rows.device)]], fuse, nominal)
+    learn = training_images(data, images)
+    judge = data.validation[data.validation.order(data.name, "black box")[: tuning.judged]]
+    steps, search, history = tuning.steps(len(judge)), _Search(fuse, tuning), []
+    _check_budget(box, tuning)
+    for step in range(steps):
+        places = torch.randint(len(learn), (tuning.step_images,), generator=generator(tuning.seed, "images", step))
+        x, right = _questions(learn[places.to(learn.labels.device)], fuse, nominal)
         history.append(mean(search.step(step, box, x, right)))
-        if (step + 1) % max(1, tuning.steps // 10) == 0:
-            say(f"step {step + 1} of {tuning.steps}: loss {history[-1]:.3f}, {box.asked} images asked")
+        if (step + 1) % max(1, steps // 10) == 0:
+            say(f"step {step + 1} of {steps}: loss {history[-1]:.3f}, {box.asked} images asked")
     tuned = search.module()
-    rows = data.validation.order(data.name, "black box")[: tuning.judged]
-    x, right = _questions(data.validation[rows], fuse, nominal)
+    x, right = _questions(judge, fuse, nominal)
     hits = [box(transform(one, x.to(fuse.scale.device))).right(right).double().mul(100) for one in (fuse, tuned)]
     before, after = (one.tolist() for one in hits)
     gains = [two - one for one, two in zip(before, after, strict=True)]
     better, interval = mean(gains) > 0, t_interval(gains)
     config = {
         **asdict(tuning),
-        "images": images or len(data.train),
+        "images": len(learn),
         "box": box.box.name,
         "nominal": None if nominal is None else nominal.box.name,
         "data": data.to_config(),
     }
     made = tuned if better else copy.deepcopy(fuse)
-    made.trained = {**fuse.trained, **({"tuned": config} if better else {})}
+    tunings = [*fuse.trained.get("tuned", []), *([config] if better else [])]
+    made.trained = {**fuse.trained, **({"tuned": tunings} if tunings else {})}
     record = {
         "schema": SCHEMA,
         "config": {**config, "kind": box.kind, "fuse": fuse.trained},
@@ -97,7 +99,8 @@ def tune(
         "gain": mean(gains),
         "gain_ci95": None if interval is None else list(interval),
         "kept": "tuned" if better else "as it was",
-        "steps": tuning.steps,
+        "steps": steps,
+        "judged": len(judge),
         "history": history,
         "run": {
             **run.facts(), "asked": box.asked, "known": box.found,
@@ -110,7 +113,21 @@ def tune(
 def _questions(split: Split, fuse: NeuralFuse, nominal: Careful | None) -> tuple[Tensor, Tensor]:
     """Return a split's inputs, and what is right: its labels, or what the model without faults answers; on the CPU."""
     x = plain_inputs(split, fuse.input_range).cpu()
-    return x, split.labels.cpu() if nominal is None else nominal(x).labels
+    if nominal is None:
+        return x, split.labels.cpu()
+    labels = nominal(x).labels
+    if int(labels.min()) < 0:
+        raise AnswerError(f"{nominal.box.name}, the model without faults, must answer with numbers: got NaN.")
+    return x, labels
+
+
+def _check_budget(box: Careful, tuning: TuningConfig) -> None:
+    """Raise a `ConfigError` where all that may be asked is less than will be; answers in a cache may make up for it."""
+    budget = box.limits.budget
+    require(
+        budget == 0 or budget >= tuning.queries or box.limits.cache is not None,
+        f"queries must be within the budget: got queries={tuning.queries} and budget={budget}. Lower --queries.",
+    )
 
 
 class _Search:
@@ -168,7 +185,7 @@ def losses_of(answers: Answers, labels: Tensor) -> Tensor:
     if answers.scores is None:
         return (~answers.right(labels)).double()
     losses = F.cross_entropy(answers.scores.double(), labels, reduction="none")
-    return losses.nan_to_num(_WORST, _WORST)
+    return losses.nan_to_num(_WORST, _WORST).clamp_max(_WORST)
 
 
 def tuning_summary(record: Mapping[str, Any]) -> str:
@@ -178,7 +195,7 @@ def tuning_summary(record: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"{record['steps']} steps, {run['asked']} images asked, {run['known']} known before",
-            f"before {record['before']:6.2f}%  of {record['config']['judged']} validation images",
+            f"before {record['before']:6.2f}%  of {record['judged']} validation images",
             f"after  {record['after']:6.2f}%",
             f"gain   {record['gain']:+6.2f}   points{known}; kept: the module {record['kept']}",
         ]

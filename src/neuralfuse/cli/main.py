@@ -94,7 +94,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _how_to_go_on(tokens: Sequence[str]) -> str:
     command = tokens[0] if tokens else ""
-    if command in {"reproduce", "compare"}:
+    if command in {"reproduce", "compare"} or (command == "tune" and "--cache" in " ".join(tokens)):
         return " The same command goes on from what it kept."
     if (command in {"train-base", "train", "evaluate", "plan"} and "--out" in " ".join(tokens)) or command == "apply":
         return " The same command with --resume goes on from what it kept."

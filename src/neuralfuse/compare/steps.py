@@ -17,6 +17,7 @@ from neuralfuse.evaluation import ChipResult, Run
 from neuralfuse.faults import fault_model
 from neuralfuse.files import read_json, write_json
 from neuralfuse.methods import Method, Protected, Setting, identity, measure, seconds
+from neuralfuse.methods.calibrated import Calibrated
 from neuralfuse.methods.trained import Fused
 from neuralfuse.nets import load_base
 from neuralfuse.reproduce.place import Place
@@ -249,7 +250,18 @@ class ComparisonStep(Step):
         """See `Step`."""
         images, base = self.protection.base.images, self.protection.base.network
         tested = min(self.test_images or FACTS[images.name].test, FACTS[images.name].test)
-        return float(tested * (1 + self.chips) * counts(base, images).macs)
+        return float(tested * (1 + self.chips) * counts(base, images).macs) + self.chips * self._fitting_macs
+
+    @property
+    def _fitting_macs(self) -> float:
+        """What a chip takes to fit a NeuralFuse to itself."""
+        own = [one for one in self.protection.methods if isinstance(one, Calibrated)]
+        generators = [one.generator for one in self.protection.methods if isinstance(one, Fused)]
+        return sum(
+            ModuleStep((self.protection.base,), generator, one.training(self.protection.eopm), None).macs
+            for one in own
+            for generator in generators
+        )
 
 
 def digest_of(folder: Path) -> str:

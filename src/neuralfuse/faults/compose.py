@@ -32,7 +32,7 @@ class OneChip(FaultModel):
     seed: int
 
     def __post_init__(self) -> None:
-        require(isinstance(self.faults, FaultModel), f"faults must be a fault model: got {self.faults!r}.")
+        _check_inner(self.kind, self.faults)
         whole = isinstance(self.seed, int) and not isinstance(self.seed, bool) and self.seed >= 0
         require(whole, f"seed must be a whole number of at least 0: got seed={self.seed!r}.")
         object.__setattr__(self, "ber", self.faults.ber)

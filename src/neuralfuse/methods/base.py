@@ -60,7 +60,8 @@ class Protected:
         model: The base model, as a method left it.
         deployed: The same in its memory.
         fuse: What its inputs pass through first; None for nothing.
-        fitted: What each chip makes of ``fuse`` once, for itself alone; None for nothing.
+        fitted: What each chip makes of ``fuse`` once, for itself alone, from its perturbed model and the model in the
+            memory; None for nothing.
         prepared: What each chip makes of its perturbed model once, before it answers; None for nothing. Called on
             several threads.
         changes: What is put around whatever answers on a chip, the innermost first.
@@ -71,7 +72,7 @@ class Protected:
     model: BaseModel
     deployed: Deployed
     fuse: nn.Module | None = None
-    fitted: Callable[[Perturbed], nn.Module] | None = None
+    fitted: Callable[[Perturbed, Deployed], nn.Module] | None = None
     prepared: Callable[[Perturbed], Answer] | None = None
     changes: tuple[Callable[[Answer], Answer], ...] = ()
     hardened: int = 0

@@ -10,16 +10,17 @@ from neuralfuse.config import EopmConfig
 from neuralfuse.errors import ConfigError, require
 from neuralfuse.faults import OneChip
 from neuralfuse.fuse import NeuralFuse
-from neuralfuse.memory import Perturbed
+from neuralfuse.memory import Deployed, Perturbed
 from neuralfuse.methods.base import Access, Method, Protected, Setting, check_option
-from neuralfuse.train import train_fuse
+from neuralfuse.train import train_fuse, training_images
 
 
 @dataclass(frozen=True)
 class Calibrated(Method):
     """The NeuralFuse before the model is trained further on each chip by the chip's own answers at nominal voltage.
 
-    No labels are needed. The same as ``neuralfuse train --start FUSE --faults CHIP --labels model``.
+    No labels are needed, but the gradient through the chip's own faults, or a map of them. The same as
+    ``neuralfuse train --start FUSE --faults CHIP --labels model``.
 
     Attributes:
         images: Training images used, without their labels; 0 for all.
@@ -47,11 +48,13 @@ class Calibrated(Method):
         if not isinstance(fuse, NeuralFuse):
             raise ConfigError("calibrate must come after a NeuralFuse, e.g. unetl+calibrate: there is none before it.")
         require(made.prepared is None and not made.changes, "calibrate must come before methods that change answers.")
+        require(made.fitted is None, "a NeuralFuse must be calibrated to a chip once: calibrate came twice.")
+        training_images(setting.data, self.images)
 
-        def fitted(chip: Perturbed) -> NeuralFuse:
+        def fitted(chip: Perturbed, deployed: Deployed) -> NeuralFuse:
             own = copy.deepcopy(fuse)
             faults = OneChip(faults=chip.chip.faults, seed=chip.chip.seed)
-            train_fuse(own, made.deployed, setting.data, replace(config, ber=faults.ber), faults=faults)
+            train_fuse(own, deployed, setting.data, replace(config, ber=faults.ber), faults=faults)
             return own
 
         return replace(made, fitted=fitted)

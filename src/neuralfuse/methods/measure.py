@@ -30,6 +30,8 @@ def measure(
 ) -> tuple[float, list[ChipResult]]:
     """Return the accuracy without bit errors and that on each unseen chip, in percent, all with the protection.
 
+    Where chips fit the NeuralFuse to themselves, the first is the accuracy behind the one that they all begin with.
+
     Args:
         made: The protected model.
         split: Test images; methods that look at batches see them in this order.
@@ -45,7 +47,7 @@ def measure(
         if known is not None and chip.seed in known:
             return known[chip.seed]
         perturbed = made.deployed.perturbed(chip)
-        own = inputs if made.fitted is None else transform(made.fitted(perturbed), plain)
+        own = inputs if made.fitted is None else transform(made.fitted(perturbed, made.deployed), plain)
         value = accuracy(made.answer(perturbed), own, labels, batch)
         return ChipResult(chip.seed, value, None, perturbed.changed_bits, perturbed.reading.not_finite)
 

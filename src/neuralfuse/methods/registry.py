@@ -44,6 +44,12 @@ def parse(text: str) -> tuple[Method, ...]:
     require(
         sum(isinstance(method, Fused) for method in chain) <= 1, f"there must be at most one NeuralFuse: got {text!r}."
     )
+    for place, method in enumerate(chain):
+        behind = any(isinstance(one, Fused) for one in chain[:place])
+        require(
+            behind or not isinstance(method, Calibrated),
+            f"calibrate must come after a NeuralFuse, e.g. unetl+calibrate: got {text!r}.",
+        )
     return chain
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from neuralfuse.errors import require
+from neuralfuse.errors import FileFormatError, require
 from neuralfuse.files import read_json
 from neuralfuse.reproduce.record import SCHEMA
 from neuralfuse.reproduce.tables import Request
@@ -25,24 +25,29 @@ def read_known(paths: Sequence[Path], request: Request) -> dict[str, Record]:
     wanted = {"scale": request.scale.name, "faults": request.faults, "seed": request.seed}
     for path in paths:
         record = read_json(path, SCHEMA)
-        made_with = {key: record["config"][key] for key in wanted}
+        missing = [key for key in ("table", "config", "rows", "data", "steps", "learning", "run") if key not in record]
+        if missing:
+            raise FileFormatError(f"{path} must be a whole record of a table: it has no {missing[0]}.")
+        made_with = {key: record["config"].get(key) for key in wanted}
         require(made_with == wanted, f"a known record must be made with {wanted}: {path} is with {made_with}.")
         name = record["table"]
         found[name] = joined(found[name], record) if name in found else record
     return found
 
 
-def known_row(row: Mapping[str, Any], step: str | None, known: Record | None) -> dict[str, Any] | None:
-    """Return a row as a known record has it, if it was measured there by the very same step."""
+def known_values(row: Mapping[str, Any], step: str | None, known: Record | None) -> dict[str, Any] | None:
+    """Return what a known record measured for a row, if it did so by the very same step."""
     for entry in () if known is None else known["rows"]:
         if entry["measured"] is not None and entry["step"] == step and entry["of"].items() <= row.items():
-            return dict(entry)
+            return dict(entry["measured"])
     return None
 
 
 def joined(record: Record, known: Record) -> dict[str, Any]:
     """Return a table's record with the rows that it lacks and a known one has."""
-    rows = [row if row["measured"] else known_row(row["of"], row["step"], known) or row for row in record["rows"]]
+    rows = [
+        {**row, "measured": row["measured"] or known_values(row["of"], row["step"], known)} for row in record["rows"]
+    ]
     if rows == record["rows"]:
         return dict(record)
     parts = {key: {**known[key], **record[key]} for key in ("data", "steps", "learning")}
@@ -51,8 +56,9 @@ def joined(record: Record, known: Record) -> dict[str, Any]:
 
 def _joined_runs(run: Record, known: Record) -> dict[str, Any]:
     kinds = [key for key, value in run.items() if isinstance(value, list)]  # hardware, threads, versions, commits
+    steps = {**known["steps"], **run["steps"]}
     return {
         **{key: [*known[key], *(one for one in run[key] if one not in known[key])] for key in kinds},
-        "seconds": round(run["seconds"] + known["seconds"], 1),
-        "steps": {**known["steps"], **run["steps"]},
+        "seconds": round(sum(step["seconds"] for step in steps.values()), 1),
+        "steps": steps,
     }

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from neuralfuse.errors import require
 from neuralfuse.files import write_json
 from neuralfuse.reproduce.draw import draw
 from neuralfuse.reproduce.engines import Engine
-from neuralfuse.reproduce.known import Record, joined, known_row
+from neuralfuse.reproduce.known import Record, joined, known_values
 from neuralfuse.reproduce.place import Place
 from neuralfuse.reproduce.record import table_record
 from neuralfuse.reproduce.runner import Progress
@@ -43,8 +44,11 @@ class Job:
         place: Place,
         known: Mapping[str, Record] | None = None,
     ) -> Job:
-        """Return the job of some names; see `choose` for its errors."""
-        return Job(choose(names, where), request, place, known or {})
+        """Return the job of some names; see `choose` for its errors. Known records must be of tables among them."""
+        chosen, known = choose(names, where), known or {}
+        other = next((name for name in known if name not in chosen), None)
+        require(other is None, f"a known record must be of a table that is asked for: got one of {other}.")
+        return Job(chosen, request, place, known)
 
     @property
     def work(self) -> Work:
@@ -53,7 +57,7 @@ class Job:
         for name, rows in self.chosen.items():
             for row in rows:
                 step = TABLES[name].step(self.request, row)
-                if step is not None and known_row(row, step.address, self.known.get(name)) is None:
+                if step is not None and known_values(row, step.address, self.known.get(name)) is None:
                     steps.append(step)
         return Work.of(steps, self.place)
 
