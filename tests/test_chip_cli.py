@@ -297,4 +297,4 @@ def test_the_page_about_faults_in_files_is_right():
         assert from_config(json.loads(json.dumps(model.to_config()))) == model
         assert len(model.cells(Layout.of([("a", 200_000)], 8), 1, torch.device("cpu")).cell) > 0
         kinds.add(model.kind)
-    assert kinds == {"stuck", "asymmetric", "lines", "clusters", "synthetic", "combined", "bit-rates"}
+    assert kinds == {"stuck", "asymmetric", "lines", "clusters", "synthetic", "combined", "bit-rates", "one-chip"}
