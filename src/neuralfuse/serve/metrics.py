@@ -33,9 +33,9 @@ class Metrics:
         )
         self._in_flight = Gauge("neuralfuse_requests_in_flight", "Requests that are worked on.", registry=own)
 
-    def request(self, kind: str, status: int, seconds: float) -> None:
+    def request(self, kind: str, status: int | str, seconds: float) -> None:
         """Count an answered request."""
-        self._requests.labels(kind, str(status)).inc()
+        self._requests.labels(kind, str(status)).inc()  # HTTP's number or gRPC's name
         self._seconds.labels(kind).observe(seconds)
 
     def batch(self, images: int) -> None:

@@ -118,6 +118,9 @@ class RpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
             code, why = grpc.StatusCode.INVALID_ARGUMENT, str(error)
         except grpc.aio.AioRpcError as error:  # of the server behind, or that it cannot be reached
             code, why, trailing = error.code(), error.details() or "", error.trailing_metadata() or ()
+        except asyncio.CancelledError:  # the client went away
+            code = grpc.StatusCode.CANCELLED
+            raise
         except Exception:
             _LOG.exception("gRPC %s", kind)
             why = "the gateway failed; its log says why."
