@@ -204,7 +204,8 @@ def test_the_page_for_practitioners_runs(tmp_path):
     assert choice["best"] == "runs/fuse-unets" and choice["gain_ci95"][0] > 0
     assert protected["pa"] > 40
     tuned = json.loads((tmp_path / "runs" / "tuned" / "tuning.json").read_text())
-    assert tuned["gain"] > 0 and tuned["run"]["asked"] <= 6000
+    assert tuned["steps"] > 10 and 0 < tuned["run"]["asked"] <= 6000  # few questions: it may gain, or be as it was
+    assert (tuned["gain"] > 0) == (tuned["kept"] == "tuned")
 
 
 def wait_for(port: int) -> None:
