@@ -110,7 +110,7 @@ def test_the_page_for_a_chip_of_one_s_own_runs(tmp_path):
     assert made.synthetic
     assert made.voltages == (0.72, 0.7, 0.68, 0.66)
     assert made.recovered() == 0
-    of_all, own = (float(value) for value in re.findall(r"PA\(NF\) +([\d.]+)%", done.stdout))
+    of_all, own = (float(value) for value in re.findall(r"^PA\(NF\) +([\d.]+)%", done.stdout, re.MULTILINE))
     assert own > of_all + 15  # the module made for this chip, and the one made for all
     record = json.loads((tmp_path / "results" / "chip.json").read_text())
     assert record["chips"] == 1
