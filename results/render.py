@@ -13,7 +13,7 @@ from neuralfuse.compare.show import notes as comparison_notes
 from neuralfuse.reproduce.show import as_markdown, heading, notes
 
 RESULTS = Path(__file__).parent
-PAGES = tuple(RESULTS.parent / "docs" / name for name in ("results.md", "comparison.md"))
+PAGES = tuple(RESULTS.parent / "docs" / name for name in ("results.md", "comparison.md", "benchmarks.md"))
 END = "<!-- end of table -->"
 
 
@@ -78,7 +78,44 @@ def comparison(name: str) -> Iterator[str]:
     yield "; ".join(comparison_notes(record)) + "."
 
 
-MARKS = {"table": rows, "paper": of_paper, "learning": learning, "comparison": comparison}
+def gateway(name: str) -> Iterator[str]:
+    """Yield the lines of the gateway under load: the server alone, and through the gateway."""
+    record = json.loads((RESULTS / "gateway" / name).read_text())
+    yield "| tensors | clients | way | requests a second | images a second | p50 | p99 | not answered |"
+    yield "| --- " * 8 + "|"
+    for row in record["rows"]:
+        kind = "binary" if row["binary"] else "JSON"
+        bad = sum(count for status, count in row["status"].items() if status != "200")
+        yield (
+            f"| {kind} | {row['clients']} | {row['way']} | {row['requests_a_second']:.0f} "
+            f"| {row['images_a_second']:.0f} | {row['p50_ms']:.1f} ms | {row['p99_ms']:.1f} ms | {bad} |"
+        )
+
+
+def trouble(name: str) -> Iterator[str]:
+    """Yield the lines of the gateway in trouble: how requests ended, and its memory as time went on."""
+    run = json.loads((RESULTS / "gateway" / name).read_text())["trouble"]
+    status, memory = run["status"], run["memory_mib"]
+    yield "| minutes | right answers | wrong answers | 502 | 503 | 504 | lost connections | slowest |"
+    yield "| --- " * 8 + "|"
+    counts = " | ".join(f"{status.get(code, 0):,}" for code in ("200", "-1", "502", "503", "504", "0"))
+    yield f"| {run['seconds'] / 60:.0f} | {counts} | {run['longest_seconds']:.1f} s |"
+    yield ""
+    parts = [memory[len(memory) * part // 6 : len(memory) * (part + 1) // 6] for part in range(6)]
+    yield f"| memory, MiB | {' | '.join(f'part {part + 1} of 6' for part in range(6))} |"
+    yield "| --- " * 7 + "|"
+    for what, of in (("median", lambda part: sorted(part)[len(part) // 2]), ("most", max)):
+        yield f"| {what} | {' | '.join(f'{of(part):.0f}' for part in parts)} |"
+
+
+MARKS = {
+    "table": rows,
+    "paper": of_paper,
+    "learning": learning,
+    "comparison": comparison,
+    "gateway": gateway,
+    "trouble": trouble,
+}
 
 
 def render(page: str) -> str:
