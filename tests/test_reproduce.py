@@ -26,10 +26,12 @@ from neuralfuse.reproduce.perform import Outcome, perform
 from neuralfuse.reproduce.record import table_record
 from neuralfuse.reproduce.runner import Progress, ordered
 from neuralfuse.reproduce.scale import FACTS
+from neuralfuse.reproduce.show import notes
 from neuralfuse.reproduce.steps import Step
 from neuralfuse.reproduce.store import Store
 from neuralfuse.reproduce.tables import choose
 from neuralfuse.reproduce.trainings import ModuleStep
+from neuralfuse.reproduce.work import Work, outline, standing
 
 REQUEST = Request(load_scale("smoke"))
 MEASURED = [name for name in TABLES if TABLES[name].step(REQUEST, TABLES[name].rows[0]) is not None]
@@ -97,6 +99,30 @@ def test_fewer_bits_are_measured_with_the_module_of_eight():
     assert (eight.bits, four.bits) == (8, 4)
     assert eight.module == four.module
     assert eight.alone.address != four.alone.address
+
+
+@pytest.mark.parametrize("scale", ["full", "cpu"])
+def test_tables_12_to_15_have_the_paper_s_data_sets(scale):
+    names = {"table12": "cifar10", "table13": "gtsrb", "table14": "imagenet10", "table15": "cifar100"}
+    for table, name in names.items():
+        steps = (TABLES[table].step(Request(load_scale(scale)), row) for row in TABLES[table].rows)
+        assert {step.base.images.name for step in steps} == {name}
+
+
+def test_misprints_of_the_tables_are_misprints_of_the_figures(tmp_path):
+    rows = table_record("figure5", TABLES["figure5"].rows, REQUEST, Place(tmp_path))["rows"]
+    marked = {(row["of"]["base"], row["of"]["generator"]): row["misprint"] for row in rows if row["misprint"]}
+    assert list(marked) == [("VGG19", "ConvS")]
+    assert "table6 with the 30.6% saving" in marked["VGG19", "ConvS"]
+
+
+def test_a_table_says_how_well_its_values_are_known():
+    record = json.loads(ELSEWHERE.read_text())
+    (line,) = [line for line in notes(record) if "95% intervals" in line]
+    widths = [row["measured"]["pa_nf_ci95"] for row in record["rows"] if row["measured"]]
+    most = max(high - low for low, high in widths) / 2
+    assert line.startswith(f"95% intervals of PA(NF) are up to +-{most:.1f} points")
+    assert f"wider than the +-1 asked for in {sum(high - low > 2 for low, high in widths)} of" in line
 
 
 def test_lambda_n_and_k_reach_the_training():
@@ -362,7 +388,9 @@ def tries(place: Place, step: Note) -> int:
 
 def go(steps, place, **options) -> tuple[Progress, list[str]]:
     said: list[str] = []
-    state = running.run(steps, place, InProcess(threads=1), say=said.append, **options)
+    state = Work.of(steps, place).run(
+        InProcess(threads=1), retries=options.pop("retries", 1), say=said.append, **options
+    )
     return state, said
 
 
@@ -398,7 +426,20 @@ def test_a_damaged_step_is_done_again_and_no_other(file, damage, tmp_path):
     assert place.store.record(first.address)["result"] == {"length": 5}
     assert (tries(place, first), tries(place, second)) == (2, 1)
     removed = damage == "remove" and file == "step.json"
-    assert [line for line in said if "It is done again." in line and first.address in line] or removed
+    told = [line for line in said if "It is done again." in line and first.address in line]
+    assert len(told) == (0 if removed else 1)
+
+
+def test_who_asks_how_far_it_is_removes_nothing(tmp_path):
+    place, step = Place(tmp_path), Note("first")
+    go([step], place)
+    path = place.store.folder(step.address) / "text.txt"
+    path.write_text("?")
+    work = Work.of([step], place)
+    assert standing(work).startswith("0 finished, 0 running, 0 failed, 1 waiting")
+    assert "1 of them to do" in outline(work, 1, 1)
+    assert path.read_text() == "?"
+    assert (path.parent / "step.json").exists()
 
 
 def test_a_worker_checks_what_it_finds_too(tmp_path):
@@ -592,6 +633,23 @@ def test_status_says_where_steps_stand(tmp_path, capsys):
     assert lines[2].startswith("running: teach unets the classes of digits: 3 of 20")
 
 
+def test_status_is_of_what_was_last_begun_there_where_no_table_is_named(tmp_path, monkeypatch, capsys):
+    own = tmp_path / "mine.toml"
+    own.write_text('title = "mine"\nchips = 2\n[bases]\nVGG11 = "vgg11-tiny"\n[data.GTSRB]\nname = "digits"\n')
+    monkeypatch.chdir(tmp_path)
+    out = str(tmp_path / "out")
+    assert run(["reproduce", "table7", "--scale", "smoke", "--workers", "0", "--out", out]) == 0
+    second = ["reproduce", "table6", "--scale", "mine.toml", "--rows", "kind=base", "--workers", "0", "--out", out]
+    assert run(second) == 0
+    capsys.readouterr()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run(["reproduce", "--status", "--out", out]) == 0
+    assert capsys.readouterr().out.startswith("0 finished, 0 running, 0 failed, 0 waiting")
+    kept = json.loads((tmp_path / "out" / "last.json").read_text())
+    assert (kept["tables"], kept["rows"], kept["scale"]) == (["table6"], ["kind=base"], str(own))
+
+
 def test_published_values_stand_beside_measured_ones(tmp_path):
     record = table_record("table6", TABLES["table6"].rows, Request(load_scale("full")), Place(tmp_path))
     assert [row["measured"]["twma"] for row in record["rows"]] == [row["published"]["twma"] for row in record["rows"]]
@@ -619,6 +677,8 @@ def test_energy_tables_at_full_scale_are_those_of_the_energy_command(tmp_path):
     ("options", "message"),
     [
         ("table99 --scale smoke", "unknown table 'table99'"),
+        ("--scale smoke", "tables must be named: got none. Legal: all, table1, table2"),
+        ("--status", "--out must be a folder that tables were begun in: out is none. Pass it, or name tables."),
         ("table12 --scale huge", "unknown scale 'huge'"),
         ("table12 --scale smoke --faults lines", "unknown meaning of the rate"),
         ("table12 --scale smoke --rows VGG11", "--rows must be COLUMN=VALUE, e.g. base=VGG11: got 'VGG11'"),

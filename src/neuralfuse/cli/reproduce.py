@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from neuralfuse.cli.common import Common
-from neuralfuse.cli.work import WorkOptions
-from neuralfuse.errors import ConfigError
+from neuralfuse.cli.work import Display, WorkOptions
+from neuralfuse.errors import ConfigError, FileFormatError, require
+from neuralfuse.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from neuralfuse.reproduce.engines import Engine
 
 _FLAT = Parameter(name="*")
 _COMMON, _WORK = Common(), WorkOptions()
+_LAST, _SCHEMA = "last.json", "neuralfuse/asked/1"
 
 
 def reproduce(
-    tables: list[str],
+    tables: list[str] | None = None,
     /,
     *,
     scale: str = "full",
@@ -34,11 +41,13 @@ def reproduce(
 
     Example: neuralfuse reproduce table12 --scale smoke
     Example: neuralfuse reproduce table12 table3 --scale cpu --data-dir data --rows base=VGG11 --dry-run
+    Example: neuralfuse reproduce --status
 
     Parameters
     ----------
     tables
-        table1 to table3, table6 to table26, figure1b, figure5, figure6, figure7, or all.
+        table1 to table3, table6 to table26, figure1b, figure5, figure6, figure7, or all. With --status they may be
+        left out: what was last begun in --out.
     scale
         full (the paper's networks and data), cpu (a quarter of the width, real data), smoke (minutes, on the digits),
         or a TOML file of your own.
@@ -51,22 +60,60 @@ def reproduce(
     known
         Record of a table from elsewhere. What it measured is taken over and not measured again. Repeat it for others.
     """
-    from neuralfuse.reproduce import Job, Request, as_text, load_scale, read_known  # noqa: PLC0415
+    from neuralfuse.reproduce import TABLES, Job, Request, as_text, load_scale, read_known  # noqa: PLC0415
 
     place = work.place(common)
-    request = Request(load_scale(scale), faults, seed, place.device)  # type: ignore[arg-type]
-    job = Job.of(tables, _wanted(rows or []), request, place, read_known(known or [], request))
+    asked = _Asked(tuple(tables or ()), scale, tuple(rows or ()), faults, seed, tuple(map(str, known or ())))
+    if not tables:
+        require(work.status, f"tables must be named: got none. Legal: {', '.join(['all', *TABLES])}.")
+        asked = _Asked.last(work.out)
+    request = Request(load_scale(asked.scale), asked.faults, asked.seed, place.device)  # type: ignore[arg-type]
+    from_elsewhere = read_known([Path(path) for path in asked.known], request)
+    job = Job.of(asked.tables, _wanted(asked.rows), request, place, from_elsewhere)
     if work.show_only(job.work, job.count, common):
         return
-    records = work.run(
-        lambda on, display: job.run(on, retries=work.retries, say=display.say, watch=display.watch), place, common
-    )
+
+    def make(on: Engine, display: Display) -> list[dict[str, Any]]:
+        job.work.prepare()
+        asked.keep(work.out)
+        return job.run(on, retries=work.retries, say=display.say, watch=display.watch)
+
+    records = work.run(make, place, common)
     text = "\n\n".join(as_text(record) for record in records)
     wrote = ", ".join(job.path(record["table"]).name for record in records)
     common.show({"tables": records}, f"{text}\n\nWrote {wrote} to {work.out}.")
 
 
-def _wanted(rows: list[str]) -> dict[str, list[str]]:
+@dataclass(frozen=True)
+class _Asked:
+    """What a run was asked for, kept in its folder for whoever asks how far it is."""
+
+    tables: Sequence[str]
+    scale: str
+    rows: Sequence[str]
+    faults: str
+    seed: int
+    known: Sequence[str]
+
+    def keep(self, out: Path) -> None:
+        scale = str(Path(self.scale).absolute()) if self.scale.endswith(".toml") else self.scale
+        known = [str(Path(path).absolute()) for path in self.known]
+        write_json(out / _LAST, {"schema": _SCHEMA, **asdict(self), "scale": scale, "known": known})
+
+    @staticmethod
+    def last(out: Path) -> _Asked:
+        path = out / _LAST
+        require(
+            path.exists(), f"--out must be a folder that tables were begun in: {out} is none. Pass it, or name tables."
+        )
+        kept = read_json(path, _SCHEMA)
+        try:
+            return _Asked(*(kept[key] for key in ("tables", "scale", "rows", "faults", "seed", "known")))
+        except KeyError as error:
+            raise FileFormatError(f"{path} must be as it was written: it has no {error}. Name tables.") from error
+
+
+def _wanted(rows: Sequence[str]) -> dict[str, list[str]]:
     """Return the values wanted of each column."""
     wanted: dict[str, list[str]] = {}
     for text in rows:

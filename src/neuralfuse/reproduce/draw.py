@@ -55,6 +55,9 @@ def _trade_off(axes: Any, rows: list[Mapping[str, Any]]) -> None:
             elinewidth=1, capsize=2,
         )  # fmt: skip
         if row["published"] is not None:
+            if row["misprint"]:
+                place = (row["published"]["energy_saving"], row["published"]["pa_nf"])
+                axes.annotate("*", place, xytext=(4, 1), textcoords="offset points", color=color, fontsize=11)
             axes.plot(
                 row["published"]["energy_saving"], row["published"]["pa_nf"], _MARKS[generator], markersize=6,
                 markerfacecolor="none", markeredgecolor=color, alpha=0.6,
@@ -66,7 +69,8 @@ def _trade_off(axes: Any, rows: list[Mapping[str, Any]]) -> None:
         label = f"{base}, PA without" if several else "PA without"
         axes.axhline(pa, color=_COLORS[base], linewidth=0.9, linestyle=":", label=label)
     if rows[0]["published"] is not None:
-        axes.plot([], [], "o", markerfacecolor="none", markeredgecolor="#444444", label="hollow: the paper")
+        doubt = " (* misprint)" if any(row["misprint"] for row in rows) else ""
+        axes.plot([], [], "o", markerfacecolor="none", markeredgecolor="#444444", label=f"hollow: the paper{doubt}")
     if min(row["measured"]["energy_saving"] for row in rows) < -100:  # generators larger than the base model
         axes.set_xscale("symlog", linthresh=100)
     axes.set_xlabel("energy of the weights' memory saved (%), at the voltage of 1% bit errors", fontsize=9)

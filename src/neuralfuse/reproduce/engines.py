@@ -6,7 +6,7 @@ import ctypes
 import logging
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -18,6 +18,8 @@ from neuralfuse.errors import ConfigError, MissingExtraError, UnfinishedError, r
 from neuralfuse.reproduce.perform import Outcome, perform
 from neuralfuse.reproduce.place import ANY_DEVICE, Place
 from neuralfuse.reproduce.steps import Step
+
+_LOOK_AGAIN = 1.0  # seconds
 
 
 class Engine(Protocol):
@@ -62,15 +64,18 @@ class OnDask:
     def __init__(self, client: Any, threads: int) -> None:
         self.client, self.threads = client, threads
         self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._running: dict[str, str] = {}
+        self._running: dict[str, Step] = {}
         self._tries = 0
+        self._at_work: dict[str, str] = {}  # steps' keys by the workers that were last seen at them
+        self._looked = 0.0
+        self._moved: list[Outcome] = []
 
     def submit(self, step: Step, place: Place, turn: int) -> None:
         """See `Engine`."""
         self._tries += 1
         key = f"{step.address}-{self._tries}"
         future = self.client.submit(_on_worker, step, place, self.threads, key=key, pure=False, priority=-turn)
-        self._running[future.key] = step.address
+        self._running[future.key] = step
         future.add_done_callback(self._done.put)
 
     def next(self, seconds: float) -> Outcome | None:
@@ -85,12 +90,32 @@ class OnDask:
                 "is kept."
             )
         if future is None:
-            return None
-        name = self._running.pop(future.key)
+            return self._lost_worker()
+        step = self._running.pop(future.key)
         if future.status == "finished":
             outcome: Outcome = future.result()
             return outcome
-        return Outcome(name, error=f"no worker finished it: {' '.join(str(future.exception()).split())}")
+        return Outcome(step.address, error=f"no worker finished it: {' '.join(str(future.exception()).split())}")
+
+    def _lost_worker(self) -> Outcome | None:
+        """Look every few seconds who is at what; return the step of a worker that is not there any more."""
+        if not self._moved and time.monotonic() - self._looked > _LOOK_AGAIN:
+            self._looked = time.monotonic()
+            before, now = self._at_work, self._processing()
+            self._at_work = {worker: keys[0] for worker, keys in now.items() if keys}
+            for worker, key in before.items():
+                if worker not in now and key in self._running:
+                    step = self._running[key]
+                    line = f"the worker {worker} was lost; another goes on with what it was at: {step.title}"
+                    self._moved.append(Outcome(step.address, said=(line,), moved=True))
+        return self._moved.pop() if self._moved else None
+
+    def _processing(self) -> dict[str, Sequence[str]]:
+        """Return the keys of the steps that each worker is at."""
+        try:
+            return dict(self.client.processing())
+        except (OSError, RuntimeError, TimeoutError):  # the next look at the client's status tells
+            return dict.fromkeys(self._at_work, ())
 
 
 def keep_freed_memory() -> None:

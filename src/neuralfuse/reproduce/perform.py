@@ -22,6 +22,7 @@ class Outcome:
         error: Why it failed; None where it did not.
         busy: Whether another process is at work on it.
         lost: What it needs and is not there any more, or damaged.
+        moved: Whether its worker was lost, and another goes on with it.
     """
 
     address: str
@@ -29,6 +30,7 @@ class Outcome:
     error: str | None = None
     busy: bool = False
     lost: tuple[str, ...] = ()
+    moved: bool = False
 
 
 def perform(step: Step, place: Place, threads: int) -> Outcome:

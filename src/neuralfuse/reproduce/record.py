@@ -34,7 +34,7 @@ def table_record(name: str, rows: Sequence[Mapping[str, Any]], request: Request,
             {
                 "of": {key: row[key] for key in keys(name)},
                 "published": {key: row[key] for key in table.values if key in row} if comparable else None,
-                "misprint": published.misprint(name, dict(row)) if comparable and name.startswith("table") else None,
+                "misprint": table.misprint(row) if comparable else None,
                 "measured": measured,
                 "step": None if step is None else step.address,
             }

@@ -87,7 +87,7 @@ def run(
         watch: Called with the progress every half second or so.
     """
     now = _Run(Progress({step.address: step for step in ordered(steps)}), place, on, retries, say)
-    now.state.finished = finished(now.state.steps.values(), place, say)
+    now.state.finished = finished(now.state.steps.values(), place, now.tell)
     while True:
         now.hand_out()
         watch(now.state)
@@ -122,15 +122,20 @@ class _Run:
             del self.later[name]
             self.on.submit(self.state.steps[name], self.place, turns[name] + len(turns))
 
+    def tell(self, line: str) -> None:
+        """Say once what was found out: those who need a damaged step find it so too."""
+        if line not in self.told:
+            self.say(line)
+            self.told.add(line)
+
     def take(self, outcome: Outcome) -> None:
         """Take note of what became of a step."""
         state, name, step = self.state, outcome.address, self.state.steps[outcome.address]
         for line in outcome.said:
-            if line not in self.told:  # those who need a damaged step find it so too
-                self.say(line)
-                self.told.add(line)
+            self.tell(line)
         if outcome.busy:
             self.later[name] = time.monotonic() + _ASK_AGAIN
+        if outcome.busy or outcome.moved:
             return
         state.running.discard(name)
         if outcome.lost:
@@ -164,5 +169,4 @@ def finished(steps: Iterable[Step], place: Place, say: Callable[[str], None] = l
             done.add(step.address)
         for line in said:
             say(line)
-            place.store.discard(step.address)
     return done

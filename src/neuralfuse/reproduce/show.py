@@ -73,12 +73,25 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     steps = record["steps"].values()
     if any("start" in step or step.get("eopm", {}).get("class_head") for step in steps):
         lines.append("generators were also taught the classes, the paper's were not")
+    lines += _precision(record)
     if waiting:
         lines.append(f"{waiting} of {len(rows)} rows are not measured yet")
     shown = [row for row in rows if waiting == len(rows) or row["measured"] is not None]
     for note in dict.fromkeys(row["misprint"] for row in shown if row["misprint"]):
         lines.append(f"* {note}")
     return lines
+
+
+def _precision(record: Mapping[str, Any]) -> list[str]:
+    """Return how well PA(NF) is known, and in how many rows less well than the scale asks for."""
+    measured = (row["measured"] or {} for row in record["rows"])
+    halves = [(ci[1] - ci[0]) / 2 for ci in (values.get("pa_nf_ci95") for values in measured) if ci]
+    if not halves:
+        return []
+    asked = min((step["until"] / 2 for step in record["steps"].values() if step.get("until")), default=max(halves))
+    missed = sum(half > asked for half in halves)
+    wider = f", wider than the +-{asked:g} asked for in {missed} of {len(halves)} rows, which used up their chips"
+    return [f"95% intervals of PA(NF) are up to +-{max(halves):.1f} points{wider if missed else ''}"]
 
 
 def _key(key: str, value: Any) -> str:

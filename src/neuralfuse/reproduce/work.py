@@ -35,8 +35,13 @@ class Work:
         """Return the work of some steps and all that they need."""
         return Work(ordered(wanted), place)
 
-    def fetch_data(self) -> None:
-        """Raise a `DataError` unless the images of all steps to do are there, or can be fetched."""
+    def prepare(self) -> None:
+        """See that there is all that steps to do need: their images, fetched if that is wanted, and a folder to write.
+
+        Raises:
+            DataError: images are missing.
+            OutputError: the folder cannot be written.
+        """
         done = finished(self.steps, self.place)
         left = (step.images for step in self.steps if isinstance(step, BaseStep))
         wanted = dict.fromkeys(left) if len(done) < len(self.steps) else {}
@@ -45,6 +50,7 @@ class Work:
                 self.place.fetch(images)
             except DataError as error:
                 raise DataError(f"{error} --scale smoke needs no images but those of the package.") from error
+        check_writable(self.place.root)
 
     def run(
         self,
@@ -55,8 +61,7 @@ class Work:
         watch: Callable[[Progress], None] = lambda progress: None,
     ) -> Progress:
         """Do all steps that are not finished; what failed is in the progress that comes back."""
-        self.fetch_data()
-        check_writable(self.place.root)
+        self.prepare()
         place = replace(self.place, download=False)  # what workers need is there now
         return run(self.steps, place, on, retries=retries, say=say, watch=watch)
 
