@@ -15,11 +15,19 @@ import torch
 
 from conftest import toy_data
 from neuralfuse.blackbox import Answers, Box, Careful, Function, Limits, OnnxFile, Served, choose, judge, open_box
-from neuralfuse.blackbox.choose import sizes
+from neuralfuse.blackbox.choose import choice_summary, sizes
 from neuralfuse.cli.main import run
 from neuralfuse.config import QatConfig
 from neuralfuse.data import Split
-from neuralfuse.errors import AnswerError, BudgetError, BusyError, ConfigError, FileFormatError, NeuralFuseError
+from neuralfuse.errors import (
+    AnswerError,
+    BudgetError,
+    BusyError,
+    ConfigError,
+    FileFormatError,
+    NeuralFuseError,
+    OutputError,
+)
 from neuralfuse.evaluation import t_interval
 from neuralfuse.faults import Chip, fault_model
 from neuralfuse.fuse import NeuralFuse
@@ -134,6 +142,39 @@ def test_the_budget_holds_over_runs_and_counts_every_try(tmp_path):
         with pytest.raises(BudgetError, match="must cover tries too"):
             careful(images(4))
         assert model.asked == [4, 4]
+
+
+def test_a_function_of_one_s_own_is_asked_again_when_it_says_so():
+    troubles = [ConnectionResetError("reset"), TimeoutError("slow"), BusyError("full", after=3.0)]
+
+    def answer(x):
+        if troubles:
+            raise troubles.pop(0)
+        return np.zeros(len(x), dtype=np.int64)
+
+    waits = []
+    with Careful(Function(answer, "call:mine"), classes=3, sleep=waits.append) as careful:
+        assert careful(images(2)).labels.tolist() == [0, 0]
+        assert waits == [0.5, 1.0, 3.0]
+    troubles += [TimeoutError("slow")] * 2
+    with (
+        Careful(Function(answer, "call:mine"), classes=3, limits=Limits(retries=1), sleep=waits.append) as careful,
+        pytest.raises(BusyError, match="call:mine must answer: it raised TimeoutError: slow"),
+    ):
+        careful(images(2))
+
+
+def test_a_full_or_busy_disk_is_not_called_a_bad_file(tmp_path):
+    cache = tmp_path / "answers.db"
+    with Careful(Model(), classes=3, limits=Limits(cache=cache)) as careful:
+        careful(images(2))
+        pages = careful._kept.base.execute("PRAGMA page_count").fetchone()[0]
+        careful._kept.base.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(OutputError, match="--cache .*answers.db must be writable: database or disk is full"):
+            careful(images(500, seed=1))
+    with Careful(Model(), classes=3, limits=Limits(cache=cache)) as careful:
+        careful(images(2))
+        assert careful.found == 2
 
 
 def test_what_may_pass_is_tried_again_with_longer_and_longer_waits():
@@ -483,11 +524,27 @@ def test_the_better_half_goes_on():
     assert record["gain"] == pytest.approx(float(gains.mean()))
     assert record["gain_ci95"] == pytest.approx(list(t_interval(gains.tolist())))
     assert box.found > 0  # earlier rounds' images are not asked about again
+    with Careful(Function(answer, "bound"), classes=2, limits=Limits(batch=1000)) as box:
+        harmful = choose({"darker": Shift(-0.2), "darkest": Shift(-0.4)}, box, data)
+    assert (harmful["best"], harmful["best_fuse"]) == ("none", "darker") and harmful["gain"] < 0
+    assert f"best: no NeuralFuse; of them darker, {harmful['gain']:+.1f} points" in choice_summary(harmful)
     with pytest.raises(ConfigError, match="there must be a NeuralFuse"):
         choose({}, box, data)
     with pytest.raises(ConfigError, match="must not be the name"):
         choose({"none": Shift(0.0)}, box, data)
     assert sizes(1, 300) == [300] and sizes(2, 300) == [300] and sizes(3, 10) == [10, 10]
+
+
+WRONG_ABOUT_WHAT_IT_KNOWS = """
+from neuralfuse.data import load_data
+
+split = load_data("digits").validation
+known = split.images.numpy().reshape(len(split), -1) / 127.5 - 1
+
+def answer(x):
+    far = ((x.reshape(len(x), 1, -1) - known) ** 2).sum(2)
+    return (split.labels.numpy()[far.argmin(1)] + (far.min(1) < 1e-6)) % 10
+"""
 
 
 def test_choose_from_the_command_line(tmp_path, monkeypatch, capsys):
@@ -496,9 +553,17 @@ def test_choose_from_the_command_line(tmp_path, monkeypatch, capsys):
     for name in ("convs", "unets"):
         NeuralFuse(name, channels=1, image_size=(8, 8), seed=1).eval().save_pretrained(tmp_path / name)
     command = ["choose", "convs", "unets", "--base", "call:boxes:answer", "--images", "40"]
-    assert run([*command, "--out", "choice.json"]) == 0
+    assert run([*command, "--keep", "best", "--out", "choice.json"]) == 0
     shown = capsys.readouterr().out
     record = json.loads((tmp_path / "choice.json").read_text())
-    assert f"best: {record['best']}" in shown and record["best"] in ("convs", "unets")
+    assert record["best"] == "none" and record["gain"] == 0
+    assert "best: no NeuralFuse; of them convs, +0.0 points" in shown
+    assert not (tmp_path / "best").exists()
+    (tmp_path / "better.py").write_text(WRONG_ABOUT_WHAT_IT_KNOWS)
+    assert run([*command[:-3], "call:better:answer", "--keep", "best", "--out", "choice.json"]) == 0
+    record = json.loads((tmp_path / "choice.json").read_text())
+    assert f"best: {record['best']}, +" in capsys.readouterr().out
+    kept, best = (NeuralFuse.from_pretrained(tmp_path / name) for name in ("best", record["best"]))
+    assert kept.name == best.name
     fails(capsys, ["choose", "--base", "call:boxes:answer"], "there must be a NeuralFuse to choose")
     fails(capsys, [*command, "--nominal", "call:boxes:answer"], "--nominal must be left out")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuralfuse.errors import AnswerError, FileFormatError, MissingExtraError
+from neuralfuse.errors import AnswerError, BusyError, FileFormatError, MissingExtraError
 from neuralfuse.plugins import load
 
 CALL = "call:"
@@ -49,7 +49,10 @@ class Box(ABC):
 
 
 class Function(Box):
-    """A Python function from float32 (N, C, H, W) to rows."""
+    """A Python function from float32 (N, C, H, W) to rows.
+
+    It is asked again later when it raises ConnectionError, TimeoutError or `BusyError`.
+    """
 
     def __init__(self, function: Callable[[NDArray[np.float32]], Any], name: str) -> None:
         self.function, self.name = function, name
@@ -58,6 +61,10 @@ class Function(Box):
         """See `Box`."""
         try:
             made = self.function(x)
+        except BusyError:
+            raise
+        except (ConnectionError, TimeoutError) as error:
+            raise BusyError(f"{self.name} must answer: it raised {type(error).__name__}: {error}.") from error
         except Exception as error:  # the code is the user's, and may raise anything
             raise AnswerError(f"{self.name} must answer: it raised {type(error).__name__}: {error}.") from error
         return rows(np.asarray(made), len(x), self.name)

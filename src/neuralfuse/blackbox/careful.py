@@ -221,4 +221,8 @@ class _Kept:
 
 
 def _no_cache(path: Path | None, error: Exception) -> OutputError:
+    if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR):
+        return OutputError(
+            f"--cache {path} must be writable: {error}. The same command goes on from what is kept there."
+        )
     return OutputError(f"--cache {path} must be a file of answers, or one to make: {error}.")

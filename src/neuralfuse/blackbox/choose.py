@@ -32,8 +32,8 @@ def choose(
     """Return the record of a choice among NeuralFuses by a model's answers to validation images.
 
     Successive halving (Jamieson and Talwalkar, AISTATS 2016): each round asks about twice as many images as the one
-    before, those among them, and the better half goes on. The last one is compared with no NeuralFuse on all images; a
-    choice among many looks a little better than it is, so judge it on test images.
+    before, those among them, and the better half goes on. The last one is compared with no NeuralFuse on all images,
+    which is best if it answers as well. A choice among many looks a little better than it is: judge it on test images.
 
     Args:
         fuses: By name, in eval mode, all of one input range.
@@ -70,8 +70,8 @@ def choose(
         rounds.append({"images": count, "accuracy": {name: hits[name] for name in left}})
         say(f"{count} images: " + ", ".join(f"{name} {hits[name]:.1f}" for name in left))
         left = left[: math.ceil(len(left) / 2)]
-    best = left[0]
-    pairs = zip(right(best, most).tolist(), right(NONE, most).tolist(), strict=True)
+    best_fuse = left[0]
+    pairs = zip(right(best_fuse, most).tolist(), right(NONE, most).tolist(), strict=True)
     gains = [100.0 * (one - other) for one, other in pairs]
     interval = t_interval(gains)
     return {
@@ -83,7 +83,8 @@ def choose(
             "images": most,
         },
         "rounds": rounds,
-        "best": best,
+        "best": best_fuse if mean(gains) > 0 else NONE,
+        "best_fuse": best_fuse,
         "gain": mean(gains),
         "gain_ci95": None if interval is None else list(interval),
         "run": {**run.facts(), "asked": box.asked, "known": box.found},
@@ -104,6 +105,7 @@ def choice_summary(record: Mapping[str, Any]) -> str:
         lines.append(f"{one['images']:5} images: " + ", ".join(f"{name} {value:.1f}%" for name, value in found))
     interval = record["gain_ci95"]
     known = "" if interval is None else f", 95% interval {interval[0]:+.1f} to {interval[1]:+.1f} over images"
-    lines.append(f"best: {record['best']}, {record['gain']:+.1f} points over no NeuralFuse{known}")
+    over = f"{record['best_fuse']}, {record['gain']:+.1f} points over no NeuralFuse{known}"
+    lines.append(f"best: {over}" if record["best"] != NONE else f"best: no NeuralFuse; of them {over}")
     lines.append(f"{record['run']['asked']} images asked, {record['run']['known']} known before")
     return "\n".join(lines)

@@ -44,8 +44,8 @@ def tune(
     The gradient of the loss with respect to all of the generator's weights is estimated from pairs of modules that lie
     opposite each other at random around the present one (evolution strategy with antithetic samples; Salimans et al.,
     arXiv 1703.03864), each asked about the same images. The loss is the cross-entropy where the model tells scores, and
-    the share of wrong answers where it tells classes. Afterwards module and result are compared on other images; if the
-    result is not better, it is the module as it was.
+    the share of wrong answers where it tells classes. Afterwards module and result are compared on other images; unless
+    the 95% interval of the gain lies above 0, it is the module as it was.
 
     All questions follow from ``seed``: with a cache, the same call after an interruption asks none of them again.
 
@@ -80,7 +80,8 @@ def tune(
     hits = [box(transform(one, x.to(fuse.scale.device))).right(right).double().mul(100) for one in (fuse, tuned)]
     before, after = (one.tolist() for one in hits)
     gains = [two - one for one, two in zip(before, after, strict=True)]
-    better, interval = mean(gains) > 0, t_interval(gains)
+    interval = t_interval(gains)
+    better = interval is not None and interval[0] > 0
     config = {
         **asdict(tuning),
         "images": len(learn),
@@ -192,11 +193,12 @@ def tuning_summary(record: Mapping[str, Any]) -> str:
     """Return the record in a few lines."""
     interval, run = record["gain_ci95"], record["run"]
     known = "" if interval is None else f", 95% interval {interval[0]:+.2f} to {interval[1]:+.2f} over images"
+    kept = "the module tuned" if record["kept"] == "tuned" else "the module as it was, since none is shown to be better"
     return "\n".join(
         [
             f"{record['steps']} steps, {run['asked']} images asked, {run['known']} known before",
             f"before {record['before']:6.2f}%  of {record['judged']} validation images",
             f"after  {record['after']:6.2f}%",
-            f"gain   {record['gain']:+6.2f}   points{known}; kept: the module {record['kept']}",
+            f"gain   {record['gain']:+6.2f}   points{known}; kept: {kept}",
         ]
     )

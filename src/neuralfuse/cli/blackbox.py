@@ -126,6 +126,7 @@ def choose(
     base: str,
     data: Annotated[DataOptions, _FLAT] = _DATA,
     box: Annotated[BoxOptions, _FLAT] = _BOX,
+    keep: Path | None = None,
     out: Path | None = None,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
@@ -134,7 +135,7 @@ def choose(
     They were trained for other models, at several rates, with several generators. Each round asks about more validation
     images and keeps the better half.
 
-    Example: neuralfuse choose runs/a runs/b runs/c --base https://host/v2/models/net --images 400 --cache answers.db
+    Example: neuralfuse choose runs/a runs/b runs/c --base https://host/v2/models/net --images 400 --keep runs/best
 
     Parameters
     ----------
@@ -142,6 +143,8 @@ def choose(
         Folders of trained NeuralFuses.
     base
         The model: https://host/v2/models/NAME, FILE.onnx, or call:package.module:function (runs your code).
+    keep
+        Folder for a copy of the best one; none is written where no NeuralFuse is better.
     out
         File for the record.
     """
@@ -150,8 +153,9 @@ def choose(
     from neuralfuse.files import check_writable, write_json  # noqa: PLC0415
     from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
 
-    if out is not None:
-        check_writable(out.parent)
+    for path in (keep, out):
+        if path is not None:
+            check_writable(path.parent)
     require(len(fuses) > 0, "there must be a NeuralFuse to choose: got none.")
     require(box.nominal is None, "--nominal must be left out: a choice is made on the model as it is.")
     device = common.set_up()
@@ -160,6 +164,8 @@ def choose(
     images = data.load(device, first.image_size)
     with box.open(base, len(images.classes), first.input_range) as opened:
         record = run(modules, opened, images, images=box.images, say=say)
+    if keep is not None and record["best"] in modules:
+        modules[record["best"]].save_pretrained(keep)
     if out is not None:
         write_json(out, record)
     common.show(record, choice_summary(record))
