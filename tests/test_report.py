@@ -14,9 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+import test_plan
 from conftest import toy_data
+from neuralfuse.blackbox import Careful, Function, choose, judge, tune
 from neuralfuse.cli.main import run
-from neuralfuse.config import EopmConfig, QatConfig
+from neuralfuse.config import EopmConfig, QatConfig, TuningConfig
 from neuralfuse.errors import NeuralFuseError
 from neuralfuse.faults import Chip, evaluation_chips, fault_model
 from neuralfuse.files import read_json, write_json
@@ -25,7 +27,9 @@ from neuralfuse.memory import deploy
 from neuralfuse.nets import load_base
 from neuralfuse.pipeline import make_base, make_fuse, measure
 from neuralfuse.report import Report, make_portrait
+from neuralfuse.report.compared import _named, energy_chart, front
 from neuralfuse.report.page import Cell
+from neuralfuse.report.records import collect
 from neuralfuse.report.svg import SERIES, chart, inline
 from neuralfuse.reproduce import TABLES, Place, engine
 from neuralfuse.scoring import accuracy, plain_inputs, transform
@@ -61,6 +65,10 @@ def records(fused, tmp_path_factory):
         TWO_RATES.work(place).run(on, retries=0, say=lambda line: None)
     write_json(folder / "below" / "comparison.json", TWO_RATES.record(place))
     write_json(folder / "table1.json", transfers())
+    write_json(folder / "figure6.json", savings())
+    test_plan.plan_with(folder / "plan", NeuralFuse("uip", channels=1, image_size=(8, 8), seed=0).eval())
+    for name, record in answered(fuse, base, data).items():
+        write_json(folder / f"{name}.json", record)
     (folder / "notes.json").write_text('{"schema": "other/thing/1"}')
     (folder / "broken.json").write_text("{")
     return folder
@@ -78,9 +86,48 @@ def transfers() -> dict:
         }
         for row in TABLES["table1"].rows
     ]
+    return table_of("table1", "Transfer", rows)
+
+
+def table_of(name: str, title: str, rows: list[dict]) -> dict:
     config = {"scale": "smoke", "scale_title": "small", "faults": "reference", "rate_factor": 1.0, "seed": 0}
-    made = {"schema": "neuralfuse/table/1", "table": "table1", "title": "Transfer", "config": config}
+    made = {"schema": "neuralfuse/table/1", "table": name, "title": title, "config": config}
     return {**made, "data": {}, "rows": rows, "steps": {}}
+
+
+def savings() -> dict:
+    """A record of Figure 6 of which VGG11 is measured, its published values taken for that."""
+    rows = [
+        {
+            "of": {key: row[key] for key in ("base", "ber", "generator")},
+            "published": {"pa_nf": row["pa_nf"], "energy_saving": row["energy_saving"]},
+            "misprint": None,
+            "measured": {"pa_nf": row["pa_nf"], "energy_saving": row["energy_saving"] - 3, "chips": 2}
+            if row["base"] == "VGG11"
+            else None,
+            "step": None,
+        }
+        for row in TABLES["figure6"].rows
+    ]
+    return table_of("figure6", "Accuracy against energy saved", rows)
+
+
+def answered(fuse, base, data) -> dict[str, dict]:
+    """Records of a model that only answers: judged, chosen for, fitted to."""
+    faulty = base[1].perturbed(Chip(STUCK, 7))
+
+    def answer(x):
+        return faulty(torch.from_numpy(x)).detach().numpy()
+
+    def box():
+        return Careful(Function(answer, "call:faulty:answer"), classes=2)
+
+    few = TuningConfig(queries=120, step_images=10, directions=1, judged=20)
+    return {
+        "judged": judge(fuse, box(), data, images=20),
+        "choice": choose({"runs/a": fuse}, box(), data, images=20),
+        "tuning": tune(fuse, box(), data, few)[1],
+    }
 
 
 def test_the_page_needs_nothing_else(records):
@@ -99,10 +146,17 @@ def test_the_page_needs_nothing_else(records):
 def test_every_record_is_shown_with_its_command_and_numbers(records):
     report = Report.of(records, "Seen")
     kinds = [section.found.kind for section in report.sections]
-    assert kinds == ["table", "comparison", "evaluation", "evaluation", "portrait"]
+    assert kinds == [
+        "table", "table", "comparison", *["evaluation"] * 3, "portrait", "plan", "black-box", "choice", "tuning",
+    ]  # fmt: skip
+    assert [str(path) for path in report.damaged] == ["broken.json"]
     page = report.html()
     for section in report.sections:
         assert section.found.command.replace('"', "&#34;") in page
+    assert "they are no whole JSON: broken.json" in page
+    for name, text in (("judged", "rp"), ("choice", "gain"), ("tuning", "gain")):
+        assert f"{read_json(records / f'{name}.json')[text]:+.1f}" in page.replace("  ", "")
+    assert "=> the cheapest that reaches the target" in page.replace("&gt;", ">")
     comparison = read_json(records / "below" / "comparison.json")
     for row in comparison["rows"]:
         assert f"{row['measured']['pa']:.1f}±{row['measured']['pa_sd']:.1f}" in page
@@ -115,7 +169,36 @@ def test_every_record_is_shown_with_its_command_and_numbers(records):
         "Recovery by class",
     } <= titles
     assert any(title.startswith("Transfer, ") for title in titles)
+    assert "Accuracy against energy saved" in titles
+    commands = {section.found.path.name: section.found.command for section in report.sections}
+    assert commands["figure6.json"].endswith("reproduce figure6 --scale smoke --faults reference --rows base=VGG11")
+    assert "--data digits --base vgg11-tiny" in commands["comparison.json"]
+    assert commands["choice.json"] == "neuralfuse choose runs/a --base call:faulty:answer --data toy"
     assert [figure.title for figure in report.across] == ["resnet8 against the rate"]
+
+
+def test_what_is_named_in_the_energy_chart(records):
+    rows = read_json(records / "below" / "comparison.json")["rows"]
+    named = {row["method"] for row in _named(rows, 0.01)}
+    assert {"none", *(row["method"] for row in front(rows))} <= named
+    behind = {"energy": 9.0, "pa": 1.0}
+    stages = [{"method": "neuralfuse", "generator": "convs"}]
+    extra = [
+        {"method": name, "ber": 0.01, "stages": own, "measured": {**behind, "pa": pa}}
+        for name, own, pa in (("convs", stages, 1.0), ("convl", stages, 2.0), ("smaller", [], 3.0))
+    ]
+    more = {row["method"] for row in _named([*rows, *extra], 0.01)} - named
+    assert more == {"convl", "smaller"}
+    svg = next(energy_chart(next(one for one in collect(records)[0] if one.kind == "comparison"))).svg
+    assert "NeuralFuse" in svg and "no protection" in svg and "none (1%)" in svg
+
+
+def test_the_command_of_a_scale_of_one_s_own_names_its_file(tmp_path):
+    record = savings()
+    record["config"]["scale"] = "ten-times-longer"
+    write_json(tmp_path / "record.json", record)
+    (found,), _ = collect(tmp_path)
+    assert "--scale ten-times-longer.toml" in found.command
 
 
 def test_colours_say_how_far_from_the_paper(records):
@@ -130,7 +213,7 @@ def test_tables_are_there_as_markdown_and_latex_too(records, tmp_path):
     assert [file.name for file in files] == ["report.html", "report.md", "report.tex"]
     markdown, latex = files[1].read_text(), files[2].read_text()
     assert "| method | needs | CA |" in markdown and "PA(NF)" in markdown
-    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 4
+    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 5
     assert r"protected-bits:bits=2" in latex
 
 

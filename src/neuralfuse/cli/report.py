@@ -75,7 +75,7 @@ def report(
 ) -> None:
     """Write all records below a folder as one HTML page that needs no network, and their tables as Markdown and LaTeX.
 
-    Shows records of reproduce, compare, evaluate, portrait and plan.
+    Shows records of reproduce, compare, evaluate, portrait, plan, choose and tune.
 
     Example: neuralfuse report runs --out runs/report.html
 
@@ -91,6 +91,8 @@ def report(
     from neuralfuse.report import Report  # noqa: PLC0415
 
     made = Report.of(folder, title)
+    for path in made.damaged:
+        say(f"{folder / path} is left out: it is no whole JSON.")
     files = [str(path) for path in made.write(out)]
     figures = sum(len(section.figures) for section in made.sections) + len(made.across)
     record = {"files": files, "records": len(made.sections), "figures": figures}

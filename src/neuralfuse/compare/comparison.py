@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from neuralfuse.compare.steps import ComparisonStep, GivenBase, ProtectionStep, digest_of
@@ -204,7 +205,7 @@ def _values(
         "gain": mean(gains),
         "gain_ci95": t_interval(gains),
         "energy": memory_energy(ber, cost, plain_cost["result"]["accesses"]),
-        "time": taken["protected"] / taken["plain"],
+        "time": median(one / other for one, other in zip(taken["protected"], taken["plain"], strict=True)),
         "parameters": cost["parameters"] + cost["added_parameters"],
         "changed_bits": mean(result["per_chip"]["changed_bits"]),
         "per_chip": result["per_chip"],

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 
 import torch
@@ -67,8 +66,10 @@ def measure(
     return nominal, results
 
 
-def seconds(made: Protected, plain: Protected, inputs: Tensor, repeats: int = 5) -> tuple[float, float]:
-    """Return the median seconds in which the plain model, and the protected one, answer a batch of inputs, in turn.
+def seconds(
+    made: Protected, plain: Protected, inputs: Tensor, repeats: int = 15
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the seconds in which the plain model, and the protected one, answer a batch of inputs, turn by turn.
 
     Args:
         made: The protected model, at full voltage; what a chip does once, before it answers, is not counted.
@@ -86,7 +87,7 @@ def seconds(made: Protected, plain: Protected, inputs: Tensor, repeats: int = 5)
                 float(way(inputs).sum())  # waits for the device
                 if turn:  # the first one chooses how to run
                     own.append(time.perf_counter() - start)
-    return statistics.median(taken[0]), statistics.median(taken[1])
+    return taken[0], taken[1]
 
 
 def _clean(made: Protected) -> Perturbed:

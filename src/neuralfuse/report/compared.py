@@ -21,7 +21,7 @@ def methods_chart(found: Found) -> Iterator[Figure]:
         each = {name: [at[name, rate]["pa"] for rate in rates if (name, rate) in at] for name in every}
         mean = {name: sum(values) / len(values) for name, values in each.items()}
         names = sorted(every, key=lambda name: mean[name])
-        fused = {row["method"] for row in own if any(_is_neuralfuse(stage) for stage in row["stages"])}
+        colours = {row["method"]: _colour(row) for row in own}
         with chart(2.2 + 2.1 * len(rates), 0.9 + 0.24 * len(names), 1, len(rates), sharey=True, sharex=True) as made:
             for axes, rate in zip(made.axes[0], rates, strict=True):
                 axes.axvline(at["none", rate]["pa"], color=MUTED, linewidth=0.9, linestyle=":")
@@ -29,7 +29,7 @@ def methods_chart(found: Found) -> Iterator[Figure]:
                     if (name, rate) not in at:  # not measured yet
                         continue
                     values = at[name, rate]["per_chip"]["pa"]
-                    colour = INK if name == "none" else SERIES[0] if name in fused else SERIES[1]
+                    colour = colours[name]
                     span = [quantile(values, 0.1), quantile(values, 0.9)]
                     axes.plot(span, [place, place], color=colour, linewidth=4, alpha=0.35, solid_capstyle="butt")
                     axes.plot([at[name, rate]["pa"]], [place], "o", color=colour, markersize=4.5)
@@ -100,19 +100,21 @@ def energy_chart(found: Found) -> Iterator[Figure]:
     for faults in dict.fromkeys(row["faults"] for row in rows):
         own = [row for row in rows if row["faults"] == faults]
         rates = list(dict.fromkeys(row["ber"] for row in own))
-        with chart(6.4, 3.6) as made:
+        with chart(6.4, 3.8) as made:
             axes = made.axes[0][0]
-            for place, rate in enumerate(rates):
-                points = [(row["measured"]["energy"], row["measured"]["pa"]) for row in own if row["ber"] == rate]
-                axes.scatter(
-                    *zip(*points, strict=True), s=24, color=SERIES[place % len(SERIES)], label=f"{100 * rate:g}%"
-                )  # fmt: skip
-            for row in front(own):
+            for row in own:
+                value, mark = row["measured"], _MARKS[rates.index(row["ber"]) % len(_MARKS)]
+                axes.plot([value["energy"]], [value["pa"]], mark, color=_colour(row), markersize=5)
+            for row in _named(own, found.record["config"]["train_rate"]):
                 value = row["measured"]
                 axes.annotate(
                     f"{row['method']} ({100 * row['ber']:g}%)", (value["energy"], value["pa"]), xytext=(6, -3),
-                    textcoords="offset points", fontsize=8,
+                    textcoords="offset points", fontsize=7,
                 )  # fmt: skip
+            for name, colour in (("no protection", INK), ("NeuralFuse", SERIES[0]), ("other methods", SERIES[1])):
+                axes.plot([], [], "o", color=colour, markersize=5, label=name)
+            for rate, mark in zip(rates, _MARKS, strict=False):
+                axes.plot([], [], mark, color=MUTED, markersize=5, label=f"{100 * rate:g}% {faults}")
             axes.axvline(1.0, color=MUTED, linewidth=0.9, linestyle=":")
             axes.set_xscale("log")
             axes.set_xlabel("energy of the weights' accesses, over the plain model's at full voltage (log)")
@@ -122,14 +124,36 @@ def energy_chart(found: Found) -> Iterator[Figure]:
             axes.set_xticks(ticks, [f"{100 * one:g}%" for one in ticks])
             axes.set_xticks([], minor=True)
             axes.grid()
-            axes.legend(title=f"rate ({faults})", frameon=False, fontsize=8, title_fontsize=8)
+            axes.legend(frameon=False, fontsize=7)
         names = ", ".join(dict.fromkeys(row["method"] for row in front(own)))
         alt = f"Accuracy against memory energy, {faults}. On the front of what no other beats in both: {names}."
         caption = (
-            "Named: what no other method beats in both accuracy and energy. What lies right of the dotted line costs "
-            "more than the plain model at full voltage."
+            "Named: what no other method beats in both accuracy and energy; and, at the rate that methods prepare for, "
+            "no protection, the best NeuralFuse and the smaller model. What lies right of the dotted line costs more "
+            "than the plain model at full voltage."
         )
         yield Figure(f"Accuracy against energy, {faults}", inline(made.svg, alt), caption, (found,))
+
+
+_MARKS = ("o", "s", "^", "D", "v")  # of the rates
+
+
+def _colour(row: Mapping[str, Any]) -> str:
+    if row["method"] == "none":
+        return INK
+    return SERIES[0] if any(_is_neuralfuse(stage) for stage in row["stages"]) else SERIES[1]
+
+
+def _named(rows: Sequence[Mapping[str, Any]], train_rate: float) -> list[Mapping[str, Any]]:
+    """Return the rows whose points have names."""
+    named = front(rows)
+    there = [row for row in rows if row["ber"] == train_rate]
+    fused = [row for row in there if _colour(row) == SERIES[0]]
+    best = [max(fused, key=lambda row: float(row["measured"]["pa"]))] if fused else []
+    for row in [*best, *(row for row in there if row["method"] in ("none", "smaller"))]:
+        if row not in named and not (row["method"] == "smaller" and any(one["method"] == "smaller" for one in named)):
+            named.append(row)
+    return named
 
 
 def front(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

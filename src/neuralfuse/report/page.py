@@ -8,6 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from neuralfuse.blackbox import choice_summary, tuning_summary
+from neuralfuse.blackbox import summary as black_box_summary
 from neuralfuse.compare import as_latex as comparison_latex
 from neuralfuse.compare import as_markdown as comparison_markdown
 from neuralfuse.compare.show import grids, latex_table
@@ -48,6 +50,11 @@ class Table:
     heads: Sequence[str]
     rows: Sequence[Sequence[Cell]]
 
+    @property
+    def tinted(self) -> bool:
+        """Whether colours say how far from the published values it is."""
+        return any(cell.tint for row in self.rows for cell in row)
+
 
 @dataclass(frozen=True)
 class Section:
@@ -71,19 +78,21 @@ class Report:
         title: Its heading.
         sections: In the order of the page.
         across: Figures that are drawn from several records.
+        damaged: Files below the folder that are no whole JSON, and are not shown.
     """
 
     title: str
     sections: Sequence[Section]
     across: Sequence[Figure] = field(default=())
+    damaged: Sequence[Path] = field(default=())
 
     @staticmethod
     def of(folder: Path, title: str) -> Report:
         """Return the report on a folder's records; see `collect` for its errors."""
-        found = collect(folder)
+        found, damaged = collect(folder)
         sections = [_section(one) for one in found]
         across = list(figures.bands_chart(list(of_kind(found, "evaluation"))))
-        return Report(title, sections, across)
+        return Report(title, sections, across, damaged)
 
     def html(self) -> str:
         """Return the page."""
@@ -145,7 +154,10 @@ def _table(found: Found) -> Section:
     return Section(title, subtitle, found, [Table("", heads, rows)], drawn, notes(record))
 
 
-_COLUMNS = {"CA": "ca", "PA": "pa", "CA(NF)": "ca_nf", "PA(NF)": "pa_nf", "RP": "rp"}
+_COLUMNS = {
+    "CA": "ca", "PA": "pa", "CA(NF)": "ca_nf", "PA(NF)": "pa_nf", "RP": "rp", "energy saved %": "energy_saving",
+    "energy saved by MACs %": "mac_energy_saving",
+}  # fmt: skip
 
 
 def _cells(heads: Sequence[str], line: Sequence[str], row: Mapping[str, Any]) -> Iterator[Cell]:
@@ -189,6 +201,21 @@ def _plan(found: Found) -> Section:
     return Section("A plan", "which voltage, which protection", found, text=plan_summary(found.record))
 
 
+def _black_box(found: Found) -> Section:
+    config = found.record["config"]
+    behind = "as it is" if config["fuse"] is None else f"behind {config['fuse']['generator']}"
+    return Section(f"A model that only answers, {behind}", config["box"], found, text=black_box_summary(found.record))
+
+
+def _choice(found: Found) -> Section:
+    return Section("A choice by answers", found.record["config"]["box"], found, text=choice_summary(found.record))
+
+
+def _tuning(found: Found) -> Section:
+    return Section("Fitted by answers", found.record["config"]["box"], found, text=tuning_summary(found.record))
+
+
 _SECTIONS = {
     "table": _table, "comparison": _comparison, "evaluation": _evaluation, "portrait": _portrait, "plan": _plan,
+    "black-box": _black_box, "choice": _choice, "tuning": _tuning,
 }  # fmt: skip

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from neuralfuse.errors import DataError
+from neuralfuse.reproduce import SCALES
 
 Record = Mapping[str, Any]
-KINDS = ("table", "comparison", "evaluation", "portrait", "plan")
+KINDS = ("table", "comparison", "evaluation", "portrait", "plan", "black-box", "choice", "tuning")
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,21 @@ class Found:
 
 
 def _of_table(record: Record, config: Record) -> Iterator[str]:
-    yield f"reproduce {record['table']} --scale {config['scale']} --faults {config['faults']}"
+    yield f"reproduce {record['table']} --scale {_scale(config)} --faults {config['faults']}"
+    rows = [row["of"] for row in record["rows"]]
+    measured = [row["of"] for row in record["rows"] if row["measured"] is not None]
+    for column in rows[0] if measured else ():
+        own = dict.fromkeys(str(of[column]) for of in measured)
+        if len(own) < len({str(of[column]) for of in rows}):
+            yield from (f"--rows {column}={value}" for value in own)
     yield from _seed(config)
 
 
 def _of_comparison(record: Record, config: Record) -> Iterator[str]:
     rows = record["rows"]
     yield f"compare {' '.join(dict.fromkeys(row['method'] for row in rows if row['method'] != 'none'))}"
-    yield f"--scale {config['scale']} --data DATA --base {'BASE' if config['given'] else config['base']}"
+    data = "DATA" if record["data"] is None else record["data"]["name"]
+    yield f"--scale {_scale(config)} --data {data} --base {'BASE' if config['given'] else config['base']}"
     yield from dict.fromkeys(f"--faults {row['faults']}" for row in rows)
     yield from dict.fromkeys(f"--rates {row['ber']:g}" for row in rows)
     yield f"--train-rate {config['train_rate']:g} --chips {config['chips']}"
@@ -76,6 +84,29 @@ def _of_plan(record: Record, config: Record) -> Iterator[str]:
     yield "plan --base BASE --target TARGET --out OUT"
 
 
+def _of_black_box(record: Record, config: Record) -> Iterator[str]:
+    yield f"evaluate{'' if config['fuse'] is None else ' FUSE'} --base {config['box']} --data {config['data']['name']}"
+    yield from _nominal(config)
+
+
+def _of_choice(record: Record, config: Record) -> Iterator[str]:
+    yield f"choose {' '.join(config['candidates'])} --base {config['box']} --data {config['data']['name']}"
+
+
+def _of_tuning(record: Record, config: Record) -> Iterator[str]:
+    yield f"tune FUSE --base {config['box']} --data {config['data']['name']} --queries {config['queries']} --out OUT"
+    yield from _nominal(config)
+
+
+def _nominal(config: Record) -> Iterator[str]:
+    if config["nominal"]:
+        yield f"--nominal {config['nominal']}"
+
+
+def _scale(config: Record) -> str:
+    return config["scale"] if config["scale"] in SCALES else f"{config['scale']}.toml"
+
+
 def _faults(faults: Record, ber: float) -> Iterator[str]:
     plain = "ber" in faults and not any(isinstance(value, dict | list) for value in faults.values())
     yield f"--ber {ber:g} --faults {faults['kind']}" if plain else "--faults FILE.toml"
@@ -88,37 +119,41 @@ def _seed(config: Record) -> Iterator[str]:
 
 _COMMANDS: dict[str, Callable[[Record, Record], Iterator[str]]] = {
     "table": _of_table, "comparison": _of_comparison, "evaluation": _of_evaluation, "portrait": _of_portrait,
-    "plan": _of_plan,
+    "plan": _of_plan, "black-box": _of_black_box, "choice": _of_choice, "tuning": _of_tuning,
 }  # fmt: skip
 
 
-def collect(folder: Path) -> list[Found]:
-    """Return all records below a folder that a report shows, tables first.
+def collect(folder: Path) -> tuple[list[Found], list[Path]]:
+    """Return all records below a folder that a report shows, tables first, and the files that are no whole JSON.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no record.
     """
-    found = [one for path in sorted(folder.rglob("*.json")) if (one := _open(path, folder)) is not None]
+    found, damaged = [], []
+    for path in sorted(folder.rglob("*.json")):
+        below = path.relative_to(folder)
+        if any(part.startswith(".") or part == "steps" for part in below.parts):
+            continue
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            damaged.append(below)
+            continue
+        kind = _kind(record)
+        if kind is not None:
+            found.append(Found(below, kind, record))
     if not found:
         raise DataError(
             f"{folder} must hold records to report on: there is none of {', '.join(KINDS)} below it. Make some with "
             "neuralfuse reproduce, compare, evaluate, portrait or plan."
         )
-    return sorted(found, key=lambda one: (KINDS.index(one.kind), _number(one), str(one.path)))
+    return sorted(found, key=lambda one: (KINDS.index(one.kind), _number(one), str(one.path))), damaged
 
 
-def _open(path: Path, folder: Path) -> Found | None:
-    below = path.relative_to(folder)
-    if any(part.startswith(".") or part == "steps" for part in below.parts):
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+def _kind(record: Any) -> str | None:
+    """Return which of `KINDS` a record is, if any."""
     parts = str(record.get("schema", "")).split("/") if isinstance(record, dict) else []
-    if len(parts) != 3 or parts[0] != "neuralfuse" or parts[1] not in KINDS:
-        return None
-    return Found(below, parts[1], record)
+    return parts[1] if len(parts) == 3 and parts[0] == "neuralfuse" and parts[1] in KINDS else None
 
 
 def _number(one: Found) -> int:
