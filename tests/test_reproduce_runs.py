@@ -186,6 +186,21 @@ def _files(out: Path) -> set[tuple[str, float]]:
     return found
 
 
+def test_files_that_cannot_be_written_fail_their_steps_and_nothing_else(undisturbed, tmp_path):
+    """The operating system refuses all files of more than 64 KiB, as it does when a disk is full."""
+    command = f"ulimit -f 64; exec {NEURALFUSE} reproduce {' '.join(FEW)} --out {tmp_path} --workers 0 --retries 0"
+    child = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, env=child_environment(), timeout=600, check=False
+    )
+    assert child.returncode == 1, child.stderr
+    failed = [line for line in child.stderr.splitlines() if "failed: " in line]
+    assert failed and all("File too large" in line for line in failed), child.stderr
+    assert "Traceback" not in child.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 64 * 1024]
+    (record,) = reproduced(tmp_path, *FEW, "--workers", "0")
+    assert without_run(record) == without_run(undisturbed)
+
+
 CLUSTER = """
 import logging, sys
 from distributed import LocalCluster

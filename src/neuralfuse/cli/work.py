@@ -66,7 +66,8 @@ class WorkOptions:
         if self.status:
             common.show(work.status(), standing(work))
         elif self.dry_run:
-            common.show(work.status(), outline(work, rows, self._hands(work.place, common)))
+            hands = 1 if self.scheduler else self._hands(work.place, common)  # how many a cluster has may change
+            common.show(work.status(), outline(work, rows, hands))
         return self.status or self.dry_run
 
     def run(self, do: Callable[[Engine, Display], Out], place: Place, common: Common) -> Out:
