@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -143,22 +144,24 @@ class Processes:
     def __init__(self, folder: Path, mlserver: Path | None, timeout: float) -> None:
         self.folder, self.mlserver = folder, mlserver
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.server = self.start_server()
+        for port in (UPSTREAM, GATEWAY):
+            if taken(port):
+                raise SystemExit(f"port {port} must be free: something listens there.")
+        self.start_server()
         serve = [Path(sys.executable).with_name("neuralfuse"), "serve", folder / "fuse", "--port", str(GATEWAY)]
         command = [*serve, "--upstream", f"http://127.0.0.1:{UPSTREAM}", "--timeout", str(timeout), "--threads", "1"]
         self.gateway = subprocess.Popen(command, env=self.environment)
         self.wait(GATEWAY)
 
-    def start_server(self) -> subprocess.Popen[bytes]:
-        """Start the server behind."""
+    def start_server(self) -> None:
+        """Start the server behind, and wait until it is ready."""
         code = SERVER.format(base=self.folder / "base", input=INPUT, output=OUTPUT, port=UPSTREAM)
         command = (
             [sys.executable, "-c", code] if self.mlserver is None else [self.mlserver, "start", self.folder / "served"]
         )
         quiet = subprocess.DEVNULL
-        started = subprocess.Popen(command, env=self.environment, stdout=quiet, stderr=quiet)
+        self.server = subprocess.Popen(command, env=self.environment, stdout=quiet, stderr=quiet)
         self.wait(UPSTREAM)
-        return started
 
     def wait(self, port: int) -> None:
         """Wait until a server is ready."""
@@ -183,6 +186,12 @@ class Processes:
             process.wait()
 
 
+def taken(port: int) -> bool:
+    """Say whether something listens on a port."""
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0
+
+
 async def troubled(processes: Processes, load: Any, seconds: float) -> tuple[Load, list[float]]:
     """Stop, continue, kill and start the server again while clients go on; watch the gateway's memory."""
     memory: list[float] = []
@@ -203,7 +212,7 @@ async def troubled(processes: Processes, load: Any, seconds: float) -> tuple[Loa
             processes.server.kill()
             await asyncio.to_thread(processes.server.wait)
             await asyncio.sleep(step)
-            processes.server = await asyncio.to_thread(processes.start_server)
+            await asyncio.to_thread(processes.start_server)
 
     beside = [asyncio.create_task(watch()), asyncio.create_task(trouble())]
     done = await load
@@ -256,8 +265,9 @@ def main() -> None:
                         f"{name:22}{kind:>8}{clients:9}{row['requests_a_second']:12.1f}{row['images_a_second']:10.0f}"
                         f"{row['p50_ms']:9.1f}{row['p99_ms']:9.1f}  {row['status']}"
                     )
+        clients = max(options.clients, default=32)
         load = drive(
-            f"http://127.0.0.1:{GATEWAY}", x, protected, clients=max(options.clients, default=32), seconds=options.trouble,
+            f"http://127.0.0.1:{GATEWAY}", x, protected, clients=clients, seconds=options.trouble,
             binary=options.mlserver is None,
         )  # fmt: skip
         done, memory = asyncio.run(troubled(processes, load, options.trouble))

@@ -10,6 +10,7 @@ from typing import Any
 from neuralfuse import compare
 from neuralfuse.compare.show import heading as comparison_heading
 from neuralfuse.compare.show import notes as comparison_notes
+from neuralfuse.pipeline import summary as evaluation_summary
 from neuralfuse.reproduce.show import as_markdown, heading, notes
 
 RESULTS = Path(__file__).parent
@@ -78,6 +79,14 @@ def comparison(name: str) -> Iterator[str]:
     yield "; ".join(comparison_notes(record)) + "."
 
 
+def demo(name: str) -> Iterator[str]:
+    """Yield what `neuralfuse demo` printed."""
+    record = json.loads((RESULTS / name).read_text())
+    run, torch = record["run"], record["run"]["versions"]["torch"]
+    yield from ("```", *evaluation_summary(record).splitlines(), "```", "")
+    yield f"{run['hardware']}, {run['threads']} threads, torch {torch}, {record['seconds']:.0f} seconds."
+
+
 def gateway(name: str) -> Iterator[str]:
     """Yield the lines of the gateway under load: the server alone, and through the gateway."""
     record = json.loads((RESULTS / "gateway" / name).read_text())
@@ -113,6 +122,7 @@ MARKS = {
     "paper": of_paper,
     "learning": learning,
     "comparison": comparison,
+    "demo": demo,
     "gateway": gateway,
     "trouble": trouble,
 }

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 from pathlib import Path
 
 import neuralfuse
+from conftest import ROOT
+from neuralfuse.evaluation import t_interval
+from neuralfuse.pipeline import summary
 
 SOURCE = Path(neuralfuse.__file__).parent
 # From the ground up; docs/design.md says what each is for.
@@ -92,6 +96,21 @@ def test_pages_with_results_are_made_from_the_records():
         assert made == page.count(render.END)
         tables += made
     assert tables >= 1
+
+
+def test_the_readme_shows_the_demo_s_record():
+    record = json.loads((ROOT / "results" / "demo.json").read_text(encoding="utf-8"))
+    assert f"```\n{summary(record)}\n```" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_the_page_says_a_generator_s_own_faults_cost_is_in_the_records():
+    faulty, reliable = sorted(load_render().records("gtsrb/generator"), key=lambda one: one["pa_nf"])
+    pairs = zip(reliable["per_chip"], faulty["per_chip"], strict=True)
+    losses = [one["pa_nf"] - other["pa_nf"] for one, other in pairs if one["seed"] == other["seed"]]
+    low, high = t_interval(losses)
+    cost = f"Its own faults cost {sum(losses) / 10:.1f} points of PA(NF)"
+    said = f"{cost} (paired over ten chips, 95% interval {low:.1f} to {high:.1f};"
+    assert len(losses) == 10 and said in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 
 
 def test_the_records_show_a_recovery_for_three_seeds():

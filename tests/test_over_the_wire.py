@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx2
@@ -133,6 +135,18 @@ def test_the_accuracy_over_the_wire_is_the_one_in_process(chain):
             assert 100 * float((got.argmax(1) == labels.numpy()).mean()) == pytest.approx(protected, abs=1e-9)
             assert np.allclose(got, wanted, atol=1e-3)
     client.close()
+
+
+@pytest.mark.slow
+def test_a_connection_may_rest(chain):
+    connection = HTTPConnection(chain[3].removeprefix("http://"), timeout=10)
+    with closing(connection):
+        for rest in (6, 0):
+            connection.request("GET", "/v2/health/live")
+            answer = connection.getresponse()
+            assert answer.status == 200 and answer.read() is not None
+            assert connection.sock is not None  # it is not reopened: closing would show here
+            time.sleep(rest)
 
 
 @pytest.mark.slow

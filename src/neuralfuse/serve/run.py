@@ -13,6 +13,9 @@ from neuralfuse.fuse import NeuralFuse
 from neuralfuse.serve.gateway import gateway
 from neuralfuse.serve.settings import Settings
 
+_REST = 75
+"""Seconds that a connection may rest: longer than clients keep theirs, or one is closed just as it is used again."""
+
 
 def serve(fuse: NeuralFuse, settings: Settings, *, say: Callable[[str], None] = lambda text: None) -> None:
     """Serve until a SIGTERM or Ctrl-C: then no request is taken any more, and those in flight are answered.
@@ -28,7 +31,7 @@ def serve(fuse: NeuralFuse, settings: Settings, *, say: Callable[[str], None] = 
     try:
         config = uvicorn.Config(
             gateway(fuse, settings), log_level="warning", access_log=False, server_header=False,
-            timeout_graceful_shutdown=int(settings.timeout) + 1,
+            timeout_graceful_shutdown=int(settings.timeout) + 1, timeout_keep_alive=_REST,
             ssl_certfile=settings.certificate, ssl_keyfile=settings.key,
         )  # fmt: skip
         config.load()
