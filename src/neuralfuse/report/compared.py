@@ -104,7 +104,8 @@ def energy_chart(found: Found) -> Iterator[Figure]:
             axes = made.axes[0][0]
             for row in own:
                 value, mark = row["measured"], _MARKS[rates.index(row["ber"]) % len(_MARKS)]
-                axes.plot([value["energy"]], [value["pa"]], mark, color=_colour(row), markersize=5)
+                front_most = 3 if row["method"] == "none" else 2
+                axes.plot([value["energy"]], [value["pa"]], mark, color=_colour(row), markersize=5, zorder=front_most)
             for row in _named(own, found.record["config"]["train_rate"]):
                 value = row["measured"]
                 axes.annotate(
