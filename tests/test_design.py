@@ -113,6 +113,25 @@ def test_what_the_page_says_a_generator_s_own_faults_cost_is_in_the_records():
     assert len(losses) == 10 and said in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 
 
+def test_what_the_page_says_of_training_above_the_rate_is_in_the_records():
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    for generator in ("ConvL", "UNetL"):
+        chips = []
+        for table, base in (
+            ("table1", {"source": "ResNet18", "target": "ResNet18"}),
+            ("table12", {"base": "ResNet18"}),
+        ):
+            record = json.loads((ROOT / "results" / "paper" / f"{table}-cpu-reference.json").read_text())
+            of = {**base, "ber": 0.01, "generator": generator}.items()
+            (row,) = (row for row in record["rows"] if of <= row["of"].items())
+            chips.append(row["measured"]["per_chip"])
+        above, at = chips
+        assert (above["seed"], above["pa"]) == (at["seed"], at["pa"])
+        gains = [one - other for one, other in zip(above["pa_nf"], at["pa_nf"], strict=True)]
+        low, high = t_interval(gains)
+        assert f"{generator} by {sum(gains) / len(gains):+.1f} [{low:+.1f}, {high:+.1f}]" in page
+
+
 def test_the_records_show_a_recovery_for_three_seeds():
     records = load_render().records("gtsrb")
     assert {record["config"]["fuse"]["seed"] for record in records} == {0, 1, 2}

@@ -12,7 +12,6 @@ from cyclopts import Parameter
 from neuralfuse.cli.common import Common
 from neuralfuse.cli.work import Display, WorkOptions
 from neuralfuse.errors import ConfigError, FileFormatError, require
-from neuralfuse.files import read_json, write_json
 
 if TYPE_CHECKING:
     from neuralfuse.reproduce.engines import Engine
@@ -96,12 +95,16 @@ class _Asked:
     known: Sequence[str]
 
     def keep(self, out: Path) -> None:
+        from neuralfuse.files import write_json  # noqa: PLC0415
+
         scale = str(Path(self.scale).absolute()) if self.scale.endswith(".toml") else self.scale
         known = [str(Path(path).absolute()) for path in self.known]
         write_json(out / _LAST, {"schema": _SCHEMA, **asdict(self), "scale": scale, "known": known})
 
     @staticmethod
     def last(out: Path) -> _Asked:
+        from neuralfuse.files import read_json  # noqa: PLC0415
+
         path = out / _LAST
         require(
             path.exists(), f"--out must be a folder that tables were begun in: {out} is none. Pass it, or name tables."
