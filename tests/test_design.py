@@ -7,6 +7,8 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pytest
+
 import neuralfuse
 from conftest import ROOT
 from neuralfuse.evaluation import t_interval
@@ -113,23 +115,26 @@ def test_what_the_page_says_a_generator_s_own_faults_cost_is_in_the_records():
     assert len(losses) == 10 and said in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 
 
-def test_what_the_page_says_of_training_above_the_rate_is_in_the_records():
+@pytest.mark.parametrize("target", ["ResNet18", "VGG11"])
+@pytest.mark.parametrize("generator", ["ConvL", "UNetL"])
+def test_what_the_page_says_of_training_above_the_rate_is_in_the_records(target, generator):
+    """Modules trained for ResNet18 at 1.5% beside those trained at 1%, used at 1%, chip by chip."""
+
+    def chips(table: str, **of) -> dict:
+        record = json.loads((ROOT / "results" / "paper" / f"{table}-cpu-reference.json").read_text())
+        (row,) = (row for row in record["rows"] if of.items() <= row["of"].items())
+        return row["measured"]["per_chip"]
+
+    here = {"ber": 0.01, "generator": generator}
+    above = chips("table1", source="ResNet18", target=target, **here)
+    at = chips("table16", source="ResNet18", target="VGG11", **here)
+    if target == "ResNet18":
+        at = chips("table12", base="ResNet18", **here)
+    assert (above["seed"], above["pa"]) == (at["seed"], at["pa"])
+    gains = [one - other for one, other in zip(above["pa_nf"], at["pa_nf"], strict=True)]
+    low, high = t_interval(gains)
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    for generator in ("ConvL", "UNetL"):
-        chips = []
-        for table, base in (
-            ("table1", {"source": "ResNet18", "target": "ResNet18"}),
-            ("table12", {"base": "ResNet18"}),
-        ):
-            record = json.loads((ROOT / "results" / "paper" / f"{table}-cpu-reference.json").read_text())
-            of = {**base, "ber": 0.01, "generator": generator}.items()
-            (row,) = (row for row in record["rows"] if of <= row["of"].items())
-            chips.append(row["measured"]["per_chip"])
-        above, at = chips
-        assert (above["seed"], above["pa"]) == (at["seed"], at["pa"])
-        gains = [one - other for one, other in zip(above["pa_nf"], at["pa_nf"], strict=True)]
-        low, high = t_interval(gains)
-        assert f"{generator} by {sum(gains) / len(gains):+.1f} [{low:+.1f}, {high:+.1f}]" in page
+    assert f"| {target} | {generator} | {sum(gains) / len(gains):+.1f} [{low:+.1f}, {high:+.1f}] |" in page
 
 
 def test_the_records_show_a_recovery_for_three_seeds():
