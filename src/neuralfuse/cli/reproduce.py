@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from neuralfuse.cli.common import Common
-from neuralfuse.cli.work import Display, WorkOptions
+from neuralfuse.cli.work import WorkOptions
 from neuralfuse.errors import ConfigError, FileFormatError, require
-
-if TYPE_CHECKING:
-    from neuralfuse.reproduce.engines import Engine
 
 _FLAT = Parameter(name="*")
 _COMMON, _WORK = Common(), WorkOptions()
@@ -71,13 +68,12 @@ def reproduce(
     job = Job.of(asked.tables, _wanted(asked.rows), request, place, from_elsewhere)
     if work.show_only(job.work, job.count, common):
         return
-
-    def make(on: Engine, display: Display) -> list[dict[str, Any]]:
-        job.work.prepare()
-        asked.keep(work.out)
-        return job.run(on, retries=work.retries, say=display.say, watch=display.watch)
-
-    records = work.run(make, place, common)
+    records = work.run(
+        lambda on, display: job.run(
+            on, retries=work.retries, say=display.say, watch=display.watch, began=lambda: asked.keep(work.out)
+        ),
+        place, common,
+    )  # fmt: skip
     text = "\n\n".join(as_text(record) for record in records)
     wrote = ", ".join(job.path(record["table"]).name for record in records)
     common.show({"tables": records}, f"{text}\n\nWrote {wrote} to {work.out}.")

@@ -73,14 +73,15 @@ class Job:
         retries: int,
         say: Callable[[str], None],
         watch: Callable[[Progress], None] = lambda progress: None,
+        began: Callable[[], None] = lambda: None,
     ) -> list[dict[str, Any]]:
-        """Do all steps that are not finished, write the tables, and return their records.
+        """Do all steps that are not finished, write the tables, and return their records; see `Work.run`.
 
         Raises:
             UnfinishedError: steps failed; the tables were written without them.
         """
         work = self.work
-        end = work.run(on, retries=retries, say=say, watch=watch)
+        end = work.run(on, retries=retries, say=say, watch=watch, began=began)
         records = self.write()
         work.check(end)
         return records

@@ -59,9 +59,14 @@ class Work:
         retries: int,
         say: Callable[[str], None],
         watch: Callable[[Progress], None] = lambda progress: None,
+        began: Callable[[], None] = lambda: None,
     ) -> Progress:
-        """Do all steps that are not finished; what failed is in the progress that comes back."""
+        """Do all steps that are not finished; what failed is in the progress that comes back.
+
+        ``began`` is called once there is all that the steps need.
+        """
         self.prepare()
+        began()
         place = replace(self.place, download=False)  # what workers need is there now
         return run(self.steps, place, on, retries=retries, say=say, watch=watch)
 
