@@ -1,4 +1,4 @@
-"""What is best by what may be changed, and by how much: paired by chip."""
+"""What is best by what may be changed, what methods add to each other, and by how much: paired by chip."""
 
 from __future__ import annotations
 
@@ -81,6 +81,34 @@ def best(record: Mapping[str, Any], faults: str, ber: float) -> Iterator[Best]:
             row = max(own, key=_accuracy)
             yield Best(name, row, Difference.of(row, plain), top, Difference.of(row, top))
             top = max((top, row), key=_accuracy)
+
+
+@dataclass(frozen=True)
+class Together:
+    """Methods put together, beside the same without one of them.
+
+    Attributes:
+        row: The comparison's.
+        over: The row without the last method, then that without the first one, each with the gain over it, where it was
+            measured: for two methods, each of them alone.
+    """
+
+    row: Mapping[str, Any]
+    over: tuple[tuple[Mapping[str, Any], Difference] | None, tuple[Mapping[str, Any], Difference] | None]
+
+
+def together(record: Mapping[str, Any], faults: str, ber: float) -> Iterator[Together]:
+    """Yield what was put together at a rate, as far as measured."""
+    rows = [row for row in record["rows"] if (row["faults"], row["ber"]) == (faults, ber) and row["measured"]]
+
+    def beside(row: Mapping[str, Any], stages: list[Any]) -> tuple[Mapping[str, Any], Difference] | None:
+        other = next((one for one in rows if one["stages"] == stages), None)
+        return None if other is None else (other, Difference.of(row, other))
+
+    for row in rows:
+        stages = row["stages"]
+        if len(stages) > 1:
+            yield Together(row, (beside(row, stages[:-1]), beside(row, stages[1:])))
 
 
 def _accuracy(row: Mapping[str, Any]) -> float:

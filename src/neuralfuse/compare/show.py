@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from neuralfuse.compare.best import Difference, best
+from neuralfuse.compare.best import Difference, best, together
 
 HEADS = ("method", "needs", "CA", "accuracy on faulty chips", "gain [95% interval]", "energy", "time")
 BEST_HEADS = ("rate", "what is changed", "best", "accuracy", "over no protection", "over the best of the lines above")
+TOGETHER_HEADS = ("rate", "put together", "accuracy", "over the same without the last", "over the same without the first")
 
 
 def grids(record: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
-    """Yield a heading and the cells, heads first: what is best, then all methods at each rate of each meaning."""
+    """Yield a heading and the cells, heads first: what is best, what methods add to each other, and all at each rate."""
     of = dict.fromkeys((row["faults"], row["ber"]) for row in record["rows"])
     bests = [line for faults, ber in of for line in best_lines(record, faults, ber)]
     if bests:
         yield "The best by what may be changed, with 95% intervals over the same chips", [list(BEST_HEADS), *bests]
+    chains = [line for faults, ber in of for line in together_lines(record, faults, ber)]
+    if chains:
+        yield "Put together, with 95% intervals over the same chips", [list(TOGETHER_HEADS), *chains]
     for faults, ber in of:
         rows = [row for row in record["rows"] if (row["faults"], row["ber"]) == (faults, ber)]
         yield rate(faults, ber), [list(HEADS), *(cells(row) for row in rows)]
@@ -35,6 +39,13 @@ def best_lines(record: Mapping[str, Any], faults: str, ber: float) -> Iterator[l
             rate(faults, ber), one.level, one.row["method"], f"{one.row['measured']['pa']:.1f}", difference(one.gain),
             "-" if over == "none" else f"{difference(one.more)} ({over})",
         ]  # fmt: skip
+
+
+def together_lines(record: Mapping[str, Any], faults: str, ber: float) -> Iterator[list[str]]:
+    """Yield the cells of methods put together at a rate."""
+    for one in together(record, faults, ber):
+        over = ["-" if beside is None else f"{difference(beside[1])} ({beside[0]['method']})" for beside in one.over]
+        yield [rate(faults, ber), one.row["method"], f"{one.row['measured']['pa']:.1f}", *over]
 
 
 def difference(found: Difference) -> str:
