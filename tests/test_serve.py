@@ -357,6 +357,25 @@ def test_requests_that_come_together_are_transformed_together():
     assert sizes == [3, 3, 4, 2, 1, 1]
 
 
+def test_a_request_waits_for_others_only_while_there_are_any():
+    sizes, image = [], torch.zeros(1, 1, 1, 1)
+
+    async def main() -> None:
+        there = [1]
+        batcher = Batcher(lambda x: x, most=9, wait=60.0, known=lambda: there[0], watch=sizes.append)
+        batcher.start()
+        await asyncio.wait_for(batcher(image), 30)  # there is no other
+        there[0] = 3
+        first = asyncio.create_task(batcher(image))
+        await asyncio.sleep(0.05)
+        assert not first.done()
+        await asyncio.wait_for(asyncio.gather(first, batcher(image), batcher(image)), 30)
+        await batcher.stop()
+
+    asyncio.run(main())
+    assert sizes == [1, 3]
+
+
 def test_a_batch_that_fails_fails_those_in_it_alone():
     def picky(x: torch.Tensor) -> torch.Tensor:
         if float(x.max()) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ class Batcher:
     Args:
         run: From a batch to a batch of the same length.
         most: Images at once; a request with more is transformed in parts.
-        wait: Seconds that the first of a batch waits for others.
+        wait: Seconds that the first of a batch waits for others, while there are any.
+        known: Says how many requests there are, those included that wait for this.
         watch: Told the size of each batch, on that thread.
     """
 
@@ -36,9 +38,10 @@ class Batcher:
         *,
         most: int,
         wait: float,
+        known: Callable[[], float] = lambda: math.inf,
         watch: Callable[[int], None] = lambda size: None,
     ) -> None:
-        self._run, self._most, self._wait, self._watch = run, most, wait, watch
+        self._run, self._most, self._wait, self._known, self._watch = run, most, wait, known, watch
         self._waiting: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._batch: list[_Waiting] = []  # being collected or transformed
         self._late: list[_Waiting] = []  # the first of the next
@@ -82,7 +85,7 @@ class Batcher:
         """Let others join the first; one that cannot any more is late."""
         first, size, clock = self._batch[0], len(self._batch[0].x), asyncio.get_running_loop().time
         until = clock() + self._wait
-        while size < self._most:
+        while size < self._most and len(self._batch) < self._known():
             rest = until - clock()
             try:
                 one = self._waiting.get_nowait() if rest <= 0 else await asyncio.wait_for(self._waiting.get(), rest)

@@ -61,11 +61,12 @@ class _Gateway:
     def __init__(self, fuse: NeuralFuse, settings: Settings) -> None:
         self.settings, self.metrics = settings, Metrics()
         self.images = ImageInput(fuse, settings.input_name, settings.layout)
-        self.batcher = Batcher(
-            partial(transform_any, fuse), most=settings.max_batch, wait=settings.max_wait, watch=self.metrics.batch
-        )
-        self.upstream = httpx2.URL(settings.upstream.rstrip("/"))
         self.admission = Admission(settings.in_flight, self.metrics)
+        self.batcher = Batcher(
+            partial(transform_any, fuse), most=settings.max_batch, wait=settings.max_wait,
+            known=lambda: self.admission.count, watch=self.metrics.batch,
+        )  # fmt: skip
+        self.upstream = httpx2.URL(settings.upstream.rstrip("/"))
         self.binary: bool | None = None  # whether the server behind takes binary tensors; None until it said so
         routes = [
             Route("/metrics", self._metrics, methods=["GET"]),
