@@ -99,6 +99,7 @@ def test_fewer_bits_are_measured_with_the_module_of_eight():
     assert (eight.bits, four.bits) == (8, 4)
     assert eight.module == four.module
     assert eight.alone.address != four.alone.address
+    assert (eight.config().get("rounding"), four.config()["rounding"]) == (None, "nearest")
 
 
 @pytest.mark.parametrize("scale", ["full", "cpu"])

@@ -101,7 +101,7 @@ class StorageOptions:
     Attributes:
         bits: Width of a stored word, 2..16.
         coding: Two's complement, one of the reference's two unsigned codes, or floating-point words as they are.
-        rounding: nearest, or floor for the paper's reduced-precision study.
+        rounding: nearest, or floor, as the paper says of its reduced-precision study.
         granularity: One scale a tensor, or one an output channel.
         input_range: What the inputs of a model from package.module:factory are made of: symmetric ([-1, 1]),
             unit ([0, 1]) or imagenet (mean/std-normalized).

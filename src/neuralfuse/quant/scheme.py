@@ -42,7 +42,7 @@ class Scheme:
     Args:
         bits: Width b of a word, 2..16.
         coding: One of the three above.
-        rounding: ``nearest`` (half to even), or ``floor`` for the paper's reduced-precision study.
+        rounding: ``nearest`` (half to even), or ``floor``, as the paper says of its reduced-precision study.
         granularity: One scale a tensor, or one an output channel.
     Source:
         NeuralFuse (arXiv 2306.16869) section 4.1 and 4.6, and its public code for the two unsigned variants. Differs:

@@ -56,6 +56,7 @@ class EvaluationStep(Step):
             "module": None if self.module is None else self.module.address,
             "faults": fault_model(self.faults, ber=self.ber).to_config(),
             "bits": self.bits,
+            **({} if self.bits == Scheme.bits else {"rounding": Scheme.rounding}),
             "chips": self.chips,
             "until": self.until,
             "test_images": self.test_images,

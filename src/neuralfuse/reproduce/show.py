@@ -73,6 +73,8 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     steps = record["steps"].values()
     if any("start" in step or step.get("eopm", {}).get("class_head") for step in steps):
         lines.append("generators were also taught the classes, the paper's were not")
+    if any("rounding" in step for step in steps):
+        lines.append("weights of fewer than 8 bits are rounded to the nearest; the paper says down, its figures do not")
     lines += _precision(record)
     if waiting:
         lines.append(f"{waiting} of {len(rows)} rows are not measured yet")

@@ -43,9 +43,9 @@ class BaseStep(Step):
         )  # fmt: skip
 
     def open(self, place: Place, bits: int = 8) -> tuple[BaseModel, Deployed]:
-        """Return the trained model, deployed; below its own width its weights are cut down as in the paper."""
+        """Return the trained model, deployed; in other than its own width its weights are rounded anew."""
         model = load_base(place.store.folder(self.address))
-        scheme = model.scheme if bits == model.scheme.bits else Scheme(bits=bits, rounding="floor")
+        scheme = model.scheme if bits == model.scheme.bits else Scheme(bits=bits)
         return model, deploy(model.module.to(place.device), scheme=scheme, input_range=model.input_range)
 
     @property
