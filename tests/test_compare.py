@@ -268,8 +268,9 @@ def test_the_page_names_every_method():
     page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
     listed = {name: access for names, _, access in rows for name in re.findall(r"`(.+?)`", names)}
-    assert set(listed) == {*USUAL, "calibrate"}
-    methods = {name: parse(name) for name in USUAL} | {"calibrate": parse("convl+calibrate")[1:]}
+    methods = {name: parse(name) for name in USUAL}
+    methods |= {name: parse(f"convl+{name}")[1:] for name in ("calibrate", "tune")}
+    assert set(listed) == set(methods)
     assert all(access == (", ".join(needs(methods[name])) or "-") for name, access in listed.items())
 
 

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import ROOT, toy_data
-from neuralfuse.config import EopmConfig, QatConfig
+from neuralfuse.blackbox import Careful, Function, tune
+from neuralfuse.config import EopmConfig, QatConfig, TuningConfig
 from neuralfuse.data import load_data
 from neuralfuse.energy import count
 from neuralfuse.errors import NeuralFuseError
@@ -254,6 +255,30 @@ def test_what_comes_after_calibration_is_calibrated_for(trained, setting, monkey
     assert [type(base.memory.readout) for base in seen] == [ZeroFaultyWords]
 
 
+def test_a_tuned_module_is_fitted_by_questions_alone(trained, setting, monkeypatch):
+    """The same as asking the chip as a function, with what the model says without faults for labels."""
+    setting = replace(setting, eopm=EopmConfig(epochs=1, batch=16))
+    made = protected("unets+tune:images=60,queries=2200", trained, setting)
+    tunings, one_by_one = [], []
+    monkeypatch.setattr(
+        "neuralfuse.methods.calibrated.tune", lambda *given, **more: tunings.append(tune(*given, **more)) or tunings[-1]
+    )
+    _, results = measure(made, setting.data.test, FLIPS, 2)
+    x, labels = plain_inputs(setting.data.test, made.deployed.input_range), setting.data.test.labels
+    for chip, result, (fitted, record) in zip(evaluation_chips(FLIPS, 2), results, tunings, strict=True):
+        perturbed = made.deployed.perturbed(chip)
+        faulty, clean = (
+            Careful(Function(lambda x, model=model: model(torch.from_numpy(x)).detach().numpy(), "it"), classes=2)
+            for model in (perturbed, made.deployed)
+        )
+        wanted, theirs = tune(made.fuse, faulty, setting.data, TuningConfig(queries=2200), images=60, nominal=clean)
+        assert record["after"] == theirs["after"] and record["run"]["asked"] + record["run"]["known"] <= 2200
+        assert record["config"]["nominal"] == "a chip" and record["config"]["images"] == 60
+        assert result.pa == accuracy(perturbed, transform(wanted, x), labels)
+        one_by_one.append(torch.equal(fitted(x), wanted(x)))
+    assert all(one_by_one) and len(tunings) == 2
+
+
 def test_what_is_known_is_not_measured_again(made, setting):
     _, results = measure(made, setting.data.test, FLIPS, 4)
     told = []
@@ -295,7 +320,10 @@ class _Shift(nn.Module):
         ("reestimate+reestimate", "only one method may prepare"),
         ("reestimate+convs", "must come before a method that prepares"),
         ("calibrate", "calibrate must come after a NeuralFuse, e.g. unetl.calibrate: got 'calibrate'"),
-        ("convs+calibrate:images=20+calibrate:images=20", "calibrate came twice"),
+        ("convs+calibrate:images=20+calibrate:images=20", "calibrate came after another that does"),
+        ("convs+calibrate:images=20+tune:images=20", "tune came after another that does"),
+        ("tune", "tune must come after a NeuralFuse, e.g. unetl.tune: got 'tune'"),
+        ("convs+tune:queries=100", "queries must be at least 1400 for one step: got queries=100"),
         ("convs+calibrate", r"images must be in 0\.\.\d+: got images=1000"),
         ("convs+batch-statistics+calibrate", "calibrate must come before methods that change answers"),
         ("convs+calibrate:images=20+reestimate", "only one method may prepare a chip's model or its NeuralFuse"),

@@ -44,7 +44,7 @@ def compare(
         Names, with options after a colon (randbet:limit=0.2), several put together with + (randbet+convl: a NeuralFuse
         before the retrained model; convl+batch-statistics: one trained for the model as it is), or a class of your own
         (package.module:Class, runs your code). By default all of the library's that
-        stand alone; calibrate follows a generator (unetl+calibrate).
+        stand alone; calibrate and tune follow a generator (unetl+calibrate).
     base
         A folder written by train-base; or a base model of the scale, by the paper's name or the network's, to be
         trained.

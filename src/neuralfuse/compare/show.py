@@ -9,11 +9,17 @@ from neuralfuse.compare.best import Difference, best, together
 
 HEADS = ("method", "needs", "CA", "accuracy on faulty chips", "gain [95% interval]", "energy", "time")
 BEST_HEADS = ("rate", "what is changed", "best", "accuracy", "over no protection", "over the best of the lines above")
-TOGETHER_HEADS = ("rate", "put together", "accuracy", "over the same without the last", "over the same without the first")
+TOGETHER_HEADS = (
+    "rate",
+    "put together",
+    "accuracy",
+    "over the same without the last",
+    "over the same without the first",
+)
 
 
 def grids(record: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
-    """Yield a heading and the cells, heads first: what is best, what methods add to each other, and all at each rate."""
+    """Yield a heading and the cells, heads first: what is best, what methods add to each other, and all of them."""
     of = dict.fromkeys((row["faults"], row["ber"]) for row in record["rows"])
     bests = [line for faults, ber in of for line in best_lines(record, faults, ber)]
     if bests:

@@ -17,7 +17,7 @@ from neuralfuse.evaluation import ChipResult, Run
 from neuralfuse.faults import fault_model
 from neuralfuse.files import read_json, write_json
 from neuralfuse.methods import Method, Protected, Setting, identity, measure, seconds
-from neuralfuse.methods.calibrated import Calibrated
+from neuralfuse.methods.calibrated import Calibrated, Tuned
 from neuralfuse.methods.trained import Fused
 from neuralfuse.nets import load_base
 from neuralfuse.reproduce.place import Place
@@ -255,13 +255,16 @@ class ComparisonStep(Step):
     @property
     def _fitting_macs(self) -> float:
         """What a chip takes to fit a NeuralFuse to itself."""
-        own = [one for one in self.protection.methods if isinstance(one, Calibrated)]
-        generators = [one.generator for one in self.protection.methods if isinstance(one, Fused)]
-        return sum(
-            ModuleStep((self.protection.base,), generator, one.training(self.protection.eopm), None).macs
-            for one in own
-            for generator in generators
-        )
+        images, base = self.protection.base.images, self.protection.base
+        macs, generator = 0.0, ""
+        for one in self.protection.methods:
+            if isinstance(one, Fused):
+                generator = one.generator
+            elif isinstance(one, Calibrated):
+                macs += ModuleStep((base,), generator, one.training(self.protection.eopm), None).macs
+            elif isinstance(one, Tuned):
+                macs += one.queries * (counts(generator, images).macs + counts(base.network, images).macs)
+        return macs
 
 
 def digest_of(folder: Path) -> str:

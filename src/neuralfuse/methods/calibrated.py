@@ -3,27 +3,75 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from neuralfuse.config import EopmConfig
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from neuralfuse.blackbox import Careful, Function, tune
+from neuralfuse.config import EopmConfig, TuningConfig
+from neuralfuse.data import DataSet
 from neuralfuse.errors import ConfigError, require
 from neuralfuse.faults import OneChip
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import Deployed, Perturbed
-from neuralfuse.methods.base import Access, Method, Protected, Setting, check_option
+from neuralfuse.methods.base import Access, Answer, Method, Protected, Setting, check_option
 from neuralfuse.train import train_fuse, training_images
 
 
 @dataclass(frozen=True)
-class Calibrated(Method):
-    """The NeuralFuse before the model is trained further on each chip by the chip's own answers at nominal voltage.
-
-    No labels are needed, but the gradient through the chip's own faults, or a map of them. The same as
-    ``neuralfuse train --start FUSE --faults CHIP --labels model``.
+class Fitted(Method):
+    """What fits the NeuralFuse before the model to each chip, by the chip's own answers at nominal voltage as labels.
 
     Attributes:
         images: Training images used, without their labels; 0 for all.
+    """
+
+    images: int = 1000
+
+    def __post_init__(self) -> None:
+        check_option("images", self.images, 0)
+
+    def protect(self, made: Protected, setting: Setting) -> Protected:
+        """See `Method`."""
+        fuse, name = made.fuse, self.name
+        if not isinstance(fuse, NeuralFuse):
+            raise ConfigError(f"{name} must come after a NeuralFuse, e.g. unetl+{name}: there is none before it.")
+        require(made.prepared is None and not made.changes, f"{name} must come before methods that change answers.")
+        require(
+            made.fitted is None, f"a NeuralFuse must be fitted to a chip once: {name} came after another that does."
+        )
+        training_images(setting.data, self.images)
+
+        def fitted(chip: Perturbed, deployed: Deployed) -> NeuralFuse:
+            return self.fit(fuse, chip, deployed, setting)
+
+        return replace(made, fitted=fitted)
+
+    @abstractmethod
+    def fit(self, fuse: NeuralFuse, chip: Perturbed, deployed: Deployed, setting: Setting) -> NeuralFuse:
+        """Return the module for one chip; ``fuse``, the one for all, stays as it is.
+
+        Args:
+            fuse: In eval mode.
+            chip: The model on the chip.
+            deployed: The model in its memory, without faults.
+            setting: What may be learned from.
+        """
+
+
+@dataclass(frozen=True)
+class Calibrated(Fitted):
+    """The NeuralFuse is trained further on each chip, by the gradient through the chip's own faults, or a map of them.
+
+    The same as ``neuralfuse train --start FUSE --faults CHIP --labels model``.
+
+    Attributes:
+        images: See `Fitted`.
         steps: Of the optimizer, on each chip.
         batch: Images a step, at most.
         lr: Rate of learning.
@@ -31,33 +79,22 @@ class Calibrated(Method):
 
     name: ClassVar[str] = "calibrate"
     needs: ClassVar[tuple[Access, ...]] = ("inputs", "gradients", "each chip")
-    images: int = 1000
     steps: int = 100
     batch: int = 64
     lr: float = 1e-3
 
     def __post_init__(self) -> None:
-        check_option("images", self.images, 0)
+        super().__post_init__()
         check_option("steps", self.steps, 1)
         check_option("batch", self.batch, 2)
         check_option("lr", self.lr, 1e-9, 1.0)
 
-    def protect(self, made: Protected, setting: Setting) -> Protected:
-        """See `Method`."""
-        fuse, config = made.fuse, self.training(setting.eopm)
-        if not isinstance(fuse, NeuralFuse):
-            raise ConfigError("calibrate must come after a NeuralFuse, e.g. unetl+calibrate: there is none before it.")
-        require(made.prepared is None and not made.changes, "calibrate must come before methods that change answers.")
-        require(made.fitted is None, "a NeuralFuse must be calibrated to a chip once: calibrate came twice.")
-        training_images(setting.data, self.images)
-
-        def fitted(chip: Perturbed, deployed: Deployed) -> NeuralFuse:
-            own = copy.deepcopy(fuse)
-            faults = OneChip(faults=chip.chip.faults, seed=chip.chip.seed)
-            train_fuse(own, deployed, setting.data, replace(config, ber=faults.ber), faults=faults)
-            return own
-
-        return replace(made, fitted=fitted)
+    def fit(self, fuse: NeuralFuse, chip: Perturbed, deployed: Deployed, setting: Setting) -> NeuralFuse:
+        """See `Fitted`."""
+        own, faults = copy.deepcopy(fuse), OneChip(faults=chip.chip.faults, seed=chip.chip.seed)
+        config = replace(self.training(setting.eopm), ber=faults.ber)
+        train_fuse(own, deployed, setting.data, config, faults=faults)
+        return own
 
     def training(self, eopm: EopmConfig) -> EopmConfig:
         """Return how a general module's training goes on for one chip."""
@@ -65,3 +102,45 @@ class Calibrated(Method):
             eopm, labels="model", images=self.images, max_steps=self.steps, epochs=self.steps, batch=self.batch,
             lr=self.lr, n_chips=1, validate_every=self.steps, class_head=0.0, adversarial_bits=0,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tuned(Fitted):
+    """The NeuralFuse is fitted to each chip by questions alone, and kept as it was where that does not make it better.
+
+    The same as ``neuralfuse tune`` with the model at nominal voltage for labels.
+
+    Attributes:
+        images: See `Fitted`.
+        queries: Images that each chip is asked about, those that judge the result included.
+    """
+
+    name: ClassVar[str] = "tune"
+    needs: ClassVar[tuple[Access, ...]] = ("inputs", "each chip")
+    queries: int = TuningConfig.queries
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.tuning.steps(self.tuning.judged)
+
+    @property
+    def tuning(self) -> TuningConfig:
+        """How it is tuned."""
+        return TuningConfig(queries=self.queries)
+
+    def fit(self, fuse: NeuralFuse, chip: Perturbed, deployed: Deployed, setting: Setting) -> NeuralFuse:
+        """See `Fitted`."""
+        with ExitStack() as stack:
+            faulty, clean = (stack.enter_context(_box(model, fuse, setting.data)) for model in (chip, deployed))
+            made, _ = tune(fuse, faulty, setting.data, self.tuning, images=self.images, nominal=clean)
+        return made
+
+
+def _box(model: Answer, fuse: NeuralFuse, data: DataSet) -> Careful:
+    """Return a model as one that only answers."""
+
+    def ask(x: NDArray[np.float32]) -> NDArray[Any]:
+        with torch.inference_mode():
+            return model(torch.from_numpy(x).to(fuse.scale.device)).float().cpu().numpy()
+
+    return Careful(Function(ask, "a chip"), classes=len(data.classes))

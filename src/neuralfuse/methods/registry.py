@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from neuralfuse.errors import ConfigError, require, unknown_name
 from neuralfuse.methods.activation import ClippedActivations
 from neuralfuse.methods.base import Method, NoProtection
-from neuralfuse.methods.calibrated import Calibrated
+from neuralfuse.methods.calibrated import Calibrated, Fitted, Tuned
 from neuralfuse.methods.normalization import BatchStatistics, Reestimated
 from neuralfuse.methods.storage import ClippedQuantization, ProtectedBits, ZeroedWords
 from neuralfuse.methods.trained import AdversarialWeights, Fused, RandBet, Smaller, WeightClipping
@@ -22,7 +22,7 @@ from neuralfuse.plugins import load
 METHODS: dict[str, type[Method]] = {
     one.name: one
     for one in (
-        NoProtection, Fused, Calibrated, BatchStatistics, Reestimated, ClippedActivations, ClippedQuantization,
+        NoProtection, Fused, Calibrated, Tuned, BatchStatistics, Reestimated, ClippedActivations, ClippedQuantization,
         ProtectedBits, ZeroedWords, WeightClipping, RandBet, AdversarialWeights, Smaller,
     )
 }  # fmt: skip
@@ -47,8 +47,8 @@ def parse(text: str) -> tuple[Method, ...]:
     for place, method in enumerate(chain):
         behind = any(isinstance(one, Fused) for one in chain[:place])
         require(
-            behind or not isinstance(method, Calibrated),
-            f"calibrate must come after a NeuralFuse, e.g. unetl+calibrate: got {text!r}.",
+            behind or not isinstance(method, Fitted),
+            f"{method.name} must come after a NeuralFuse, e.g. unetl+{method.name}: got {text!r}.",
         )
     return chain
 
