@@ -20,7 +20,7 @@ from neuralfuse.blackbox import Careful, Function, choose, judge, tune
 from neuralfuse.cli.main import run
 from neuralfuse.config import EopmConfig, QatConfig, TuningConfig
 from neuralfuse.errors import NeuralFuseError
-from neuralfuse.faults import Chip, evaluation_chips, fault_model
+from neuralfuse.faults import BitRates, Chip, evaluation_chips, fault_model
 from neuralfuse.files import read_json, write_json
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy
@@ -29,6 +29,7 @@ from neuralfuse.pipeline import make_base, make_fuse, measure
 from neuralfuse.report import Report, make_portrait
 from neuralfuse.report.compared import _named, energy_chart, front
 from neuralfuse.report.page import Cell
+from neuralfuse.report.portrait import SCHEMA
 from neuralfuse.report.records import collect
 from neuralfuse.report.svg import SERIES, chart, inline
 from neuralfuse.reproduce import TABLES, Place, engine
@@ -199,6 +200,21 @@ def test_the_command_of_a_scale_of_one_s_own_names_its_file(tmp_path):
     write_json(tmp_path / "record.json", record)
     (found,), _ = collect(tmp_path)
     assert "--scale ten-times-longer.toml" in found.command
+
+
+@pytest.mark.parametrize(
+    ("faults", "said"),
+    [
+        (fault_model("reference", ber=0.01), "--ber 0.01 --faults reference"),
+        (fault_model("stuck", ber=0.01, stuck_at_1=0.3), "--faults FILE.toml"),
+        (BitRates.protecting(fault_model("flip", ber=0.01), msbs=1, bits=8), "--faults FILE.toml"),
+    ],
+)
+def test_the_command_names_faults_that_have_a_name(faults, said, tmp_path):
+    config = {"data": {"name": "gtsrb"}, "faults": json.loads(json.dumps(faults.to_config())), "ber": 0.01, "chips": 2}
+    write_json(tmp_path / "record.json", {"schema": SCHEMA, "config": config})
+    (found,), _ = collect(tmp_path)
+    assert said in found.command
 
 
 def test_colours_say_how_far_from_the_paper(records):

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuralfuse.errors import DataError
+from neuralfuse.errors import DataError, NeuralFuseError
+from neuralfuse.faults import fault_model
 from neuralfuse.reproduce import SCALES
 
 Record = Mapping[str, Any]
@@ -108,7 +109,10 @@ def _scale(config: Record) -> str:
 
 
 def _faults(faults: Record, ber: float) -> Iterator[str]:
-    plain = "ber" in faults and not any(isinstance(value, dict | list) for value in faults.values())
+    try:
+        plain = fault_model(faults["kind"], ber=ber).to_config() == faults
+    except NeuralFuseError:
+        plain = False
     yield f"--ber {ber:g} --faults {faults['kind']}" if plain else "--faults FILE.toml"
 
 
