@@ -22,9 +22,10 @@ from neuralfuse.evaluation import t_interval
 from neuralfuse.faults import default_curve
 from neuralfuse.files import write_json
 from neuralfuse.methods import needs, parse
-from neuralfuse.nets import load_base
+from neuralfuse.nets import load_base, save_base
 from neuralfuse.pipeline import make_base
 from neuralfuse.published import Measurement
+from neuralfuse.quant import Scheme
 from neuralfuse.reproduce import Place, Request, engine, load_scale
 
 SMOKE = load_scale("smoke")
@@ -215,6 +216,12 @@ def test_a_model_that_was_handed_over_is_copied_and_used(tmp_path, capsys):
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
     assert replace(mine).base_step.address != before
     assert run(["compare", *where, "--status"]) == 0
+    four = Scheme(bits=4, granularity="channel")
+    save_base(replace(load_base(folder), scheme=four), folder)
+    own = replace(mine).base_step
+    place.store.folder(own.address).mkdir(parents=True)
+    own.perform(place)
+    assert own.open(place)[1].memory.scheme == four, "as its user stores it"
     make_base("vgg11-tiny", toy_data(), QatConfig(epochs=1, batch=16), out=folder, device=torch.device("cpu"))
     assert run(["compare", *where, "--dry-run"]) == 2
     assert "base model and data must have the same number of classes: got 2 and 10" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import ClassVar
 
@@ -256,27 +256,38 @@ def test_what_comes_after_calibration_is_calibrated_for(trained, setting, monkey
 
 
 def test_a_tuned_module_is_fitted_by_questions_alone(trained, setting, monkeypatch):
-    """The same as asking the chip as a function, with what the model says without faults for labels."""
-    setting = replace(setting, eopm=EopmConfig(epochs=1, batch=16))
-    made = protected("unets+tune:images=60,queries=2200", trained, setting)
-    tunings, one_by_one = [], []
-    monkeypatch.setattr(
-        "neuralfuse.methods.calibrated.tune", lambda *given, **more: tunings.append(tune(*given, **more)) or tunings[-1]
-    )
-    _, results = measure(made, setting.data.test, FLIPS, 2)
+    """The same questions as to the chip as a function, right being what the model says without faults."""
+    setting = replace(setting, eopm=EopmConfig(epochs=1, batch=16, seed=5))
+    made, tunings = protected("unets+tune:images=60,queries=2200", trained, setting), []
+
+    def tuned(*given, **more):
+        tunings.append(tune(*given, **more)[1])
+        return _Shift(), None  # whatever it gives is what is measured
+
+    monkeypatch.setattr("neuralfuse.methods.calibrated.tune", tuned)
+    faults = fault_model("flip", ber=0.2)
+    _, results = measure(made, setting.data.test, faults, 2)
     x, labels = plain_inputs(setting.data.test, made.deployed.input_range), setting.data.test.labels
-    for chip, result, (fitted, record) in zip(evaluation_chips(FLIPS, 2), results, tunings, strict=True):
+    for chip, result, record in zip(evaluation_chips(faults, 2), results, tunings, strict=True):
         perturbed = made.deployed.perturbed(chip)
         faulty, clean = (
             Careful(Function(lambda x, model=model: model(torch.from_numpy(x)).detach().numpy(), "it"), classes=2)
             for model in (perturbed, made.deployed)
         )
-        wanted, theirs = tune(made.fuse, faulty, setting.data, TuningConfig(queries=2200), images=60, nominal=clean)
-        assert record["after"] == theirs["after"] and record["run"]["asked"] + record["run"]["known"] <= 2200
-        assert record["config"]["nominal"] == "a chip" and record["config"]["images"] == 60
-        assert result.pa == accuracy(perturbed, transform(wanted, x), labels)
-        one_by_one.append(torch.equal(fitted(x), wanted(x)))
-    assert all(one_by_one) and len(tunings) == 2
+        config = TuningConfig(queries=2200, seed=5)
+        _, theirs = tune(made.fuse, faulty, setting.data, config, images=60, nominal=clean)
+        assert record["history"] == theirs["history"] and len(set(record["history"])) > 1
+        assert record["before"] == theirs["before"] < 100
+        assert record["config"]["images"] == 60 and record["run"]["nominal_asked"] == theirs["run"]["nominal_asked"] > 0
+        assert result.pa == accuracy(perturbed, transform(_Shift(), x), labels)
+    assert tunings[0]["history"] != tunings[1]["history"], "each chip is asked itself"
+
+
+def test_how_a_module_is_tuned_is_part_of_what_it_is():
+    (_, tuned) = parse("unets+tune:queries=5000")
+    wanted = {"method": "tune", "images": 1000, **asdict(TuningConfig(queries=5000))}
+    del wanted["seed"]
+    assert identity(tuned) == wanted
 
 
 def test_what_is_known_is_not_measured_again(made, setting):
@@ -326,6 +337,7 @@ class _Shift(nn.Module):
         ("convs+tune:queries=100", "queries must be at least 1400 for one step: got queries=100"),
         ("convs+calibrate", r"images must be in 0\.\.\d+: got images=1000"),
         ("convs+batch-statistics+calibrate", "calibrate must come before methods that change answers"),
+        ("convs+calibrate:images=20+batch-statistics", "batch-statistics must come before what fits a NeuralFuse"),
         ("convs+calibrate:images=20+reestimate", "only one method may prepare a chip's model or its NeuralFuse"),
     ],
 )

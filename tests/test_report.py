@@ -26,6 +26,7 @@ from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy
 from neuralfuse.nets import load_base
 from neuralfuse.pipeline import make_base, make_fuse, measure
+from neuralfuse.quant import FloatWords, Scheme
 from neuralfuse.report import Report, make_portrait
 from neuralfuse.report.compared import _named, energy_chart, front
 from neuralfuse.report.page import Cell
@@ -293,13 +294,40 @@ def test_evaluations_of_different_things_are_not_joined(records, tmp_path):
     assert "--faulty-generator" in report.sections[1].found.command
 
 
+def test_faults_that_differ_in_more_than_their_rate_are_no_curve(records, tmp_path):
+    for name, ber, share in (("a", 0.02, 0.5), ("b", 0.04, 1.0)):
+        record = read_json(records / f"at-{ber}.json")
+        record["config"]["faults"]["stuck_at_1"] = share
+        write_json(tmp_path / f"{name}.json", record)
+    assert not Report.of(tmp_path, "Two").across
+
+
+def test_the_command_of_an_evaluation_says_how_weights_are_stored(records, tmp_path):
+    record = read_json(records / "at-0.02.json")
+    for scheme, said in (
+        (Scheme(), ""),
+        (Scheme(bits=6, rounding="floor", granularity="channel"), "--bits 6 --rounding floor --granularity channel"),
+        (FloatWords(coding="fp16"), "--coding fp16"),
+    ):
+        record["config"]["base"]["scheme"] = scheme.to_config()
+        write_json(tmp_path / "record.json", record)
+        (found,), _ = collect(tmp_path)
+        assert found.command.split(" --chips 3 ")[1:] == ([said] if said else []) or found.command.endswith("--chips 3")
+
+
 def test_what_cannot_be_shown_is_said(tmp_path, records, capsys):
     with pytest.raises(NeuralFuseError, match="must hold records to report on"):
         Report.of(tmp_path, "Nothing")
     table = read_json(records / "table1.json")
     write_json(tmp_path / "old.json", {key: value for key, value in table.items() if key != "rows"})
     assert run(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 2
-    assert "old.json must be a record as this version writes it" in capsys.readouterr().err
+    assert "old.json must be as this version writes records" in capsys.readouterr().err
+    (tmp_path / "old.json").unlink()
+    evaluation = read_json(records / "at-0.02.json")
+    del evaluation["config"]["chips"]
+    write_json(tmp_path / "older.json", evaluation)
+    assert run(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 2
+    assert "older.json must be as this version writes records: KeyError('chips')" in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()
 
 

@@ -361,19 +361,21 @@ def test_a_request_waits_for_others_only_while_there_are_any():
     sizes, image = [], torch.zeros(1, 1, 1, 1)
 
     async def main() -> None:
-        there = [1]
-        batcher = Batcher(lambda x: x, most=9, wait=60.0, known=lambda: there[0], watch=sizes.append)
+        batcher = Batcher(lambda x: x, most=9, wait=60.0, watch=sizes.append)
         batcher.start()
         await asyncio.wait_for(batcher(image), 30)  # there is no other
-        there[0] = 3
-        first = asyncio.create_task(batcher(image))
-        await asyncio.sleep(0.05)
-        assert not first.done()
-        await asyncio.wait_for(asyncio.gather(first, batcher(image), batcher(image)), 30)
+        with batcher.coming() as second, batcher.coming() as third:
+            first = asyncio.create_task(batcher(image))
+            await asyncio.sleep(0.05)
+            assert not first.done()
+            await asyncio.wait_for(asyncio.gather(first, second(image), third(image)), 30)
+        with pytest.raises(ValueError, match="broken"), batcher.coming():
+            raise ValueError("broken")
+        await asyncio.wait_for(batcher(image), 30)
         await batcher.stop()
 
     asyncio.run(main())
-    assert sizes == [1, 3]
+    assert sizes == [1, 3, 1]
 
 
 def test_a_batch_that_fails_fails_those_in_it_alone():
@@ -398,9 +400,10 @@ def test_a_batch_that_fails_fails_those_in_it_alone():
         await pair.stop()
         waits = Batcher(picky, most=9, wait=60.0)
         waits.start()
-        waiting = asyncio.create_task(waits(good))
-        await asyncio.sleep(0.05)
-        await waits.stop()
+        with waits.coming():
+            waiting = asyncio.create_task(waits(good))
+            await asyncio.sleep(0.05)
+            await waits.stop()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         gone = asyncio.create_task(batcher(good))

@@ -143,6 +143,20 @@ def test_the_whole_step_equals_autograd_through_the_generator(estimator, class_h
     assert all(parameter.grad is None for parameter in small_net.parameters())
 
 
+def test_images_of_a_pass_that_see_each_other_stay_together(case, monkeypatch):
+    """Whatever the number of threads."""
+    model, _, x, labels = case
+    sizes, deployed = [], deploy(model, fold=False, micro_batch=0)
+    monkeypatch.setattr(deployed, "at_once", lambda x: 4)
+    monkeypatch.setattr(
+        "neuralfuse.train.gradient._differentiated",
+        lambda base, chip, x, labels: (sizes.append(len(x)) or torch.tensor(0.0), torch.zeros_like(x)),
+    )
+    chip = Chip(Stuck(ber=0.05), 0)
+    eopm_backward(deployed, x.clone().requires_grad_(), labels, [Pass(chip, torch.arange(len(x)))], lam=1.0)
+    assert sizes == [len(x), len(x)]
+
+
 def test_split_deals_every_image_once_into_equal_groups():
     config = EopmConfig(ber=0.1, n_chips=4)
     for step in range(5):

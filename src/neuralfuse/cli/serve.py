@@ -64,7 +64,7 @@ def serve(
     max_batch
         Images that are transformed at once.
     max_wait
-        Seconds that an image waits for others.
+        Seconds that an image waits, at most, for those of other requests that have come.
     in_flight
         Requests that are worked on at a time; further ones get 503.
     timeout

@@ -263,7 +263,7 @@ class ComparisonStep(Step):
             elif isinstance(one, Calibrated):
                 macs += ModuleStep((base,), generator, one.training(self.protection.eopm), None).macs
             elif isinstance(one, Tuned):
-                macs += one.queries * (counts(generator, images).macs + counts(base.network, images).macs)
+                macs += one.queries * (counts(generator, images).macs + 2 * counts(base.network, images).macs)
         return macs
 
 

@@ -22,7 +22,7 @@ class ClippedActivations(Method):
     The layers are the BatchNorms, or those whose weights are stored where there are none; never the last one.
 
     Attributes:
-        images: Validation images by which the ranges are found.
+        images: Validation images, at most, by which the ranges are found.
     Source:
         Chen, Li, Pattabiraman: A Low-cost Fault Corrector for Deep Neural Networks through Range Restriction (Ranger),
         DSN 2021.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -121,18 +121,24 @@ class Tuned(Fitted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.tuning.steps(self.tuning.judged)
+        self.tuning().steps(TuningConfig.judged)
 
-    @property
-    def tuning(self) -> TuningConfig:
-        """How it is tuned."""
-        return TuningConfig(queries=self.queries)
+    def tuning(self, seed: int = 0) -> TuningConfig:
+        """Return how a general module is tuned for one chip."""
+        return TuningConfig(queries=self.queries, seed=seed)
+
+    def to_config(self) -> dict[str, Any]:
+        """See `Method`."""
+        usual = {name: value for name, value in asdict(self.tuning()).items() if name != "seed"}
+        return {**super().to_config(), **usual}
 
     def fit(self, fuse: NeuralFuse, chip: Perturbed, deployed: Deployed, setting: Setting) -> NeuralFuse:
         """See `Fitted`."""
         with ExitStack() as stack:
             faulty, clean = (stack.enter_context(_box(model, fuse, setting.data)) for model in (chip, deployed))
-            made, _ = tune(fuse, faulty, setting.data, self.tuning, images=self.images, nominal=clean)
+            made, _ = tune(
+                fuse, faulty, setting.data, self.tuning(setting.eopm.seed), images=self.images, nominal=clean
+            )
         return made
 
 

@@ -47,6 +47,9 @@ class BatchStatistics(Method):
 
     def protect(self, made: Protected, setting: Setting) -> Protected:
         """See `Method`."""
+        require(
+            made.fitted is None, "batch-statistics must come before what fits a NeuralFuse to a chip, or without it."
+        )
         module = copy.deepcopy(made.model.module)
         for norm in _norms(module):
             norm.track_running_stats = False
@@ -64,7 +67,7 @@ class Reestimated(Method):
     """Each chip estimates the running statistics anew on its own faulty weights, from unlabelled images.
 
     Attributes:
-        images: Validation images to estimate from.
+        images: Validation images to estimate from, at most.
         batch: How many of them at a time.
     """
 

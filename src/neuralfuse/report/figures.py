@@ -37,13 +37,18 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
+_MARKS = "osv^D<>phdP*X"
+"""Of classes: a class has a mark and a colour."""
+
+
 def bands_chart(found: Sequence[Found]) -> Iterator[Figure]:
     """Yield accuracy against the rate, with and without NeuralFuse, for evaluations of the same at several rates."""
     groups: dict[str, list[Found]] = {}
     for one in found:
         config = {name: value for name, value in one.record["config"].items() if name not in ("faults", "chips")}
+        faults = {name: value for name, value in one.record["config"]["faults"].items() if name != "ber"}
         published = bool(one.record["config"]["chips"].get("published"))
-        key = json.dumps([config, one.record["ber_kind"], published], sort_keys=True)
+        key = json.dumps([config, faults, one.record["ber_kind"], published], sort_keys=True)
         groups.setdefault(key, []).append(one)
     for own in groups.values():
         ordered = sorted(own, key=lambda one: float(one.record["ber"]))
@@ -167,7 +172,7 @@ def outputs_chart(found: Found) -> Figure:
                 points = [point for point, own in zip(panel["points"], labels, strict=True) if own == label]
                 axes.scatter(
                     *zip(*points, strict=True), s=4, color=SERIES[label % len(SERIES)],
-                    marker="osv^D"[label // len(SERIES) % 5], linewidths=0,
+                    marker=_MARKS[label // len(SERIES) % len(_MARKS)], linewidths=0,
                 )  # fmt: skip
             axes.set_title(f"{panel['title']}: {panel['accuracy']:.0f}%", fontsize=8, loc="left")
             axes.set_xticks([])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ class Section:
     notes: Sequence[str] = ()
     gallery: Sequence[Mapping[str, Any]] = ()
     text: str = ""
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ class Report:
         """Return the report on a folder's records; see `collect` for its errors."""
         found, damaged = collect(folder)
         sections = [_section(one) for one in found]
-        across = list(figures.bands_chart(list(of_kind(found, "evaluation"))))
+        evaluations = list(of_kind(found, "evaluation"))
+        with _as_written_now(*evaluations):
+            across = list(figures.bands_chart(evaluations))
         return Report(title, sections, across, damaged)
 
     def html(self) -> str:
@@ -136,11 +140,19 @@ class Report:
 
 
 def _section(found: Found) -> Section:
+    with _as_written_now(found):
+        return replace(_SECTIONS[found.kind](found), command=found.command)
+
+
+@contextmanager
+def _as_written_now(*found: Found) -> Iterator[None]:
+    """Raise a `FileFormatError` where records lack what this version writes."""
     try:
-        return _SECTIONS[found.kind](found)
-    except (KeyError, TypeError, ValueError) as error:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        names = " and ".join(str(one.path) for one in found)
         raise FileFormatError(
-            f"{found.path} must be a record as this version writes it: {error!r}. Make it anew, or leave it out."
+            f"{names} must be as this version writes records: {error!r}. Make it anew, or leave it out."
         ) from error
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from neuralfuse.errors import DataError, NeuralFuseError
 from neuralfuse.faults import fault_model
+from neuralfuse.quant import Scheme
 from neuralfuse.reproduce import SCALES
 
 Record = Mapping[str, Any]
@@ -69,10 +70,20 @@ def _of_evaluation(record: Record, config: Record) -> Iterator[str]:
     yield f"evaluate{'' if config['fuse'] is None else ' FUSE'} --base BASE --data {config['data']['name']}"
     yield from _faults(config["faults"], record["ber"])
     yield "--published-chips" if config["chips"].get("published") else f"--chips {record['chips']}"
-    bits = config["base"]["scheme"].get("bits", 8)
-    yield from (f"--bits {bits}",) * (bits != 8)
+    yield from _storage(config["base"])
+    yield from (f"--until {config['until']:g}",) if "until" in config else ()
     yield from ("--faulty-generator",) * ("generator_memory" in config)
     yield from (f"--readout {config['base']['readout']['kind']}",) if "readout" in config["base"] else ()
+
+
+def _storage(base: Record) -> Iterator[str]:
+    """Yield the options by which a model's weights are stored otherwise than usual."""
+    usual, scheme = Scheme().to_config(), base["scheme"]
+    if scheme.keys() == usual.keys():
+        yield from (f"--{name} {value}" for name, value in scheme.items() if value != usual[name])
+    elif "coding" in scheme:  # a floating-point format, which says all
+        yield f"--coding {scheme['coding']}"
+    yield from ("--activations",) * ("activations" in base)
 
 
 def _of_portrait(record: Record, config: Record) -> Iterator[str]:

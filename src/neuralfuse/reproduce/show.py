@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from neuralfuse.quant import Scheme
+
 _HEADS = {
     "ca": "CA", "pa": "PA", "ca_nf": "CA(NF)", "pa_nf": "PA(NF)", "rp": "RP", "energy_saving": "energy saved %",
     "mac_energy_saving": "energy saved by MACs %", "efficiency_ratio": "RP a million parameters", "twma": "T.W.M.A.",
@@ -75,6 +77,8 @@ def notes(record: Mapping[str, Any]) -> list[str]:
         lines.append("generators were also taught the classes, the paper's were not")
     if any("rounding" in step for step in steps):
         lines.append("weights of fewer than 8 bits are rounded to the nearest; the paper says down, its figures do not")
+    elif any(step.get("bits", Scheme.bits) < Scheme.bits for step in steps):
+        lines.append("weights of fewer than 8 bits are rounded down, which no table is any more")
     lines += _precision(record)
     if waiting:
         lines.append(f"{waiting} of {len(rows)} rows are not measured yet")

@@ -42,10 +42,10 @@ class BaseStep(Step):
             listeners=[Telling(place.store, self.address)], device=torch.device(place.device),
         )  # fmt: skip
 
-    def open(self, place: Place, bits: int = 8) -> tuple[BaseModel, Deployed]:
-        """Return the trained model, deployed; in other than its own width its weights are rounded anew."""
+    def open(self, place: Place, bits: int | None = None) -> tuple[BaseModel, Deployed]:
+        """Return the trained model, deployed; in another width than its own, with weights rounded anew."""
         model = load_base(place.store.folder(self.address))
-        scheme = model.scheme if bits == model.scheme.bits else Scheme(bits=bits)
+        scheme = model.scheme if bits in (None, model.scheme.bits) else Scheme(bits=bits)
         return model, deploy(model.module.to(place.device), scheme=scheme, input_range=model.input_range)
 
     @property

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -27,8 +26,7 @@ class Batcher:
     Args:
         run: From a batch to a batch of the same length.
         most: Images at once; a request with more is transformed in parts.
-        wait: Seconds that the first of a batch waits for others, while there are any.
-        known: Says how many requests there are, those included that wait for this.
+        wait: Seconds that the first of a batch waits, at most, for requests that are `coming`.
         watch: Told the size of each batch, on that thread.
     """
 
@@ -38,10 +36,10 @@ class Batcher:
         *,
         most: int,
         wait: float,
-        known: Callable[[], float] = lambda: math.inf,
         watch: Callable[[int], None] = lambda size: None,
     ) -> None:
-        self._run, self._most, self._wait, self._known, self._watch = run, most, wait, known, watch
+        self._run, self._most, self._wait, self._watch = run, most, wait, watch
+        self._coming = 0
         self._waiting: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._batch: list[_Waiting] = []  # being collected or transformed
         self._late: list[_Waiting] = []  # the first of the next
@@ -64,6 +62,23 @@ class Batcher:
             one.done.cancel()
         self._thread.shutdown(wait=False)
 
+    @contextlib.contextmanager
+    def coming(self) -> Iterator[Callable[[Tensor], Awaitable[Tensor]]]:
+        """Have others wait for a request whose images are being read; what this gives transforms them."""
+        self._coming += 1
+        there = False
+
+        def arrived(x: Tensor) -> Awaitable[Tensor]:
+            nonlocal there
+            there = True
+            self._coming -= 1
+            return self(x)
+
+        try:
+            yield arrived
+        finally:
+            self._coming -= not there
+
     async def __call__(self, x: Tensor) -> Tensor:
         """Return the transforms of images; what the function raises for the batch that they were in, it raises."""
         done: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
@@ -85,7 +100,7 @@ class Batcher:
         """Let others join the first; one that cannot any more is late."""
         first, size, clock = self._batch[0], len(self._batch[0].x), asyncio.get_running_loop().time
         until = clock() + self._wait
-        while size < self._most and len(self._batch) < self._known():
+        while size < self._most and (self._coming or not self._waiting.empty()):
             rest = until - clock()
             try:
                 one = self._waiting.get_nowait() if rest <= 0 else await asyncio.wait_for(self._waiting.get(), rest)

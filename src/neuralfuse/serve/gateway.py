@@ -42,6 +42,8 @@ from neuralfuse.serve.translate import BINARY, Wishes, for_client, for_upstream
 from neuralfuse.wire import WireError, decode
 
 _LOG = logging.getLogger(__name__)
+_PROBES = 4
+"""Questions at a time whether the server behind is ready: they need no token, and must not keep others from it."""
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
@@ -61,12 +63,12 @@ class _Gateway:
     def __init__(self, fuse: NeuralFuse, settings: Settings) -> None:
         self.settings, self.metrics = settings, Metrics()
         self.images = ImageInput(fuse, settings.input_name, settings.layout)
-        self.admission = Admission(settings.in_flight, self.metrics)
         self.batcher = Batcher(
-            partial(transform_any, fuse), most=settings.max_batch, wait=settings.max_wait,
-            known=lambda: self.admission.count, watch=self.metrics.batch,
-        )  # fmt: skip
+            partial(transform_any, fuse), most=settings.max_batch, wait=settings.max_wait, watch=self.metrics.batch
+        )
         self.upstream = httpx2.URL(settings.upstream.rstrip("/"))
+        self.admission = Admission(settings.in_flight, self.metrics)
+        self.readiness = asyncio.Semaphore(_PROBES)
         self.binary: bool | None = None  # whether the server behind takes binary tensors; None until it said so
         routes = [
             Route("/metrics", self._metrics, methods=["GET"]),
@@ -150,10 +152,13 @@ class _Gateway:
         return Response(b"{}", media_type="application/json")
 
     async def _ready(self, request: Request) -> Response:
-        try:
-            answer = await self._ask("GET", request)
-        except Refused as refused:
-            return Refused(503, str(refused)).response
+        if self.readiness.locked():
+            return Refused(503, "the server behind is being asked already whether it is ready.").response
+        async with self.readiness:
+            try:
+                answer = await self._ask("GET", request)
+            except Refused as refused:
+                return Refused(503, str(refused)).response
         return as_it_came(answer)
 
     async def _server(self, request: Request) -> Response:
@@ -198,11 +203,12 @@ class _Gateway:
         if models and request.path_params["model"] not in models:
             return await self._pass(request)
         body = await self._body(request, unpack=True)
-        message = await asyncio.to_thread(decode, body, header_length(request), "inputs")
-        found = self.images.find(message)
-        x = await asyncio.to_thread(self.images.read, found)
-        with self.metrics.transforming(len(x)):
-            made = await self.batcher(x)
+        with self.batcher.coming() as transform:
+            message = await asyncio.to_thread(decode, body, header_length(request), "inputs")
+            found = self.images.find(message)
+            x = await asyncio.to_thread(self.images.read, found)
+            with self.metrics.transforming(len(x)):
+                made = await transform(x)
         wishes = Wishes.of(message)
         takes_binary = await self._takes_binary(request)
         sent = self.images.put(message, found, made)

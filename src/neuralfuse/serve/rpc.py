@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
-from torch import Tensor
 from tritonclient.grpc import service_pb2
 
 from neuralfuse.serve.admission import Admission, FullError
+from neuralfuse.serve.batching import Batcher
 from neuralfuse.serve.images import ImageInput
 from neuralfuse.serve.metrics import Metrics
 from neuralfuse.serve.settings import Settings
@@ -35,6 +35,8 @@ _LISTS = {
     "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
     "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
 }  # fmt: skip
+_SPARE = 8
+"""Calls beyond those that may be worked on, which are read to be told why not; further ones gRPC itself turns away."""
 Handle = Callable[[bytes, Any], Awaitable[bytes]]
 
 
@@ -44,7 +46,7 @@ class RpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
     Args:
         settings: What it serves.
         images: The image input of requests.
-        transform: From images to transformed ones.
+        batcher: Transforms images.
         admission: Who may come in.
         metrics: What is counted.
     """
@@ -53,11 +55,11 @@ class RpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
         self,
         settings: Settings,
         images: ImageInput,
-        transform: Callable[[Tensor], Awaitable[Tensor]],
+        batcher: Batcher,
         admission: Admission,
         metrics: Metrics,
     ) -> None:
-        self.settings, self.images, self.transform = settings, images, transform
+        self.settings, self.images, self.batcher = settings, images, batcher
         self.admission, self.metrics = admission, metrics
 
     async def start(self) -> int:
@@ -73,7 +75,8 @@ class RpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
         else:
             self.channel = grpc.aio.insecure_channel(address, options=unbounded)
         bounded = [("grpc.max_receive_message_length", self.settings.max_body), unbounded[1], ("grpc.so_reuseport", 0)]
-        self.server = grpc.aio.server(handlers=[self], options=bounded)
+        most = self.settings.in_flight + _SPARE
+        self.server = grpc.aio.server(handlers=[self], options=bounded, maximum_concurrent_rpcs=most)
         where = f"{self.settings.host}:{self.settings.grpc_port}"
         if self.settings.certificate is None or self.settings.key is None:
             port = self.server.add_insecure_port(where)
@@ -89,7 +92,10 @@ class RpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
         await self.channel.close()
 
     def service(self, call: Any) -> Any:
-        """Return who answers a method; see `grpc.GenericRpcHandler`."""
+        """Return who answers a method, before any of the request is read; see `grpc.GenericRpcHandler`."""
+        if not self._knows_token(call.invocation_metadata):
+            kind = "infer" if call.method == f"{_SERVICE}ModelInfer" else "other"
+            return grpc.stream_stream_rpc_method_handler(partial(self._unknown, kind))
         if call.method == f"{_SERVICE}ModelInfer":
             return grpc.unary_unary_rpc_method_handler(partial(self._guarded, self._infer, "infer"))
         if call.method in _PASSED:
@@ -101,17 +107,19 @@ class RpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, why)
         raise AssertionError  # abort raises
 
+    async def _unknown(self, kind: str, calls: Any, context: Any) -> NoReturn:
+        self.metrics.request(kind, grpc.StatusCode.UNAUTHENTICATED.name, 0.0)
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a bearer token must come with the request.")
+        raise AssertionError  # abort raises
+
     async def _guarded(self, handle: Handle, kind: str, body: bytes, context: Any) -> bytes:
-        """Answer with the token checked, the bound on requests in flight kept, and every error a status of gRPC's."""
+        """Answer with the bound on requests in flight kept, and every error a status of gRPC's."""
         began, code, why, trailing = time.perf_counter(), grpc.StatusCode.INTERNAL, "", ()
         try:
-            if not self._knows_token(context):
-                code, why = grpc.StatusCode.UNAUTHENTICATED, "a bearer token must come with the request."
-            else:
-                with self.admission.one():
-                    answer = await handle(body, context)
-                code = grpc.StatusCode.OK
-                return answer
+            with self.admission.one():
+                answer = await handle(body, context)
+            code = grpc.StatusCode.OK
+            return answer
         except FullError as error:
             code, why = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
         except (WireError, DecodeError) as error:
@@ -129,21 +137,22 @@ class RpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
         await context.abort(code, why, trailing)
         raise AssertionError  # abort raises
 
-    def _knows_token(self, context: Any) -> bool:
+    def _knows_token(self, metadata: Any) -> bool:
         if self.settings.token is None:
             return True
-        given = dict(context.invocation_metadata() or ()).get("authorization", "")
+        given = dict(metadata or ()).get("authorization", "")
         return hmac.compare_digest(str(given).encode(), f"Bearer {self.settings.token}".encode())
 
     async def _infer(self, body: bytes, context: Any) -> bytes:
         request = service_pb2.ModelInferRequest.FromString(body)
         if self.settings.models and request.model_name not in self.settings.models:
             return await self._ask(f"{_SERVICE}ModelInfer", body, context)
-        message = await asyncio.to_thread(tensors_of, request)
-        found = self.images.find(message)
-        x = await asyncio.to_thread(self.images.read, found)
-        with self.metrics.transforming(len(x)):
-            made = await self.transform(x)
+        with self.batcher.coming() as transform:
+            message = await asyncio.to_thread(tensors_of, request)
+            found = self.images.find(message)
+            x = await asyncio.to_thread(self.images.read, found)
+            with self.metrics.transforming(len(x)):
+                made = await transform(x)
         put(request, self.images.put(message, found, made)[found.name])
         with self.metrics.asking():
             return await self._ask(f"{_SERVICE}ModelInfer", request.SerializeToString(), context)

@@ -23,7 +23,7 @@ class Settings:
         host: Address to listen on: this machine only, unless told otherwise.
         port: To listen on; 0 for any that is free.
         max_batch: Images that are transformed at once.
-        max_wait: Seconds that an image waits for those of other requests, while there are any.
+        max_wait: Seconds that an image waits, at most, for those of other requests that have come.
         in_flight: Requests that are worked on at a time; further ones are turned away (503).
         timeout: Seconds for the body of a request to arrive, and for the server behind it to answer.
         max_body: Bytes of a request's body, unpacked; larger ones are turned away (413).
