@@ -146,7 +146,7 @@ def test_the_whole_step_equals_autograd_through_the_generator(estimator, class_h
 def test_images_of_a_pass_that_see_each_other_stay_together(case, monkeypatch):
     """Whatever the number of threads."""
     model, _, x, labels = case
-    sizes, deployed = [], deploy(model, fold=False, micro_batch=0)
+    sizes, deployed = [], deploy(model, running=Running(fold=False, micro_batch=0))
     monkeypatch.setattr(deployed, "at_once", lambda x: 4)
     monkeypatch.setattr(
         "neuralfuse.train.gradient._differentiated",
