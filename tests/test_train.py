@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import toy_data
-from neuralfuse.config import BASE_RECIPES, EopmConfig, QatConfig, base_recipe
+from neuralfuse.config import BASE_RECIPES, EopmConfig, QatConfig, Running, base_recipe
 from neuralfuse.data import Split
 from neuralfuse.errors import (
     ConfigError,
