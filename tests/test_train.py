@@ -148,6 +148,7 @@ def test_images_of_a_pass_that_see_each_other_stay_together(case, monkeypatch):
     model, _, x, labels = case
     sizes, deployed = [], deploy(model, running=Running(fold=False, micro_batch=0))
     monkeypatch.setattr(deployed, "at_once", lambda x: 4)
+    monkeypatch.setattr("neuralfuse.train.gradient.side_by_side", lambda run, plan, at_once: (run(one) for one in plan))
     monkeypatch.setattr(
         "neuralfuse.train.gradient._differentiated",
         lambda base, chip, x, labels: (sizes.append(len(x)) or torch.tensor(0.0), torch.zeros_like(x)),
