@@ -112,7 +112,7 @@ def test_the_page_for_a_chip_of_one_s_own_runs(tmp_path):
     assert made.recovered() == 0
     of_all, own = (float(value) for value in re.findall(r"^PA\(NF\) +([\d.]+)%", done.stdout, re.MULTILINE))
     assert own > of_all + 15  # the module made for this chip, and the one made for all
-    record = json.loads((tmp_path / "results" / "chip.json").read_text())
+    record = json.loads((tmp_path / "chip.json").read_text())
     assert record["chips"] == 1
     assert record["ber"] == made.rate(0.68)
     for name in ("chip.png", "report.png"):

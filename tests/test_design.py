@@ -137,6 +137,34 @@ def test_what_the_page_says_of_training_above_the_rate_is_in_the_records(target,
     assert f"| {target} | {generator} | {sum(gains) / len(gains):+.1f} [{low:+.1f}, {high:+.1f}] |" in page
 
 
+def test_what_the_page_says_of_ten_times_the_steps_is_in_the_record():
+    record = json.loads((ROOT / "results" / "paper" / "table13-ten-times-longer-reference.json").read_text())
+    (row,) = (row["measured"] for row in record["rows"] if row["measured"] is not None)
+    chips = row["per_chip"]
+    lost, won = row["ca"] - sum(chips["pa"]) / len(chips["pa"]), sum(chips["pa_nf"]) - sum(chips["pa"])
+    won /= len(chips["pa"])
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert f"wins back {won:.1f} of the {lost:.1f} points that are lost at 1%, on the {len(chips['pa'])} chips" in page
+    assert f"6,000 steps behind UNetS, a small one, win back {won / lost:.0%}" in page
+
+
+def test_what_the_page_says_of_fewer_bits_is_in_the_records():
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    rows = {}
+    for way in ("floor", "cpu"):
+        record = json.loads((ROOT / "results" / "paper" / f"table22-{way}-reference.json").read_text())
+        measured = [row for row in record["rows"] if row["measured"] is not None]
+        rows |= {(way, row["of"]["bits"]): row["measured"] for row in measured}
+    floor, nearest = (
+        {bits: one["ca"] for (way, bits), one in rows.items() if way == name} for name in ("floor", "cpu")
+    )
+    assert f"has {floor[6]:.1f}% left\nof its {floor[8]:.1f}% at 6 bits" in page
+    assert f"there is none here either: {nearest[4]:.1f}% at 4 bits and {nearest[3]:.1f}% at 3" in page
+    assert min(nearest[bits] for bits in (4, 5, 6)) > nearest[8] - 2 > floor[6] + 50
+    pa = {bits: one["pa"] for (way, bits), one in rows.items() if way == "cpu"}
+    assert max(pa[bits] for bits in (4, 5, 6, 8)) - min(pa[bits] for bits in (4, 5, 6, 8)) < 4 and pa[3] < pa[8] - 10
+
+
 def test_the_records_show_a_recovery_for_three_seeds():
     records = load_render().records("gtsrb")
     assert {record["config"]["fuse"]["seed"] for record in records} == {0, 1, 2}

@@ -78,7 +78,7 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     if any("rounding" in step for step in steps):
         lines.append("weights of fewer than 8 bits are rounded to the nearest; the paper says down, its figures do not")
     elif any(step.get("bits", Scheme.bits) < Scheme.bits for step in steps):
-        lines.append("weights of fewer than 8 bits are rounded down, which no table is any more")
+        lines.append("weights of fewer than 8 bits are rounded down, as later versions no longer do")
     lines += _precision(record)
     if waiting:
         lines.append(f"{waiting} of {len(rows)} rows are not measured yet")
