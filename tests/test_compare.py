@@ -281,9 +281,46 @@ def test_the_page_names_every_method():
     assert all(access == (", ".join(needs(methods[name])) or "-") for name, access in listed.items())
 
 
+def recorded(name: str) -> tuple[dict, dict]:
+    """A committed comparison, and its rows by method and rate."""
+    record = json.loads((ROOT / "results" / "comparisons" / name).read_text())
+    return record, {(one["method"], one["ber"]): one for one in record["rows"] if one["measured"] is not None}
+
+
+def test_what_the_page_says_of_ten_times_the_steps_is_in_the_record():
+    record, rows = recorded("gtsrb-vgg11-ten-times-longer-reference.json")
+    alone = ("batch-statistics", "reestimate", "clip-quantization", "protected-bits", "zero-faulty-words")
+    assert record["config"]["chips"] == 30
+
+    def more(one: str, other: str, ber: float) -> Difference:
+        return Difference.of(rows[one, ber], rows[other, ber])
+
+    for ber in (0.005, 0.01):
+        assert all(more("unets", other, ber).interval[0] > 0 for other in alone)
+        assert all(1.5 < more("unets", other, ber).points < 10.5 for other in alone)
+    assert all(more(other, "unets", 0.02).interval[0] > 0 for other in alone[:2] + alone[3:4])
+    clean = rows["none", 0.01]["measured"]["ca"]
+    for ber in (0.005, 0.01, 0.02):
+        for other in ("batch-statistics", "reestimate", "protected-bits"):
+            both = f"unets+{other}"
+            assert more(both, "unets", ber).interval[0] > 0 and more(both, other, ber).interval[0] > 0
+            assert (rows[both, ber]["measured"]["pa"] > clean) == (ber < 0.02 or other == "protected-bits")
+    page, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/comparison.md", "README.md"))
+    pa = {key: f"{row['measured']['pa']:.1f}" for key, row in rows.items()}
+    both = {ber: pa["unets+reestimate", ber] for ber in (0.01, 0.02)}
+    said = f"holds **{both[0.01]}% at 1% and {both[0.02]}% at 2%** (from {pa['none', 0.02]}%)"
+    assert said in readme.replace("\n", " ")
+    assert f"({pa['unets', 0.01]}% of {clean}%, from {pa['none', 0.01]}%)" in readme.replace("\n", " ")
+    assert (
+        f"hold {pa['unets+batch-statistics', 0.01]}% and more up to 1% and {pa['unets+reestimate', 0.02]}% at 2%"
+        in page
+    )
+    costs = sorted(row["measured"]["energy"] for (name, _), row in rows.items() if "unets" in name)
+    assert f"{costs[0]:.0%} to {costs[-1]:.0%}".replace("% to", " to") in page
+
+
 def test_what_the_page_says_was_found_is_in_the_record():
-    record = json.loads((ROOT / "results" / "comparisons" / "gtsrb-vgg11-cpu-reference.json").read_text())
-    rows = {(one["method"], one["ber"]): one for one in record["rows"] if one["measured"] is not None}
+    record, rows = recorded("gtsrb-vgg11-cpu-reference.json")
     every = {method for method, _ in rows}
     generators = every & {"convl", "convs", "deconvl", "deconvs", "unetl", "unets"}
     assert len(generators) == 6 and record["config"]["chips"] == 30
