@@ -159,15 +159,18 @@ def undisturbed(tmp_path_factory) -> dict:
 
 
 def test_a_run_killed_ten_times_ends_with_the_same_record(undisturbed, tmp_path):
-    """Only the command is killed: its worker processes must end by themselves."""
+    """At random moments all over the run. Only the command is killed: its worker processes must end by themselves."""
     chance, moments = random.Random(5), []
-    at_most = undisturbed["run"]["seconds"] / 8  # so that ten of them end before the run does
-    for kill in range(10):
-        before = _files(tmp_path)
+    goals = sorted(chance.randrange(len(undisturbed["steps"]) - 2) for _ in range(10))  # steps done before a kill
+    for kill, goal in enumerate(goals):
         child = started(tmp_path, *FEW, "--workers", str(kill % 2))
-        while child.poll() is None and _files(tmp_path) == before:
+        before, changes = _files(tmp_path), chance.randrange(1, 6)
+        while child.poll() is None and (changes > 0 or len(done(tmp_path)) < goal):
+            now = _files(tmp_path)
+            changes -= now != before
+            before = now
             time.sleep(0.01)
-        time.sleep(chance.uniform(0, at_most))
+        time.sleep(chance.uniform(0, 0.2))
         moments.append(len(done(tmp_path)) if child.poll() is None else None)
         child.send_signal(signal.SIGKILL)
         child.communicate()
