@@ -148,6 +148,23 @@ def test_what_the_page_says_of_ten_times_the_steps_is_in_the_record():
     assert f"6,000 steps behind UNetS, a small one, win back {won / lost:.0%}" in page
 
 
+def test_what_the_page_says_of_two_surrogates_is_in_the_records():
+    page = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    for generator in ("ConvL", "UNetL"):
+        of = {"target": "VGG11", "ber": 0.01, "generator": generator}
+        chips = []
+        for table, source in (("table21", "ResNet18+VGG19"), ("table1", "ResNet18")):
+            record = json.loads((ROOT / "results" / "paper" / f"{table}-cpu-reference.json").read_text())
+            wanted = {**of, "source": source}
+            (row,) = (row for row in record["rows"] if wanted.items() <= row["of"].items())
+            chips.append(row["measured"]["per_chip"])
+        two, one = chips
+        assert (two["seed"], two["pa"]) == (one["seed"], one["pa"])
+        gains = [first - second for first, second in zip(two["pa_nf"], one["pa_nf"], strict=True)]
+        low, high = t_interval(gains)
+        assert f"{sum(gains) / len(gains):.1f} [{low:+.1f}, {high:+.1f}]" in page
+
+
 def test_what_the_page_says_of_fewer_bits_is_in_the_records():
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     rows = {}
