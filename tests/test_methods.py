@@ -19,7 +19,7 @@ from neuralfuse.data import load_data
 from neuralfuse.energy import count
 from neuralfuse.errors import NeuralFuseError
 from neuralfuse.evaluation import t_interval
-from neuralfuse.faults import Chip, OneChip, default_curve, evaluation_chips, fault_model
+from neuralfuse.faults import Chip, OneChip, Transient, default_curve, evaluation_chips, fault_model
 from neuralfuse.memory import ZeroFaultyWords, deploy
 from neuralfuse.methods import METHODS, Method, Protected, Setting, identity, measure, needs, parse, seconds
 from neuralfuse.methods.activation import activation_ranges
@@ -281,6 +281,24 @@ def test_a_tuned_module_is_fitted_by_questions_alone(trained, setting, monkeypat
         assert record["config"]["images"] == 60 and record["run"]["nominal_asked"] == theirs["run"]["nominal_asked"] > 0
         assert result.pa == accuracy(perturbed, transform(_Shift(), x), labels)
     assert tunings[0]["history"] != tunings[1]["history"], "each chip is asked itself"
+
+
+def test_a_chip_that_was_asked_before_is_measured_from_its_first_read(trained, setting):
+    """Where errors are fresh at every read, else methods would meet different ones."""
+    x, faults = (
+        plain_inputs(setting.data.test, trained.deployed.input_range),
+        Transient(faults=fault_model("flip", ber=0.2)),
+    )
+
+    def asks(chip, deployed):
+        chip(x)
+        return _Shift()
+
+    plain = replace(trained, fuse=_Shift())
+    assert (
+        measure(replace(plain, fitted=asks), setting.data.test, faults, 3)[1]
+        == measure(plain, setting.data.test, faults, 3)[1]
+    )
 
 
 def test_how_a_module_is_tuned_is_part_of_what_it_is():

@@ -28,7 +28,7 @@ from neuralfuse.nets import load_base
 from neuralfuse.pipeline import make_base, make_fuse, measure
 from neuralfuse.quant import FloatWords, Scheme
 from neuralfuse.report import Report, make_portrait
-from neuralfuse.report.compared import _named, energy_chart, front
+from neuralfuse.report.compared import _named, _with_room, energy_chart, front
 from neuralfuse.report.page import Cell
 from neuralfuse.report.portrait import SCHEMA
 from neuralfuse.report.records import collect
@@ -193,6 +193,12 @@ def test_what_is_named_in_the_energy_chart(records):
     assert more == {"convl", "smaller"}
     svg = next(energy_chart(next(one for one in collect(records)[0] if one.kind == "comparison"))).svg
     assert "NeuralFuse" in svg and "no protection" in svg and "none (1%)" in svg
+
+
+def test_names_that_would_hide_others_are_left_out():
+    rows = [{"method": name} for name in "abcd"]
+    spots = [(0.1, 0.9), (0.2, 0.91), (0.2, 0.8), (0.6, 0.9)]
+    assert [row["method"] for row, _ in _with_room(rows, spots)] == ["a", "c", "d"]
 
 
 def test_the_command_of_a_scale_of_one_s_own_names_its_file(tmp_path):

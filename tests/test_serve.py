@@ -332,6 +332,18 @@ def _metrics(home: str) -> str:
     return httpx2.get(f"{home}/metrics").text
 
 
+def test_questions_whether_the_server_is_ready_leave_room_for_others(put_before):
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(4) as pool:
+        ready = f"{put_before(f'http://127.0.0.1:{silent.getsockname()[1]}')}/v2/health/ready"
+        first = [pool.submit(httpx2.get, ready, timeout=60) for _ in range(4)]
+        asked = [silent.accept()[0] for _ in first]
+        answer = httpx2.get(ready, timeout=60)
+        assert answer.status_code == 503 and "is being asked already" in answer.json()["error"]
+        for one in asked:
+            one.close()
+        assert all(one.result().status_code == 503 and "reachable" in one.result().json()["error"] for one in first)
+
+
 def test_requests_that_come_together_are_transformed_together():
     sizes, release = [], threading.Event()
 

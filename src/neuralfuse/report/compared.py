@@ -106,12 +106,6 @@ def energy_chart(found: Found) -> Iterator[Figure]:
                 value, mark = row["measured"], _MARKS[rates.index(row["ber"]) % len(_MARKS)]
                 front_most = 3 if row["method"] == "none" else 2
                 axes.plot([value["energy"]], [value["pa"]], mark, color=_colour(row), markersize=5, zorder=front_most)
-            for row in _named(own, found.record["config"]["train_rate"]):
-                value = row["measured"]
-                axes.annotate(
-                    f"{row['method']} ({100 * row['ber']:g}%)", (value["energy"], value["pa"]), xytext=(6, -3),
-                    textcoords="offset points", fontsize=7,
-                )  # fmt: skip
             for name, colour in (("no protection", INK), ("NeuralFuse", SERIES[0]), ("other methods", SERIES[1])):
                 axes.plot([], [], "o", color=colour, markersize=5, label=name)
             for rate, mark in zip(rates, _MARKS, strict=False):
@@ -124,14 +118,25 @@ def energy_chart(found: Found) -> Iterator[Figure]:
             ticks = [one for one in (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0) if low <= one <= high]
             axes.set_xticks(ticks, [f"{100 * one:g}%" for one in ticks])
             axes.set_xticks([], minor=True)
+            axes.set_xlim(low, high)
             axes.grid()
             axes.legend(frameon=False, fontsize=7)
+            train_rate = found.record["config"]["train_rate"]
+            named = sorted(_named(own, train_rate), key=lambda row: bool(row["ber"] != train_rate))
+            spots = axes.transAxes.inverted().transform(
+                axes.transData.transform([(row["measured"]["energy"], row["measured"]["pa"]) for row in named])
+            )
+            for row, (x, y) in _with_room(named, [(float(x), float(y)) for x, y in spots]):
+                axes.annotate(
+                    f"{row['method']} ({100 * row['ber']:g}%)", (x, y), xytext=(6 if x < 0.6 else -6, -3),
+                    xycoords="axes fraction", textcoords="offset points", fontsize=7, ha="left" if x < 0.6 else "right",
+                )  # fmt: skip
         names = ", ".join(dict.fromkeys(row["method"] for row in front(own)))
         alt = f"Accuracy against memory energy, {faults}. On the front of what no other beats in both: {names}."
         caption = (
-            "Named: what no other method beats in both accuracy and energy; and, at the rate that methods prepare for, "
-            "no protection, the best NeuralFuse and the smaller model. What lies right of the dotted line costs more "
-            "than the plain model at full voltage."
+            "Named, where there is room: what no other method beats in both accuracy and energy; and, at the rate that "
+            "methods prepare for, no protection, the best NeuralFuse and the smaller model. What lies right of the "
+            "dotted line costs more than the plain model at full voltage."
         )
         yield Figure(f"Accuracy against energy, {faults}", inline(made.svg, alt), caption, (found,))
 
@@ -155,6 +160,18 @@ def _named(rows: Sequence[Mapping[str, Any]], train_rate: float) -> list[Mapping
         if row not in named and not (row["method"] == "smaller" and any(one["method"] == "smaller" for one in named)):
             named.append(row)
     return named
+
+
+_Spot = tuple[float, float]
+
+
+def _with_room(rows: Sequence[Mapping[str, Any]], spots: Sequence[_Spot]) -> Iterator[tuple[Mapping[str, Any], _Spot]]:
+    """Yield the rows whose names, one line high and a third of the axes wide, hide none before them; with spots."""
+    taken: list[_Spot] = []
+    for row, (x, y) in zip(rows, spots, strict=True):
+        if all(abs(y - other) > 0.04 or abs(x - there) > 0.34 for there, other in taken):
+            taken.append((x, y))
+            yield row, (x, y)
 
 
 def front(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
