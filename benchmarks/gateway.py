@@ -1,10 +1,10 @@
 """The gateway under load and in trouble, beside the server behind it alone: ``python benchmarks/gateway.py``.
 
 Starts a server of the Open Inference Protocol (a tiny model behind uvicorn, or with --mlserver MLServer), the gateway
-before it, and clients that send images as fast as they are answered. First: requests a second and latency, the server
-alone and through the gateway in turn. Then, with the clients going on: the server is stopped for a while, killed, and
-started again, over and over. Every answer is compared with what it must be; memory is watched. Prints a table; --out
-keeps the record. `--clients --trouble 3600`: an hour of trouble alone.
+before it, and clients that send images as fast as they are answered, each its own. First: requests a second and
+latency, the server alone and through the gateway in turn. Then, with the clients going on: the server is slow for a
+while, stopped, killed, and started again, over and over. Every answer is compared with what it must be; memory is
+watched. Prints a table; --out keeps the record. `--clients --trouble 3600`: an hour of trouble alone.
 """
 
 from __future__ import annotations
@@ -103,16 +103,16 @@ class Load:
 
 
 async def drive(
-    address: str, x: torch.Tensor, wanted: np.ndarray, *, clients: int, seconds: float, binary: bool
+    address: str, x: torch.Tensor, wanted: torch.Tensor, *, clients: int, seconds: float, binary: bool
 ) -> Load:
-    """Send the same images from several clients for a while."""
+    """Send images from several clients for a while, from each its own: x and wanted have a row for each."""
     outputs = [{"name": OUTPUT, "parameters": {"binary_data": binary}}]
-    message = Message((WireTensor(INPUT, "FP32", x.numpy()),), {"outputs": outputs})
-    body, length = encode(message, "inputs", binary=binary)
-    headers = {} if length is None else {HEADER: str(length)}
     load, began = Load(), time.perf_counter()
 
-    async def client(http: httpx2.AsyncClient) -> None:
+    async def client(http: httpx2.AsyncClient, own: int) -> None:
+        message = Message((WireTensor(INPUT, "FP32", x[own].numpy()),), {"outputs": outputs})
+        body, length = encode(message, "inputs", binary=binary)
+        headers = {} if length is None else {HEADER: str(length)}
         while time.perf_counter() - began < seconds:
             start = time.perf_counter()
             try:
@@ -125,7 +125,7 @@ async def drive(
             if status == 200:
                 size = answer.headers.get(HEADER)
                 made = decode(answer.content, None if size is None else int(size), "outputs")[OUTPUT].values
-                status = 200 if np.allclose(made, wanted, atol=1e-3) else -1
+                status = 200 if np.allclose(made, wanted[own].numpy(), atol=1e-3) else -1
             if status == 200:
                 load.latencies.append(took)
             load.status[status] += 1
@@ -133,7 +133,7 @@ async def drive(
                 await asyncio.sleep(0.05)
 
     async with httpx2.AsyncClient(timeout=60, limits=httpx2.Limits(max_connections=clients)) as http:
-        await asyncio.gather(*(client(http) for _ in range(clients)))
+        await asyncio.gather(*(client(http, own) for own in range(clients)))
     load.seconds = time.perf_counter() - began
     return load
 
@@ -193,7 +193,7 @@ def taken(port: int) -> bool:
 
 
 async def troubled(processes: Processes, load: Any, seconds: float) -> tuple[Load, list[float]]:
-    """Stop, continue, kill and start the server again while clients go on; watch the gateway's memory."""
+    """Slow, stop, continue, kill and start the server again while clients go on; watch the gateway's memory."""
     memory: list[float] = []
 
     async def watch() -> None:
@@ -202,9 +202,14 @@ async def troubled(processes: Processes, load: Any, seconds: float) -> tuple[Loa
             await asyncio.sleep(max(1.0, seconds / 120))
 
     async def trouble() -> None:
-        step = min(10.0, seconds / 8)
+        step = min(10.0, seconds / 10)
         while True:
             await asyncio.sleep(step)
+            for _ in range(int(step / 0.5)):  # a fifth of its speed
+                processes.server.send_signal(signal.SIGSTOP)
+                await asyncio.sleep(0.4)
+                processes.server.send_signal(signal.SIGCONT)
+                await asyncio.sleep(0.1)
             processes.server.send_signal(signal.SIGSTOP)
             await asyncio.sleep(step)
             processes.server.send_signal(signal.SIGCONT)
@@ -242,9 +247,11 @@ def main() -> None:
         write_settings(folder / "served", folder / "base", None, 0, port=UPSTREAM)
         model = load_base(folder / "base")
         base = deploy(model.module, scheme=model.scheme, input_range=model.input_range)
-        x = model.input_range.from_bytes(data.test.images[: options.images])
+        most = max(options.clients, default=32)
+        x = model.input_range.from_bytes(data.test.images[: most * options.images])
         with torch.inference_mode():
-            plain, protected = base(x).numpy(), base(fuse(x)).numpy()
+            made = base(x), base(fuse(x))
+        x, plain, protected = (one.unflatten(0, (most, options.images)) for one in (x, *made))
         processes = Processes(folder, options.mlserver, options.timeout)
         stack.callback(processes.stop)
         ways = {"server alone": (UPSTREAM, plain), "through the gateway": (GATEWAY, protected)}
@@ -265,9 +272,8 @@ def main() -> None:
                         f"{name:22}{kind:>8}{clients:9}{row['requests_a_second']:12.1f}{row['images_a_second']:10.0f}"
                         f"{row['p50_ms']:9.1f}{row['p99_ms']:9.1f}  {row['status']}"
                     )
-        clients = max(options.clients, default=32)
         load = drive(
-            f"http://127.0.0.1:{GATEWAY}", x, protected, clients=clients, seconds=options.trouble,
+            f"http://127.0.0.1:{GATEWAY}", x, protected, clients=most, seconds=options.trouble,
             binary=options.mlserver is None,
         )  # fmt: skip
         done, memory = asyncio.run(troubled(processes, load, options.trouble))

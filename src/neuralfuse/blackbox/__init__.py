@@ -2,7 +2,7 @@
 
 from neuralfuse.blackbox.answers import KINDS, Answers
 from neuralfuse.blackbox.boxes import Box, Function, OnnxFile, is_box, open_box
-from neuralfuse.blackbox.careful import Careful, Limits
+from neuralfuse.blackbox.careful import Careful, Limits, again
 from neuralfuse.blackbox.choose import choice_summary, choose
 from neuralfuse.blackbox.judge import judge, summary
 from neuralfuse.blackbox.served import Served
@@ -17,6 +17,7 @@ __all__ = [
     "Limits",
     "OnnxFile",
     "Served",
+    "again",
     "choice_summary",
     "choose",
     "is_box",

@@ -6,15 +6,22 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from neuralfuse.errors import AnswerError, BusyError, FileFormatError, MissingExtraError
 from neuralfuse.plugins import load
+from neuralfuse.ranges import InputRange
 
 CALL = "call:"
+SENT = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64, "UINT8": np.uint8}
+"""Types that images can be sent as, by the protocol's names."""
+_ONNX = {"tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64", "tensor(uint8)": "UINT8"}
+_OF_FILE = ("input_name", "output_name", "input_range", "layout")
+Layout = Literal["nchw", "nhwc"]
 
 
 class Box(ABC):
@@ -77,9 +84,19 @@ class OnnxFile(Box):
         path: The file.
         input_name: Of the images, where the model has several inputs.
         output_name: Of the answers, where the model has several outputs.
+        input_range: What the model's inputs are made of, for one that takes pixels (uint8).
+        layout: Order of the images' axes.
     """
 
-    def __init__(self, path: Path, *, input_name: str | None = None, output_name: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        input_name: str | None = None,
+        output_name: str | None = None,
+        input_range: InputRange | None = None,
+        layout: Layout = "nchw",
+    ) -> None:
         try:
             import onnx  # noqa: F401, PLC0415
             import onnxruntime  # noqa: PLC0415
@@ -92,21 +109,36 @@ class OnnxFile(Box):
             reason = str(error).splitlines()[0]
             raise FileFormatError(f"{path} must be an ONNX file that ONNX Runtime takes: {reason}.") from error
         self.name = f"onnx:{digest}"
-        self.input_name = _chosen("input", [one.name for one in self.session.get_inputs()], input_name)
+        self.input_range, self.layout = input_range or InputRange(), layout
+        types = {one.name: one.type for one in self.session.get_inputs()}
+        self.input_name = _chosen("input", list(types), input_name)
+        if types[self.input_name] not in _ONNX:
+            legal = ", ".join(_ONNX)
+            raise FileFormatError(f"{path} must take {legal}: {self.input_name} is {types[self.input_name]}.")
+        self.datatype = _ONNX[types[self.input_name]]
         self.output_name = _chosen("output", [one.name for one in self.session.get_outputs()], output_name)
 
     @property
     def key(self) -> str:
         """See `Box`."""
-        return f"{self.name} {self.input_name} {self.output_name}"
+        space = f" {self.input_range}" if self.datatype == "UINT8" else ""
+        order = "" if self.layout == "nchw" else f" {self.layout}"
+        return f"{self.name} {self.input_name} {self.output_name}{space}{order}"
 
     def ask(self, x: NDArray[np.float32]) -> NDArray[Any]:
         """See `Box`."""
         try:
-            (made,) = self.session.run([self.output_name], {self.input_name: x})
+            sent = as_sent(x, self.datatype, self.input_range, self.layout)
+            (made,) = self.session.run([self.output_name], {self.input_name: sent})
         except Exception as error:  # the runtime's own kinds
             raise AnswerError(f"the ONNX model must take {x.shape}: {str(error).splitlines()[0]}.") from error
         return rows(made, len(x), self.name)
+
+
+def as_sent(x: NDArray[np.float32], datatype: str, input_range: InputRange, layout: Layout) -> NDArray[Any]:
+    """Return inputs (N, C, H, W) as a model wants them: UINT8 is the nearest of 256 levels."""
+    made = input_range.to_bytes(torch.from_numpy(x)).numpy() if datatype == "UINT8" else x.astype(SENT[datatype])
+    return made if layout == "nchw" else np.ascontiguousarray(made.transpose(0, 2, 3, 1))
 
 
 def rows(made: NDArray[Any], count: int, name: str) -> NDArray[Any]:
@@ -158,7 +190,7 @@ def open_box(reference: str, **options: Any) -> Box:
 
     Args:
         reference: ``https://host/v2/models/NAME``, ``FILE.onnx``, or ``call:package.module:function`` (runs your code).
-        options: ``input_name`` and ``output_name``, and for a server those of `Served`.
+        options: Those of `OnnxFile`, and for a server those of `Served`.
 
     Raises:
         ConfigError: there is no such function.
@@ -170,5 +202,6 @@ def open_box(reference: str, **options: Any) -> Box:
     if reference.startswith(CALL):
         function = load(reference.removeprefix(CALL), what="function")
         return Function(function, reference)
-    names = {key: options[key] for key in ("input_name", "output_name") if key in options}
-    return OnnxFile(Path(reference), **names) if reference.endswith(".onnx") else Served(reference, **options)
+    if reference.endswith(".onnx"):
+        return OnnxFile(Path(reference), **{key: options[key] for key in _OF_FILE if key in options})
+    return Served(reference, **options)

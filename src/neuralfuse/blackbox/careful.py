@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,35 @@ from neuralfuse.blackbox.boxes import Box
 from neuralfuse.errors import AnswerError, BudgetError, BusyError, OutputError, require
 
 _LONGEST = 60.0  # seconds between two tries
+T = TypeVar("T")
+
+
+def again(
+    ask: Callable[[], T],
+    retries: int,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    told: Callable[[BusyError, float], None] = lambda error, seconds: None,
+) -> T:
+    """Return what a question returns, asked again, later and later, where it fails for a reason that may pass.
+
+    Args:
+        ask: The question.
+        retries: How often it is asked again.
+        sleep: Waits for seconds.
+        told: Called before each wait: why, and how many seconds.
+
+    Raises:
+        BusyError: it failed each time.
+    """
+    for attempt in range(retries):
+        try:
+            return ask()
+        except BusyError as error:
+            seconds = min(_LONGEST, 0.5 * 2**attempt if error.after is None else error.after)
+            told(error, seconds)
+            sleep(seconds)
+    return ask()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +68,7 @@ class Limits:
     cache: Path | None = None
     budget: int = 0
     per_second: float = 0.0
-    retries: int = 5
+    retries: int = 6
     batch: int = 64
 
     def __post_init__(self) -> None:
@@ -128,20 +157,18 @@ class Careful:
         return Answers.of(values, classes=self.classes, kind=self.kind)
 
     def _ask(self, x: NDArray[np.float32]) -> NDArray[Any]:
-        for attempt in range(self.limits.retries + 1):
-            self._wait(len(x))
-            if self.limits.budget and self._kept.asked + len(x) > self.limits.budget:
-                raise BudgetError(f"the budget of {self.limits.budget} images must cover tries too: it is spent.")
-            self.asked += len(x)
-            self._kept.count(len(x))
-            try:
-                return self.box.ask(x)
-            except BusyError as error:
-                if attempt == self.limits.retries:
-                    raise
-                self.tried_again += 1
-                self._sleep(min(_LONGEST, 0.5 * 2**attempt if error.after is None else error.after))
-        raise AssertionError  # the last attempt returned or raised
+        return again(lambda: self._ask_once(x), self.limits.retries, sleep=self._sleep, told=self._count)
+
+    def _ask_once(self, x: NDArray[np.float32]) -> NDArray[Any]:
+        self._wait(len(x))
+        if self.limits.budget and self._kept.asked + len(x) > self.limits.budget:
+            raise BudgetError(f"the budget of {self.limits.budget} images must cover tries too: it is spent.")
+        self.asked += len(x)
+        self._kept.count(len(x))
+        return self.box.ask(x)
+
+    def _count(self, error: BusyError, seconds: float) -> None:
+        self.tried_again += 1
 
     def _wait(self, images: int) -> None:
         if self.limits.per_second:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neuralfuse.blackbox.boxes import Box, rows
+from neuralfuse.blackbox.boxes import SENT, Box, Layout, as_sent, rows
 from neuralfuse.errors import AnswerError, BusyError, MissingExtraError, NeuralFuseError, require
 from neuralfuse.ranges import InputRange
 from neuralfuse.wire import HEADER, Message, WireError, WireTensor, decode, encode
@@ -29,6 +30,7 @@ class Served(Box):
         timeout: Seconds for one request.
         input_range: What the model's inputs are made of, for a server that takes pixels (UINT8): they are sent as the
             nearest of 256 levels.
+        layout: Order of the images' axes.
 
     Raises:
         AnswerError: the address is none, or the server knows no such model.
@@ -44,6 +46,7 @@ class Served(Box):
         token: str | None = None,
         timeout: float = 60.0,
         input_range: InputRange | None = None,
+        layout: Layout = "nchw",
     ) -> None:
         try:
             import httpx2  # noqa: PLC0415
@@ -55,7 +58,7 @@ class Served(Box):
         require(0 < timeout <= 86400, f"timeout must be in 0..86400 seconds: got timeout={timeout}.")
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self.name, self.root = address.rstrip("/"), found[1]
-        self.input_range = input_range or InputRange()
+        self.input_range, self.layout = input_range or InputRange(), layout
         self._unreachable: type[Exception] = httpx2.HTTPError
         self._illegal: type[Exception] = httpx2.InvalidURL
         self._client = httpx2.Client(headers=headers, timeout=timeout)
@@ -69,27 +72,38 @@ class Served(Box):
     def key(self) -> str:
         """See `Box`."""
         space = f" {self.input_range}" if self.datatype == "UINT8" else ""
-        return f"{self.name} {self.input_name} {self.datatype} {self.output_name}{space}"
+        order = "" if self.layout == "nchw" else f" {self.layout}"
+        return f"{self.name} {self.input_name} {self.datatype} {self.output_name}{space}{order}"
 
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
 
     def _get_to_know(self, input_name: str | None, output_name: str | None) -> None:
-        about = self._json(self._send("GET", self.name))
+        about = self._json(self._described_by_server())
         self.input_name, self.datatype = self._described(about, "inputs", input_name)
         self.output_name, _ = self._described(about, "outputs", output_name)
-        if self.datatype not in ("FP32", "FP64", "FP16", "UINT8"):
-            raise AnswerError(f"{self.name} must take FP16, FP32, FP64 or UINT8: {self.input_name} is {self.datatype}.")
+        if self.datatype not in SENT:
+            raise AnswerError(f"{self.name} must take {', '.join(SENT)}: {self.input_name} is {self.datatype}.")
         server = self._json(self._send("GET", f"{self.root}/v2"))
         self.binary = BINARY in (server.get("extensions") or [])
+
+    def _described_by_server(self) -> Any:
+        """Return the model's metadata; a server that is not ready may not know its models yet."""
+        try:
+            return self._send("GET", self.name)
+        except AnswerError:
+            with suppress(AnswerError):
+                self._send("GET", f"{self.root}/v2/health/ready")
+            raise
 
     def ask(self, x: NDArray[np.float32]) -> NDArray[Any]:
         """See `Box`."""
         wanted: dict[str, Any] = {"name": self.output_name}
         if self.binary:
             wanted["parameters"] = {"binary_data": True}
-        message = Message((WireTensor(self.input_name, self.datatype, self._values(x)),), {"outputs": [wanted]})
+        values = as_sent(x, self.datatype, self.input_range, self.layout)
+        message = Message((WireTensor(self.input_name, self.datatype, values),), {"outputs": [wanted]})
         body, length = encode(message, "inputs", binary=self.binary)
         headers = {"Content-Type": "application/json" if length is None else "application/octet-stream"}
         if length is not None:
@@ -102,13 +116,6 @@ class Served(Box):
         except (WireError, StopIteration, ValueError) as error:
             raise AnswerError(f"{self.name} must answer in the protocol: {error}.") from error
         return rows(values, len(x), self.name)
-
-    def _values(self, x: NDArray[np.float32]) -> NDArray[Any]:
-        if self.datatype != "UINT8":
-            return x.astype({"FP16": np.float16, "FP32": np.float32, "FP64": np.float64}[self.datatype])
-        import torch  # noqa: PLC0415
-
-        return self.input_range.to_bytes(torch.from_numpy(x)).numpy()
 
     def _described(self, about: dict[str, Any], key: str, wanted: str | None) -> tuple[str, str]:
         known = {one.get("name"): one.get("datatype") for one in about.get(key) or [] if isinstance(one, dict)}

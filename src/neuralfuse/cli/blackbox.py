@@ -15,7 +15,7 @@ from neuralfuse.config import TuningConfig
 from neuralfuse.errors import ConfigError, require
 
 if TYPE_CHECKING:
-    from neuralfuse.blackbox import Careful
+    from neuralfuse.blackbox import Box, Careful
     from neuralfuse.ranges import InputRange
 
 TOKEN = "NEURALFUSE_TOKEN"
@@ -43,6 +43,7 @@ class BoxOptions:
         timeout: Seconds for a request. A token is read from the environment variable NEURALFUSE_TOKEN.
         input_name: Name of the model's input for images, where it has several.
         output_name: Name of its output with the answers, where it has several.
+        layout: Order of the images' axes in what a server or an ONNX file takes.
     """
 
     nominal: str | None = None
@@ -51,11 +52,12 @@ class BoxOptions:
     cache: Path | None = None
     budget: int = 0
     per_second: float = 0.0
-    retries: int = 5
+    retries: int = 6
     batch: int = 64
     timeout: float = 60.0
     input_name: str | None = None
     output_name: str | None = None
+    layout: Literal["nchw", "nhwc"] = "nchw"
 
     def check_unused(self) -> None:
         """Raise a `ConfigError` if an option was given for a model that is no black box."""
@@ -104,17 +106,21 @@ class BoxOptions:
 
     def open(self, reference: str, classes: int, input_range: InputRange) -> Careful:
         """Return a model to ask."""
-        from neuralfuse.blackbox import Careful, Limits, is_box, open_box  # noqa: PLC0415
+        from neuralfuse.blackbox import Careful, Limits, again, is_box, open_box  # noqa: PLC0415
 
         if not is_box(reference):
             raise ConfigError(f"a model to ask must be a URL, FILE.onnx or call:module:function: got {reference}.")
         limits = Limits(
             cache=self.cache, budget=self.budget, per_second=self.per_second, retries=self.retries, batch=self.batch
         )
-        box = open_box(
-            reference, input_name=self.input_name, output_name=self.output_name, token=token(TOKEN),
-            timeout=self.timeout, input_range=input_range,
-        )  # fmt: skip
+
+        def opened() -> Box:
+            return open_box(
+                reference, input_name=self.input_name, output_name=self.output_name, token=token(TOKEN),
+                timeout=self.timeout, input_range=input_range, layout=self.layout,
+            )  # fmt: skip
+
+        box = again(opened, self.retries, told=lambda error, seconds: say(f"{error} Trying again in {seconds:g} s."))
         return Careful(box, classes=classes, limits=limits, kind=self.answers)
 
 

@@ -25,7 +25,7 @@ class Batcher:
 
     Args:
         run: From a batch to a batch of the same length.
-        most: Images at once; a request with more is transformed in parts.
+        most: Images at once; a request with more is transformed in parts, others between them.
         wait: Seconds that the first of a batch waits, at most, for requests that are `coming`.
         watch: Told the size of each batch, on that thread.
     """
@@ -81,9 +81,12 @@ class Batcher:
 
     async def __call__(self, x: Tensor) -> Tensor:
         """Return the transforms of images; what the function raises for the batch that they were in, it raises."""
-        done: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
-        self._waiting.put_nowait(_Waiting(x, done))
-        return await done
+        made = []
+        for part in torch.split(x, self._most):
+            done: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
+            self._waiting.put_nowait(_Waiting(part, done))
+            made.append(await done)
+        return made[0] if len(made) == 1 else torch.cat(made)
 
     async def _collect(self) -> None:
         while True:
@@ -115,7 +118,7 @@ class Batcher:
     async def _transform(self, batch: list[_Waiting]) -> None:
         try:
             parts = [one.x for one in batch]
-            made = await asyncio.get_running_loop().run_in_executor(self._thread, self._in_parts, parts)
+            made = await asyncio.get_running_loop().run_in_executor(self._thread, self._together, parts)
         except Exception as error:
             for one in batch:
                 if not one.done.done():
@@ -125,11 +128,7 @@ class Batcher:
             if not one.done.done():
                 one.done.set_result(part)
 
-    def _in_parts(self, images: list[Tensor]) -> list[Tensor]:
-        """Return the transforms, made of at most so many images at once."""
+    def _together(self, images: list[Tensor]) -> list[Tensor]:
         joined = images[0] if len(images) == 1 else torch.cat(images)
-        made = []
-        for part in torch.split(joined, self._most):
-            self._watch(len(part))
-            made.append(self._run(part))
-        return list(torch.split(torch.cat(made), [len(one) for one in images]))
+        self._watch(len(joined))
+        return list(torch.split(self._run(joined), [len(one) for one in images]))

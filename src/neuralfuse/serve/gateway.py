@@ -15,6 +15,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 import httpx2
 import orjson
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -44,6 +45,9 @@ from neuralfuse.wire import WireError, decode
 _LOG = logging.getLogger(__name__)
 _PROBES = 4
 """Questions at a time whether the server behind is ready: they need no token, and must not keep others from it."""
+_REST = 2.0
+"""Seconds that a connection to the server behind may rest: shorter than servers keep theirs (5 are usual), or one is
+closed just as it is used again."""
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
@@ -79,15 +83,21 @@ class _Gateway:
             Route("/v2/models/{model}/versions/{version}/infer", self._guarded(self._infer), methods=["POST"]),
             Route("/{path:path}", self._guarded(self._other), methods=METHODS),
         ]
-        self.app = Starlette(routes=routes, lifespan=self._lifespan)
+        self.app = Starlette(
+            routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: self._no_such_method}
+        )
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         self.batcher.start()
-        limits = httpx2.Limits(max_connections=self.settings.in_flight + 8, max_keepalive_connections=32)
+        most = self.settings.in_flight + 8
+        limits = httpx2.Limits(max_connections=most, max_keepalive_connections=32, keepalive_expiry=_REST)
         nothing = CookieJar(DefaultCookiePolicy(allowed_domains=[]))  # one client's cookies are not another's
         timeout = self.settings.timeout
-        async with httpx2.AsyncClient(timeout=timeout, limits=limits, cookies=nothing, trust_env=False) as client:
+        verify = httpx2.create_ssl_context()  # by SSL_CERT_FILE or SSL_CERT_DIR; no proxy by the environment
+        async with httpx2.AsyncClient(
+            timeout=timeout, limits=limits, cookies=nothing, verify=verify, trust_env=False
+        ) as client:
             self.client = client
             async with self._rpc_door():
                 yield
@@ -103,6 +113,7 @@ class _Gateway:
 
         door = RpcDoor(self.settings, self.images, self.batcher, self.admission, self.metrics)
         await door.start()
+        self.app.state.rpc = door
         yield
         await door.stop()
 
@@ -112,11 +123,16 @@ class _Gateway:
         async def guarded(request: Request) -> Response:
             began = time.perf_counter()
             kind = "infer" if request.url.path.endswith("/infer") else "other"
+            self._begin(request)
             response = await self._answered(handle, request)
             self.metrics.request(kind, response.status_code, time.perf_counter() - began)
             return response
 
         return guarded
+
+    def _begin(self, request: Request) -> None:
+        """Set the time until which a request must be answered."""
+        request.state.until = asyncio.get_running_loop().time() + self.settings.timeout
 
     async def _answered(self, handle: Callable[[Request], Awaitable[Response]], request: Request) -> Response:
         try:
@@ -134,6 +150,11 @@ class _Gateway:
         except Exception:
             _LOG.exception("%s %s", request.method, request.url.path)
             return Refused(500, "the gateway failed; its log says why.").response
+
+    async def _no_such_method(self, request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        self.metrics.request("other", status, 0.0)
+        return Refused(status, f"the method must be one of {', '.join(METHODS)}: got {request.method[:40]}.").response
 
     def _check_token(self, request: Request) -> None:
         if self.settings.token is not None:
@@ -155,6 +176,7 @@ class _Gateway:
         if self.readiness.locked():
             return Refused(503, "the server behind is being asked already whether it is ready.").response
         async with self.readiness:
+            self._begin(request)
             try:
                 answer = await self._ask("GET", request)
             except Refused as refused:
@@ -207,8 +229,13 @@ class _Gateway:
             message = await asyncio.to_thread(decode, body, header_length(request), "inputs")
             found = self.images.find(message)
             x = await asyncio.to_thread(self.images.read, found)
-            with self.metrics.transforming(len(x)):
-                made = await transform(x)
+            try:
+                async with asyncio.timeout_at(request.state.until):
+                    with self.metrics.transforming(len(x)):
+                        made = await transform(x)
+            except TimeoutError as error:
+                why = f"the images must be transformed within {self.settings.timeout:g} seconds: too many wait."
+                raise Refused(503, why, {"Retry-After": "1"}) from error
         wishes = Wishes.of(message)
         takes_binary = await self._takes_binary(request)
         sent = self.images.put(message, found, made)
@@ -243,7 +270,7 @@ class _Gateway:
         unpacker = unpacker_for(packed)
         parts, came, size = [], 0, 0
         try:
-            async with asyncio.timeout(self.settings.timeout):
+            async with asyncio.timeout_at(request.state.until):
                 async for chunk in request.stream():
                     came += len(chunk)
                     if unpacker is not None and unpacker.eof and chunk:
@@ -277,10 +304,19 @@ class _Gateway:
         target = path or target_of(request)
         url = self.upstream.copy_with(raw_path=self.upstream.raw_path.rstrip(b"/") + target)
         try:
-            async with asyncio.timeout(self.settings.timeout):
-                return await self.client.request(method, url, content=content or None, headers=passed)
+            async with asyncio.timeout_at(request.state.until):
+                return await self._sent(method, url, content or None, passed)
         except (TimeoutError, httpx2.TimeoutException) as error:
             why = f"the server behind must answer within {self.settings.timeout:g} seconds."
             raise Refused(504, why) from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise Refused(502, f"the server behind must be reachable: {type(error).__name__}.") from error
+
+    async def _sent(self, method: str, url: httpx2.URL, content: bytes | None, headers: Headers) -> httpx2.Response:
+        """Ask; what only reads is asked once more where the server had closed the connection."""
+        try:
+            return await self.client.request(method, url, content=content, headers=headers)
+        except httpx2.RemoteProtocolError:
+            if method not in ("GET", "HEAD"):
+                raise
+            return await self.client.request(method, url, content=content, headers=headers)

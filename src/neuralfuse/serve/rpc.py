@@ -20,8 +20,8 @@ from neuralfuse.serve.admission import Admission, FullError
 from neuralfuse.serve.batching import Batcher
 from neuralfuse.serve.images import ImageInput
 from neuralfuse.serve.metrics import Metrics
-from neuralfuse.serve.settings import Settings
-from neuralfuse.wire import DATATYPES, Message, WireError, WireTensor, from_bytes, to_bytes
+from neuralfuse.serve.settings import Settings, place_of
+from neuralfuse.wire import DATATYPES, MOST_DIMENSIONS, Message, WireError, WireTensor, from_bytes, shaped, to_bytes
 
 _LOG = logging.getLogger(__name__)
 _SERVICE = "/inference.GRPCInferenceService/"
@@ -37,7 +37,7 @@ _LISTS = {
 }  # fmt: skip
 _SPARE = 8
 """Calls beyond those that may be worked on, which are read to be told why not; further ones gRPC itself turns away."""
-Handle = Callable[[bytes, Any], Awaitable[bytes]]
+Handle = Callable[[bytes, Any, float], Awaitable[bytes]]
 
 
 class RpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -77,7 +77,7 @@ class RpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
         bounded = [("grpc.max_receive_message_length", self.settings.max_body), unbounded[1], ("grpc.so_reuseport", 0)]
         most = self.settings.in_flight + _SPARE
         self.server = grpc.aio.server(handlers=[self], options=bounded, maximum_concurrent_rpcs=most)
-        where = f"{self.settings.host}:{self.settings.grpc_port}"
+        where = place_of(self.settings.host, self.settings.grpc_port)
         if self.settings.certificate is None or self.settings.key is None:
             port = self.server.add_insecure_port(where)
         else:
@@ -86,9 +86,13 @@ class RpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
         await self.server.start()
         return int(port)
 
-    async def stop(self) -> None:
-        """Answer what has begun, and stop."""
+    async def close(self) -> None:
+        """Take no further calls, and answer those that have begun."""
         await self.server.stop(self.settings.timeout)
+
+    async def stop(self) -> None:
+        """Close, and let go of the server behind."""
+        await self.close()
         await self.channel.close()
 
     def service(self, call: Any) -> Any:
@@ -115,9 +119,11 @@ class RpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
     async def _guarded(self, handle: Handle, kind: str, body: bytes, context: Any) -> bytes:
         """Answer with the bound on requests in flight kept, and every error a status of gRPC's."""
         began, code, why, trailing = time.perf_counter(), grpc.StatusCode.INTERNAL, "", ()
+        left = context.time_remaining()
+        seconds = self.settings.timeout if left is None else min(left, self.settings.timeout)
         try:
             with self.admission.one():
-                answer = await handle(body, context)
+                answer = await handle(body, context, asyncio.get_running_loop().time() + seconds)
             code = grpc.StatusCode.OK
             return answer
         except FullError as error:
@@ -126,6 +132,8 @@ class RpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
             code, why = grpc.StatusCode.INVALID_ARGUMENT, str(error)
         except grpc.aio.AioRpcError as error:  # of the server behind, or that it cannot be reached
             code, why, trailing = error.code(), error.details() or "", error.trailing_metadata() or ()
+        except TimeoutError:
+            code, why = grpc.StatusCode.DEADLINE_EXCEEDED, "the images must be transformed in time: too many wait."
         except asyncio.CancelledError:  # the client went away
             code = grpc.StatusCode.CANCELLED
             raise
@@ -143,25 +151,25 @@ class RpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
         given = dict(metadata or ()).get("authorization", "")
         return hmac.compare_digest(str(given).encode(), f"Bearer {self.settings.token}".encode())
 
-    async def _infer(self, body: bytes, context: Any) -> bytes:
+    async def _infer(self, body: bytes, context: Any, until: float) -> bytes:
         request = service_pb2.ModelInferRequest.FromString(body)
         if self.settings.models and request.model_name not in self.settings.models:
-            return await self._ask(f"{_SERVICE}ModelInfer", body, context)
+            return await self._ask(f"{_SERVICE}ModelInfer", body, context, until)
         with self.batcher.coming() as transform:
             message = await asyncio.to_thread(tensors_of, request)
             found = self.images.find(message)
             x = await asyncio.to_thread(self.images.read, found)
-            with self.metrics.transforming(len(x)):
-                made = await transform(x)
+            async with asyncio.timeout_at(until):
+                with self.metrics.transforming(len(x)):
+                    made = await transform(x)
         put(request, self.images.put(message, found, made)[found.name])
         with self.metrics.asking():
-            return await self._ask(f"{_SERVICE}ModelInfer", request.SerializeToString(), context)
+            return await self._ask(f"{_SERVICE}ModelInfer", request.SerializeToString(), context, until)
 
-    async def _ask(self, method: str, body: bytes, context: Any) -> bytes:
-        left = context.time_remaining()
-        timeout = self.settings.timeout if left is None else min(left, self.settings.timeout)
+    async def _ask(self, method: str, body: bytes, context: Any, until: float) -> bytes:
+        left = max(0.0, until - asyncio.get_running_loop().time())
         call = self.channel.unary_unary(method)
-        answer: bytes = await call(body, timeout=timeout, metadata=self._passed_on(context))
+        answer: bytes = await call(body, timeout=left, metadata=self._passed_on(context))
         return answer
 
     def _passed_on(self, context: Any) -> list[tuple[str, Any]]:
@@ -186,6 +194,8 @@ def tensors_of(request: Any) -> Message:
         raise WireError(f"raw_input_contents must be one for each input: got {len(raw)} for {len(request.inputs)}.")
     for number, one in enumerate(request.inputs):
         where, shape = f"inputs[{number}]", list(one.shape)
+        if len(shape) > MOST_DIMENSIONS:
+            raise WireError(f"{where} must have at most {MOST_DIMENSIONS} dimensions: got {len(shape)}.")
         if one.datatype not in DATATYPES:
             raise WireError(f"{where} must have a datatype of {', '.join(DATATYPES)}: got {one.datatype!r}.")
         if any(size < 0 for size in shape):
@@ -194,7 +204,7 @@ def tensors_of(request: Any) -> Message:
             raise WireError(f"{where} must come in the request: shared memory of another machine cannot be read.")
         count = math.prod(shape)
         values = from_bytes(memoryview(raw[number]), one.datatype, count, where) if raw else _listed(one, count, where)
-        tensors.append(WireTensor(one.name, one.datatype, values.reshape(shape)))
+        tensors.append(WireTensor(one.name, one.datatype, shaped(values, shape, where)))
     names = [tensor.name for tensor in tensors]
     if len(set(names)) < len(names):
         raise WireError(f"each tensor must have a name of its own: got {', '.join(names)}.")

@@ -25,7 +25,7 @@ class Settings:
         max_batch: Images that are transformed at once.
         max_wait: Seconds that an image waits, at most, for those of other requests that have come.
         in_flight: Requests that are worked on at a time; further ones are turned away (503).
-        timeout: Seconds for the body of a request to arrive, and for the server behind it to answer.
+        timeout: Seconds for a request, from its first byte to the answer of the server behind.
         max_body: Bytes of a request's body, unpacked; larger ones are turned away (413).
         token: Clients must send it as a bearer token; None for anyone.
         upstream_token: Sent to the server behind it in the place of what clients send.
@@ -78,3 +78,8 @@ class Settings:
         require(0 < self.timeout <= 86400, f"timeout must be in 0..86400 seconds: got timeout={self.timeout}.")
         both = (self.certificate is None) == (self.key is None)
         require(both, "--certificate and --key must come together: got one of them.")
+
+
+def place_of(host: str, port: int) -> str:
+    """Return HOST:PORT, as an address has it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,6 +1,18 @@
 """Messages of the Open Inference Protocol (KServe v2, Triton): bytes <-> tensors, JSON and binary. No network here."""
 
 from neuralfuse.wire.datatypes import DATATYPES, WireError, from_bytes, to_bytes
-from neuralfuse.wire.messages import HEADER, Message, WireTensor, decode, encode
+from neuralfuse.wire.messages import HEADER, MOST_DIMENSIONS, Message, WireTensor, decode, encode, shaped
 
-__all__ = ["DATATYPES", "HEADER", "Message", "WireError", "WireTensor", "decode", "encode", "from_bytes", "to_bytes"]
+__all__ = [
+    "DATATYPES",
+    "HEADER",
+    "MOST_DIMENSIONS",
+    "Message",
+    "WireError",
+    "WireTensor",
+    "decode",
+    "encode",
+    "from_bytes",
+    "shaped",
+    "to_bytes",
+]

@@ -12,7 +12,8 @@ from neuralfuse.wire.datatypes import DATATYPES, Array, WireError, from_bytes, f
 
 HEADER = "Inference-Header-Content-Length"
 Key = Literal["inputs", "outputs"]
-_MOST_DIMENSIONS = 32
+MOST_DIMENSIONS = 32
+"""Of a tensor in a message."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _tensor(one: Any, rest: memoryview, where: str) -> tuple[WireTensor, int]:
         raise WireError(f"{where} must have a datatype of {', '.join(DATATYPES)}: got {datatype!r}.")
     if (
         not isinstance(shape, list)
-        or len(shape) > _MOST_DIMENSIONS
+        or len(shape) > MOST_DIMENSIONS
         or not all(type(size) is int and size >= 0 for size in shape)
     ):
         raise WireError(f"{where} must have a shape, a list of whole numbers: got {shape!r}.")
@@ -143,16 +144,21 @@ def _tensor(one: Any, rest: memoryview, where: str) -> tuple[WireTensor, int]:
     count, size = math.prod(shape), parameters.get("binary_data_size")
     if size is None:
         values = from_json(one.get("data"), datatype, count, where)
-        return WireTensor(name, datatype, _shaped(values, shape, where), parameters), 0
+        return WireTensor(name, datatype, shaped(values, shape, where), parameters), 0
     if type(size) is not int or not 0 <= size <= len(rest):
         raise WireError(f"{where} must have a binary_data_size in 0..{len(rest)}, what is left: got {size!r}.")
     if "data" in one:
         raise WireError(f"{where} must have its data as JSON or as bytes: got both.")
     values = from_bytes(rest[:size], datatype, count, where)
-    return WireTensor(name, datatype, _shaped(values, shape, where), parameters), size
+    return WireTensor(name, datatype, shaped(values, shape, where), parameters), size
 
 
-def _shaped(values: Array, shape: list[int], where: str) -> Array:
+def shaped(values: Array, shape: list[int], where: str) -> Array:
+    """Return values in the shape that a message says.
+
+    Raises:
+        WireError: there can be no such array.
+    """
     try:
         return values.reshape(shape)
     except (ValueError, OverflowError) as error:  # no values, but sizes beyond all bounds
