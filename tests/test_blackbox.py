@@ -396,14 +396,17 @@ def serve():
     """Start servers with some attributes; the address of the model comes back, and the class that serves it."""
     running = []
 
-    def start(kind=Server, **attributes):
+    def start(kind=Server, tls=None, **attributes):
         made = type("Made", (kind,), {"troubles": [], "seen": [], "paths": [], **attributes})
         server = ThreadingHTTPServer(("127.0.0.1", 0), made)
         server.daemon_threads = True
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         running.append((server, thread))
-        return f"http://127.0.0.1:{server.server_port}/v2/models/net", made
+        scheme = "http" if tls is None else "https"
+        return f"{scheme}://127.0.0.1:{server.server_port}/v2/models/net", made
 
     yield start
     for server, thread in running:

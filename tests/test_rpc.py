@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import ssl
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
+import httpx2
 import numpy as np
 import pytest
 import torch
+import trustme
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -21,7 +30,9 @@ from neuralfuse.errors import ConfigError
 from neuralfuse.export.apply import transform_any
 from neuralfuse.serve import Settings
 from neuralfuse.serve.rpc import put, tensors_of
-from neuralfuse.wire import WireError, WireTensor
+from neuralfuse.serve.settings import place_of
+from neuralfuse.wire import HEADER, Message, WireError, WireTensor, decode, encode
+from test_blackbox import serve as upstream  # noqa: F401
 from test_cli import fails
 from test_serve import fuse, images, put_before, transformed  # noqa: F401
 
@@ -195,9 +206,87 @@ def test_tokens_and_the_bound_on_requests_in_flight(door, behind):
     asked(address, x, "FP32", headers=known)  # there is room again
 
 
+@pytest.fixture
+def certified(tmp_path):
+    """A certificate for this machine: ca.pem, own.pem and key.pem."""
+    authority = trustme.CA()
+    own = authority.issue_cert("127.0.0.1")
+    for name, blob in {"ca": authority.cert_pem, "own": own.cert_chain_pems[0], "key": own.private_key_pem}.items():
+        blob.write_to_path(tmp_path / f"{name}.pem")
+    return own
+
+
+def test_a_stopped_gateway_answers_what_it_has_begun(tmp_path, fuse, upstream, certified):  # noqa: F811, PLR0915
+    """With TLS on all sides."""
+    tls, known = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cafile=tmp_path / "ca.pem")
+    certified.configure_cert(tls)
+    gate, behind, x = threading.Event(), Behind(), images(3)
+    behind.gate = gate
+    address, web = upstream(tls=tls, model=staticmethod(lambda x: gate.wait(30) and x.mean((2, 3))))
+    server = grpc.server(ThreadPoolExecutor(4))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(behind, server)
+    pair = certified.private_key_pem.bytes(), certified.cert_chain_pems[0].bytes()
+    port, rpc = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair])), f"127.0.0.1:{free_port()}"
+    server.start()
+    fuse.save_pretrained(tmp_path / "fuse")
+    command = [Path(sys.executable).with_name("neuralfuse"), "serve", str(tmp_path / "fuse"), "--port", "0"]
+    command += ["--upstream", address.partition("/v2")[0], "--certificate", str(tmp_path / "own.pem")]
+    command += ["--key", str(tmp_path / "key.pem"), "--grpc-upstream", f"grpcs://127.0.0.1:{port}"]
+    command += ["--grpc-port", rpc.rpartition(":")[2]]
+    trusted = {name: str(tmp_path / "ca.pem") for name in ("SSL_CERT_FILE", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH")}
+    gateway = subprocess.Popen(command, env={**os.environ, **trusted}, stderr=subprocess.PIPE, text=True)
+    message = Message((WireTensor("image", "FP32", x.numpy()),))
+
+    def over_http() -> httpx2.Response:
+        home = said.split()[2].rstrip(",")
+        return httpx2.post(
+            f"{home}/v2/models/net/infer", content=encode(message, "inputs")[0], verify=known, timeout=60
+        )
+
+    def over_rpc() -> np.ndarray:
+        with InferenceServerClient(rpc, ssl=True, root_certificates=str(tmp_path / "ca.pem")) as client:
+            sent = InferInput("image", list(x.shape), "FP32")
+            sent.set_data_from_numpy(x.numpy())
+            return client.infer("net", [sent]).as_numpy("same")
+
+    try:
+        said = gateway.stderr.readline()
+        gateway.stderr.readline()
+        assert httpx2.get(f"{said.split()[2].rstrip(',')}/v2/health/live", verify=known, timeout=60).status_code == 200
+        with ThreadPoolExecutor(2) as pool:
+            first, second = pool.submit(over_http), pool.submit(over_rpc)
+            deadline = time.monotonic() + 60
+            while not (web.seen and behind.seen):
+                assert time.monotonic() < deadline and not first.done() and not second.done()
+                time.sleep(0.05)
+            gateway.send_signal(signal.SIGTERM)
+            time.sleep(1.0)
+            with pytest.raises(httpx2.ConnectError):
+                over_http()
+            with pytest.raises(InferenceServerException) as error:
+                over_rpc()
+            assert "UNAVAILABLE" in error.value.status()
+            assert gateway.poll() is None
+            gate.set()
+            answer = first.result()
+            assert np.allclose(second.result(), transformed(fuse, x).numpy(), atol=1e-5)
+        out = decode(answer.content, int(answer.headers[HEADER]), "outputs")["out"].values
+        assert np.allclose(out, transformed(fuse, x).mean((2, 3)).numpy(), atol=1e-5)
+        assert gateway.wait(30) == 0
+    finally:
+        gateway.kill()
+        gateway.wait()
+        gateway.stderr.close()
+        server.stop(0).wait()
+
+
+def test_an_address_of_the_newer_kind_is_written_in_brackets():
+    assert place_of("::1", 8011) == "[::1]:8011" and place_of("localhost", 1) == "localhost:1"
+
+
 @given(
     datatype=st.sampled_from(["FP32", "INT8", "UINT64", "BOOL", "BYTES", "BF16", "FP16", "nothing", ""]),
-    shape=st.lists(st.integers(-2, 5), max_size=5),
+    shape=st.lists(st.integers(-2, 5) | st.just(2**62), max_size=5) | st.just([1] * 70) | st.just([2**62] * 300),
     raw=st.lists(st.binary(max_size=40), max_size=2),
     numbers=st.lists(st.integers(-200, 200), max_size=6),
     names=st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=2),

@@ -35,6 +35,26 @@ def serve(fuse: NeuralFuse, settings: Settings, *, say: Callable[[str], None] = 
     Raises:
         ConfigError: it cannot listen there, or the certificate cannot be used.
     """
+    server = server_of(fuse, settings)
+    if settings.grpc_upstream is not None:
+        _check_rpc(settings)
+    listening = listen(settings.host, settings.port)
+    scheme = "http" if settings.certificate is None else "https"
+    host, port = listening.getsockname()[:2]
+    say(f"serving on {scheme}://{place_of(host, port)}, in front of {settings.upstream}")
+    if settings.grpc_upstream is not None:
+        say(f"gRPC on {place_of(settings.host, settings.grpc_port)}, in front of {settings.grpc_upstream}")
+    signal.signal(signal.SIGTERM, lambda *args: None)  # uvicorn raises it again once all is answered
+    with listening:
+        server.run([listening])
+
+
+def server_of(fuse: NeuralFuse, settings: Settings) -> uvicorn.Server:
+    """Return what answers HTTP on sockets.
+
+    Raises:
+        ConfigError: the certificate cannot be used.
+    """
     app = gateway(fuse, settings)
     try:
         config = uvicorn.Config(
@@ -45,17 +65,7 @@ def serve(fuse: NeuralFuse, settings: Settings, *, say: Callable[[str], None] = 
         config.load()
     except OSError as error:
         raise ConfigError(f"--certificate and --key must be PEM files that fit: {error}.") from error
-    if settings.grpc_upstream is not None:
-        _check_rpc(settings)
-    listening = _listening(settings.host, settings.port)
-    scheme = "http" if settings.certificate is None else "https"
-    host, port = listening.getsockname()[:2]
-    say(f"serving on {scheme}://{place_of(host, port)}, in front of {settings.upstream}")
-    if settings.grpc_upstream is not None:
-        say(f"gRPC on {place_of(settings.host, settings.grpc_port)}, in front of {settings.grpc_upstream}")
-    signal.signal(signal.SIGTERM, lambda *args: None)  # uvicorn raises it again once all is answered
-    with listening:
-        _Server(config, app).run([listening])
+    return _Server(config, app)
 
 
 class _Server(uvicorn.Server):
@@ -112,10 +122,10 @@ def _check_rpc(settings: Settings) -> None:
         import neuralfuse.serve.rpc  # noqa: F401, PLC0415
     except ImportError as error:
         raise MissingExtraError("gRPC needs its libraries: pip install 'neuralfuse[grpc]'.") from error
-    _listening(settings.host, settings.grpc_port).close()
+    listen(settings.host, settings.grpc_port).close()
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens; made for TCP by name, or asyncio would leave Nagle's delay of 40 ms in answers."""
     made: socket.socket | None = None
     try:

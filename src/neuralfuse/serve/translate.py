@@ -74,6 +74,8 @@ def _check_json(request: Message) -> None:
     for one in request.tensors:
         if one.datatype.startswith("FP") and not np.isfinite(one.values).all():
             raise WireError(f"{one.name} must be finite: the server behind takes JSON, which has no other numbers.")
+        if one.datatype == "BF16":
+            raise WireError(f"{one.name} must be of another type: the server behind takes JSON, which has no BF16.")
         if one.datatype == "BYTES":
             try:
                 b"".join(one.values.reshape(-1)).decode()
