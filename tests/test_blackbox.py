@@ -16,6 +16,7 @@ import torch
 from conftest import toy_data
 from neuralfuse.blackbox import Answers, Box, Careful, Function, Limits, OnnxFile, Served, choose, judge, open_box
 from neuralfuse.blackbox.choose import choice_summary, sizes
+from neuralfuse.cli.blackbox import BoxOptions
 from neuralfuse.cli.main import run
 from neuralfuse.config import QatConfig
 from neuralfuse.data import Split
@@ -289,10 +290,11 @@ def test_a_judgement_is_that_of_the_model_itself(chip):
         judge(fuse, box, data, images=10**6)
 
 
-def export_onnx(model, path, size=(1, 8, 8), outputs=("logits",), external_data=False):
+def export_onnx(model, path, sample=None, outputs=("logits",), external_data=False):
     batch = {0: torch.export.Dim("batch", min=1)}
+    sample = torch.zeros(2, 1, 8, 8) if sample is None else sample
     made = torch.onnx.export(
-        model, (torch.zeros(2, *size),), dynamo=True, dynamic_shapes=(batch,), input_names=["image"],
+        model, (sample,), dynamo=True, dynamic_shapes=(batch,), input_names=["image"],
         output_names=list(outputs), verbose=False,
     )  # fmt: skip
     path.parent.mkdir(exist_ok=True)
@@ -344,6 +346,34 @@ def test_an_onnx_file_answers_as_the_model(chip, tmp_path):
         OnnxFile(tmp_path / "broken.onnx")
 
 
+class Wants(torch.nn.Module):
+    """A model that takes images in another type and order."""
+
+    def __init__(self, model, kind, last):
+        super().__init__()
+        self.model, self.kind, self.last = model, kind, last
+
+    def forward(self, x):
+        x = x.float() / 127.5 - 1 if self.kind is torch.uint8 else x.float()
+        return self.model(x.permute(0, 3, 1, 2) if self.last else x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "last"),
+    [(torch.float16, False), (torch.float64, True), (torch.uint8, False), (torch.uint8, True), (torch.float32, True)],
+)
+def test_an_onnx_file_gets_images_as_it_wants_them(chip, tmp_path, kind, last):
+    _, data, model, base, _ = chip
+    x = plain_inputs(data.test, base.input_range)[:20]
+    shown = (x.permute(0, 2, 3, 1).contiguous() if last else x)[:2]
+    sample = ((shown + 1) * 127.5).round().to(kind) if kind is torch.uint8 else shown.to(kind)
+    export_onnx(Wants(model.module, kind, last).eval(), tmp_path / "net.onnx", sample=sample)
+    box = open_box(str(tmp_path / "net.onnx"), layout="nhwc" if last else "nchw")
+    with torch.no_grad():
+        wanted = model.module(x.half().float() if kind is torch.float16 else x).numpy()
+    assert np.allclose(box.ask(x.numpy()), wanted, atol=1e-3)
+
+
 class Server(BaseHTTPRequestHandler):
     """A served model as the protocol describes it; its answers come from `model`, its troubles from `troubles`."""
 
@@ -375,7 +405,8 @@ class Server(BaseHTTPRequestHandler):
         assert (length is not None) == self.binary
         image = decode(body, None if length is None else int(length), "inputs")["image"]
         assert image.datatype == self.datatype
-        out = WireTensor("out", "FP32", self.model(image.values.astype(np.float32)))
+        made = self.model(image.values.astype(np.float32))
+        out = WireTensor("out", "INT64" if made.dtype == np.int64 else "FP32", made)
         data, size = encode(Message((out,), {"model_name": "net"}), "outputs", binary=self.binary)
         return self.answer(data, 200, {} if size is None else {HEADER: str(size)})
 
@@ -432,6 +463,56 @@ def test_a_server_is_asked_in_its_own_words(serve, request, binary, datatype):
     assert made.seen[0]["Authorization"] == "Bearer secret"
 
 
+def probabilities(x):
+    scores = np.exp(x.mean((2, 3)))
+    return (scores / scores.sum(1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (lambda x: x.mean((2, 3)), None),
+        (probabilities, "probabilities"),
+        (lambda x: np.argsort(-x.mean((2, 3)), axis=1)[:, :2], None),
+        (lambda x: x.mean((2, 3)).argmax(1)[:, None], "labels"),
+        (lambda x: x.mean((2, 3)).argmax(1), None),
+    ],
+    ids=["logits", "probabilities", "top-k", "labels", "labels in a row"],
+)
+def test_whatever_a_server_answers_with_it_is_as_right(serve, answer, kind):
+    address, _ = serve(model=staticmethod(answer))
+    x, labels = images(30), torch.arange(30) % 3
+    with Careful(open_box(address), classes=3, kind=kind) as careful:
+        assert careful(x).right(labels).tolist() == (x.mean((2, 3)).argmax(1) == labels).tolist()
+
+
+def test_a_server_may_want_the_channels_last(serve):
+    address, _ = serve(model=staticmethod(lambda x: x.mean((1, 2))))
+    x = images(5).numpy()
+    with closing(open_box(address, layout="nhwc")) as box, closing(open_box(address)) as other:
+        assert np.allclose(box.ask(x), x.mean((2, 3)), atol=1e-5)
+        assert box.key != other.key
+
+
+def test_a_server_that_starts_is_waited_for(serve, capsys):
+    address, made = serve()
+    starting = [503, 404, 503]  # the third says whether the server is ready
+
+    def about(self):
+        if starting:
+            return self.answer({"error": "not yet"}, starting.pop(0))
+        return Server.do_GET(self)
+
+    made.do_GET = about
+    box = BoxOptions(retries=2).open(address, 3, InputRange())
+    box.close()
+    said = capsys.readouterr().err
+    assert said.count("Trying again in") == 2 and "503" in said
+    starting += [503] * 3
+    with pytest.raises(BusyError, match="503"):
+        BoxOptions(retries=2).open(address, 3, InputRange())
+
+
 def test_a_server_in_trouble_is_asked_again_or_not(serve):
     waits = []
     address, made = serve(troubles=[(503, {}), (429, {"Retry-After": "3"})])
@@ -475,6 +556,10 @@ def test_evaluate_asks_a_black_box(chip, tmp_path, monkeypatch, capsys):
     assert run([*command, "--out", "record.json", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record == json.loads((tmp_path / "record.json").read_text())
+    assert run([*command, "--answers", "top-k", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pa"] == record["pa"]
+    assert run([*command, "--answers", "probabilities"]) == 2
+    assert "probabilities must be one number a class, 10 an image" in capsys.readouterr().err
     x = plain_inputs(data.test, InputRange())
     rows = data.test.order("digits", "black box")[:50]
     right = (x[rows, 0, 0, 0] > 0) == data.test.labels[rows]
