@@ -76,13 +76,18 @@ class NeuralFuse(nn.Module):
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ShapeError(f"images must be (N, {self.channels}, H, W): got {tuple(x.shape)}.")
         z = self.symmetric(x)
-        return (torch.clamp(z + self._perturbation(z), -1, 1) - self.shift) / self.scale
+        return (torch.clamp(z + self.perturbation(z), -1, 1) - self.shift) / self.scale
 
     def symmetric(self, x: Tensor) -> Tensor:
         """Return images of the model's space on [-1, 1], as the generator takes them."""
         return (self.scale * x + self.shift).contiguous(memory_format=torch.channels_last)  # a tenth faster
 
-    def _perturbation(self, z: Tensor) -> Tensor:
+    def perturbation(self, z: Tensor) -> Tensor:
+        """Return G of images (N, C, H, W) on [-1, 1], to be added to them there.
+
+        Raises:
+            ShapeError: they have a size that G cannot take.
+        """
         height, width = z.shape[2:]
         if self.name == "uip" and (height, width) != self.image_size:
             raise ShapeError(f"images for uip must be {self.image_size}: got {(height, width)}.")

@@ -79,7 +79,7 @@ def rates_chart(found: Found) -> Iterator[Figure]:
             for place in range(4):  # the lowest panel of each column has the rates under it
                 column = [axes for axes in made.axes[:, place] if axes.get_visible()]
                 if column:
-                    column[-1].set_xticks(rates, [f"{100 * rate:g}%" for rate in rates], fontsize=7)
+                    column[-1].set_xticks(rates, [f"{100 * rate:g}%" for rate in rates], fontsize=8)
                     column[-1].tick_params(labelbottom=True)
         worst = rates[-1]
         said = "; ".join(
@@ -120,7 +120,7 @@ def energy_chart(found: Found) -> Iterator[Figure]:
             axes.set_xticks([], minor=True)
             axes.set_xlim(low, high)
             axes.grid()
-            axes.legend(frameon=False, fontsize=7)
+            axes.legend(frameon=False, fontsize=8)
             train_rate = found.record["config"]["train_rate"]
             named = sorted(_named(own, train_rate), key=lambda row: bool(row["ber"] != train_rate))
             spots = axes.transAxes.inverted().transform(
@@ -129,7 +129,7 @@ def energy_chart(found: Found) -> Iterator[Figure]:
             for row, (x, y) in _with_room(named, [(float(x), float(y)) for x, y in spots]):
                 axes.annotate(
                     f"{row['method']} ({100 * row['ber']:g}%)", (x, y), xytext=(6 if x < 0.6 else -6, -3),
-                    xycoords="axes fraction", textcoords="offset points", fontsize=7, ha="left" if x < 0.6 else "right",
+                    xycoords="axes fraction", textcoords="offset points", fontsize=8, ha="left" if x < 0.6 else "right",
                 )  # fmt: skip
         names = ", ".join(dict.fromkeys(row["method"] for row in front(own)))
         alt = f"Accuracy against memory energy, {faults}. On the front of what no other beats in both: {names}."

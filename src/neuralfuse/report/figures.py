@@ -90,7 +90,7 @@ def transfer_chart(found: Found) -> Iterator[Figure]:
             for (source, target), rp in value.items():
                 x, y = targets.index(target), sources.index(source)
                 colour = SERIES[0] if rp >= 0 else SERIES[1]
-                axes.add_patch(_square(x, y, colour, 0.15 + 0.65 * abs(rp) / most))
+                axes.add_patch(_square(x, y, colour, 0.1 + 0.4 * abs(rp) / most))
                 axes.text(x, y, f"{rp:+.1f}", ha="center", va="center", fontsize=9)
             axes.set_xlim(-0.5, len(targets) - 0.5)
             axes.set_ylim(len(sources) - 0.5, -0.5)
@@ -127,7 +127,7 @@ def saving_chart(found: Found) -> Iterator[Figure]:
             axes.scatter(*zip(*points, strict=True), s=28, color=SERIES[place % len(SERIES)], label=base)
             for row, point in zip(own, points, strict=True):
                 axes.annotate(
-                    row["of"]["generator"], point, xytext=(5, -3), textcoords="offset points", fontsize=7
+                    row["of"]["generator"], point, xytext=(5, -3), textcoords="offset points", fontsize=8
                 )  # fmt: skip
         axes.axvline(0, color=MUTED, linewidth=0.9, linestyle=":")
         axes.set_xlabel("energy of the weights' accesses saved (%)")
@@ -151,7 +151,7 @@ def classes_chart(found: Found) -> Figure:
             axes.plot([before, after], [row, row], color=GRID, linewidth=2, zorder=1)
             axes.plot([before], [row], "o", color=SERIES[1], markersize=4, label="without" if row == 0 else None)
             axes.plot([after], [row], "o", color=SERIES[0], markersize=4, label="with NeuralFuse" if row == 0 else None)
-        axes.set_yticks(range(len(order)), [classes["name"][place] for place in order], fontsize=7)
+        axes.set_yticks(range(len(order)), [classes["name"][place] for place in order], fontsize=8)
         axes.set_ylim(-1, len(order))
         axes.set_xlabel("accuracy on the class (%), mean over chips")
         axes.grid(axis="x")

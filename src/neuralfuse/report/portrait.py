@@ -109,11 +109,14 @@ def _gallery(fuse: NeuralFuse, test: Split, names: Sequence[str], count: int) ->
             continue
         image = test.images[rows[:1]]
         x = fuse.input_range.from_bytes(image)
-        before, after = fuse.symmetric(x), fuse.symmetric(transform(fuse, x))
+        before = fuse.symmetric(x)
+        with torch.inference_mode():
+            added = fuse.perturbation(before)
+        after = (before + added).clamp(-1, 1)
         shown.append(
             {
                 "class": names[label],
-                "x": _png(before), "g": _png(after - before), "f": _png(after),
+                "x": _png(before), "g": _png(added), "f": _png(after),
                 "moved": float((after - before).abs().mean()) / 2,
             }
         )  # fmt: skip

@@ -76,7 +76,7 @@ def inline(svg: str, alt: str) -> str:
         body = body.replace(colour, f"var(--{variable})")
     size = re.search(r'<svg[^>]*? width="([\d.]+)pt"', body)
     width = f"{float(size[1]) * _LARGER:.0f}px" if size else "50rem"
-    natural = f' style="max-width: {width}; min-width: min({width}, 34rem)"'  # a phone scrolls it
+    natural = f' style="width: {width}"'  # a phone scrolls it, so that its text stays as large as it is
     body = re.sub(r'(<svg[^>]*?) width="[^"]+"', r"\1", body, count=1)
     body = re.sub(r'(<svg[^>]*?) height="[^"]+"', r"\1", body, count=1)
     body = re.sub(r"font: [^;\"]*?([\d.]+)px[^;\"]*", r"font-size: \1px", body)
