@@ -128,6 +128,27 @@ def test_finding_the_worst_weights_leaves_running_statistics_alone():
     assert not torch.equal(tasks[0].module.fc.weight.grad, tasks[1].module.fc.weight.grad)
 
 
+def test_the_step_s_gradient_is_the_one_at_the_worst_weights():
+    """The worst weights are found by hand: up the gradient of the plain step, each tensor by a share of its norm."""
+    data, tasks = toy_data(), []
+    for awp in (0.0, 0.0, 0.05):
+        module = base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
+        config = QatConfig(awp=awp, augment="none")
+        tasks.append(_Qat(module, data, config, deploy(module).input_range, deploy(module).memory.layers))
+    at_rest, moved, adversarial = tasks
+    step = data.train.images[:16], data.train.labels[:16], 0
+    at_rest.backward(*step)
+    with torch.no_grad():
+        for weight, other in zip(moved._weights(), at_rest._weights(), strict=True):
+            weight.add_(0.05 * other.norm() * other.grad / other.grad.norm())
+    moved.backward(*step)
+    adversarial.backward(*step)
+    named = zip(moved.module.named_parameters(), adversarial.module.parameters(), strict=True)
+    for (name, one), other in named:
+        assert torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-5), name
+    assert not torch.allclose(at_rest.module.fc.weight.grad, moved.module.fc.weight.grad, rtol=0.1)
+
+
 def test_a_base_model_is_trained_with_it(data):
     module = base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
     state = train_base(module, data, QatConfig(awp=0.01, epochs=10, batch=16, lr=0.05))

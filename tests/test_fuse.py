@@ -125,3 +125,14 @@ def test_an_unwritable_folder_is_named_and_nothing_is_left(tmp_path):
     with pytest.raises(OutputError, match="cannot write .*Choose another place with --out"):
         NeuralFuse("convs", seed=0).save_pretrained(tmp_path / "file" / "fuse")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_universal_perturbation_is_the_tanh_of_one_tensor_added_to_every_image():
+    fuse = NeuralFuse("uip", channels=3, image_size=(8, 8), input_range=InputRange.named("unit"), seed=0)
+    with torch.no_grad():
+        fuse.generator.perturbation.copy_(torch.linspace(-2, 2, 192).view_as(fuse.generator.perturbation))
+    x = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    added = torch.tanh(torch.linspace(-2, 2, 192)).view(3, 8, 8)
+    wanted = (((2 * x - 1) + added).clamp(-1, 1) + 1) / 2
+    assert torch.allclose(fuse(x), wanted, atol=1e-6)
+    assert float((wanted - x).abs().mean()) > 0.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass, replace
-from statistics import median
+from statistics import mean, median
 from typing import ClassVar
 
 import pytest
@@ -210,17 +210,18 @@ def test_zeroed_words_are_those_with_a_faulty_cell(made, setting):
     assert codes_read(other, chip) == [0 if word in faulty else code for word, code in enumerate(stored)]
 
 
-def test_the_smaller_model_is_the_widest_that_costs_no_more(trained):
+@pytest.mark.parametrize("name", ["resnet8", "vgg11-tiny", "resnet18-quarter"])
+def test_the_smaller_model_is_the_widest_that_costs_no_more(trained, name):
     faults, curve = fault_model("stuck", ber=0.01), default_curve()
-    width = same_energy_width(trained.model, faults)
+    width = same_energy_width(replace(trained.model, name=name), faults)
 
     def accesses(name: str) -> float:
         module = base_model(name, classes=2, channels=1, image_size=(8, 8), seed=0)
         return count(module, channels=1, image_size=(8, 8)).paper_accesses
 
-    most = curve.energy(curve.voltage(0.01)) * accesses("resnet8")
-    assert accesses(f"resnet8@{width}") <= most < accesses(f"resnet8@{width + 1}")
-    assert 1 < width < base_spec("resnet8").width
+    most = curve.energy(curve.voltage(0.01)) * accesses(name)
+    assert accesses(f"{name}@{width}") <= most < accesses(f"{name}@{width + 1}")
+    assert 1 < width < base_spec(name).width
 
 
 def test_measuring_no_protection_is_plain_evaluation(made, setting):
@@ -487,7 +488,7 @@ def test_the_example_s_own_option_is_a_number(monkeypatch):
 
 @pytest.mark.slow
 def test_batch_statistics_recover_what_was_published_to_be_recoverable():
-    """At 0.5% flips the published error falls from 52.5% to 9.6%; here by a paired interval, on the digits."""
+    """At 0.5% flips the published error falls from 52.5% to 9.6%; here half of the loss comes back, on digits."""
     data = load_data("digits")
     module = base_model("vgg11-tiny", classes=10, channels=1, image_size=(8, 8), seed=0)
     from neuralfuse.train import train_base
@@ -497,6 +498,7 @@ def test_batch_statistics_recover_what_was_published_to_be_recoverable():
     plain = Protected(model=base, deployed=deploy(module))
     order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
     setting = Setting(data=data, faults=FLIPS, folder=None, device=torch.device("cpu"))
+    nominal = accuracy(plain.deployed, plain_inputs(data.test, plain.deployed.input_range), data.test.labels)
     for ber in (0.005, 0.01):
         faults = fault_model("flip", ber=ber)
         results = [
@@ -504,5 +506,6 @@ def test_batch_statistics_recover_what_was_published_to_be_recoverable():
             for text in ("none", "batch-statistics", "reestimate:images=100")
         ]
         for other in results[1:]:
-            low, _ = t_interval([two.pa - one.pa for one, two in zip(results[0], other, strict=True)])
-            assert low > 0
+            gains = [two.pa - one.pa for one, two in zip(results[0], other, strict=True)]
+            lost = nominal - mean(one.pa for one in results[0])
+            assert t_interval(gains)[0] > 0 and mean(gains) > lost / 2, (ber, mean(gains), lost)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import test_plan
-from conftest import toy_data
+from conftest import ROOT, toy_data
 from neuralfuse.blackbox import Careful, Function, choose, judge, tune
 from neuralfuse.cli.main import run
 from neuralfuse.config import EopmConfig, QatConfig, TuningConfig
@@ -206,7 +206,7 @@ def test_the_command_of_a_scale_of_one_s_own_names_its_file(tmp_path):
     record["config"]["scale"] = "ten-times-longer"
     write_json(tmp_path / "record.json", record)
     (found,), _ = collect(tmp_path)
-    assert "--scale ten-times-longer.toml" in found.command
+    assert "--scale DIR/ten-times-longer.toml" in found.command
 
 
 @pytest.mark.parametrize(
@@ -345,26 +345,66 @@ BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-CONTRAST = """names => {
+CONTRAST = """pairs => {
   const style = getComputedStyle(document.documentElement);
-  const light = hex => { const c = [1, 3, 5].map(i => parseInt(hex.trim().slice(i, i + 2), 16) / 255)
-    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * c[0] + 0.7152 * c[1] + 0.0722 * c[2]; };
-  const paper = light(style.getPropertyValue('--paper'));
-  return names.map(name => { const own = light(style.getPropertyValue('--' + name));
-    return (Math.max(own, paper) + 0.05) / (Math.min(own, paper) + 0.05); });
+  const levels = name => { const hex = style.getPropertyValue('--' + name).trim();
+    return [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16) / 255); };
+  const light = c => { const l = c.map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * l[0] + 0.7152 * l[1] + 0.0722 * l[2]; };
+  return pairs.map(([text, behind, share]) => {
+    const paper = levels('paper'), own = light(levels(text));
+    const other = light(levels(behind).map((v, i) => share * v + (1 - share) * paper[i]));
+    return (Math.max(own, other) + 0.05) / (Math.min(own, other) + 0.05); });
 }"""
+TEXTS = [(text, "paper", 1) for text in ("ink", "muted", "link")] + [
+    *(("ink", tint, 1) for tint in ("up1", "up2", "down1", "down2")),
+    *(("ink", f"series-{number}", 0.5) for number in (1, 2)),  # the strongest cells of a transfer matrix
+]
+MARKS = [(f"series-{number}", "paper", 1) for number in range(1, 7)]
+SMALLEST = """all => Math.min(...all.map(one => {
+  const svg = one.ownerSVGElement;
+  const size = parseFloat(getComputedStyle(one).fontSize);
+  return size * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width; }))"""
+
+
+@pytest.fixture(scope="module")
+def committed() -> Report:
+    """The report of what was measured."""
+    return Report.of(ROOT / "results", "Measured")
+
+
+def test_the_records_that_were_measured_make_a_report(committed):
+    """Each of them, with its own numbers, in all three forms."""
+    assert not committed.damaged
+    shown = {str(one.found.path): one for one in committed.sections}
+    results = ROOT / "results"
+    for folder in ("comparisons", "paper", "portraits"):
+        for path in (results / folder).rglob("*.json"):
+            assert str(path.relative_to(results)) in shown
+    page, markdown, latex = committed.html(), committed.markdown(), committed.latex()
+    for one in shown.values():
+        if one.found.kind == "comparison":
+            assert {figure.title.partition(",")[0] for figure in one.figures} == {
+                "All methods", "Accuracy against the rate", "Accuracy against energy",
+            }  # fmt: skip
+            for row in one.found.record["rows"]:
+                text = f"{row['measured']['pa']:.1f}"
+                assert all(text in form for form in (page, markdown, latex)), (one.found.path, row["method"])
+        if one.found.kind == "table":
+            rows = (row["measured"] or {} for row in one.found.record["rows"])
+            assert all(f"{row['pa_nf']:.1f}" in page for row in rows if "pa_nf" in row), one.found.path
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_draws_it(records, tmp_path, width, scheme):
+@pytest.mark.parametrize("which", ["every kind of record", "what was measured"])
+def test_a_browser_draws_it(records, committed, tmp_path, which, width, scheme):
     from playwright.sync_api import sync_playwright
 
     path = tmp_path / "report.html"
-    Report.of(records, "Seen").write(path)
+    (Report.of(records, "Seen") if which == "every kind of record" else committed).write(path)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
         page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
@@ -379,14 +419,12 @@ def test_a_browser_draws_it(records, tmp_path, width, scheme):
             "svg",
             "all => all.map(one => [one.getBoundingClientRect().width, one.querySelectorAll('path, use').length])",
         )
-        assert len(sizes) >= 6 and all(wide > 250 and shapes > 4 for wide, shapes in sizes)
+        assert len(sizes) >= 6 and all(wide > 250 and shapes > 3 for wide, shapes in sizes)
         images = page.eval_on_selector_all("img", "all => all.map(one => one.complete && one.naturalWidth)")
         assert images and all(images)
+        assert page.eval_on_selector_all("svg text", SMALLEST) >= 11
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        texts = ["ink", "muted", "link"]
-        marks = [f"series-{number}" for number in range(1, 7)]
-        contrast = page.evaluate(CONTRAST, texts + marks)
-        assert min(contrast[:3]) >= 4.5 and min(contrast[3:]) >= 3
+        assert min(page.evaluate(CONTRAST, TEXTS)) >= 4.5 and min(page.evaluate(CONTRAST, MARKS)) >= 3
         browser.close()
 
 

@@ -72,6 +72,8 @@ def make_portrait(
             "faults": faults.to_config(),
             "ber": faults.ber,
             "chips": chips,
+            "images": images,
+            "gallery": gallery,
         },
         "per_class": classes,
         "gallery": shown,

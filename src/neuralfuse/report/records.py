@@ -90,6 +90,7 @@ def _of_portrait(record: Record, config: Record) -> Iterator[str]:
     yield f"portrait FUSE --base BASE --data {config['data']['name']}"
     yield from _faults(config["faults"], config["ber"])
     yield f"--chips {config['chips']}"
+    yield from (f"--{name} {config[name]}" for name in ("images", "gallery") if name in config)
 
 
 def _of_plan(record: Record, config: Record) -> Iterator[str]:
@@ -116,7 +117,7 @@ def _nominal(config: Record) -> Iterator[str]:
 
 
 def _scale(config: Record) -> str:
-    return config["scale"] if config["scale"] in SCALES else f"{config['scale']}.toml"
+    return config["scale"] if config["scale"] in SCALES else f"DIR/{config['scale']}.toml"
 
 
 def _faults(faults: Record, ber: float) -> Iterator[str]:
