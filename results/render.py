@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from neuralfuse import compare
+from neuralfuse.compare.best import Difference
+from neuralfuse.compare.show import difference, rate
 from neuralfuse.compare.show import heading as comparison_heading
 from neuralfuse.compare.show import notes as comparison_notes
 from neuralfuse.pipeline import summary as evaluation_summary
@@ -79,6 +81,26 @@ def comparison(name: str) -> Iterator[str]:
     yield "; ".join(comparison_notes(record)) + "."
 
 
+def against(text: str) -> Iterator[str]:
+    """Yield a comparison's methods beside some of them, paired by chip: a record's name, and those methods' names."""
+    name, *others = text.split()
+    record = json.loads((RESULTS / "comparisons" / name).read_text())
+    yield f"**{comparison_heading(record)}**"
+    for faults, ber in dict.fromkeys((row["faults"], row["ber"]) for row in record["rows"]):
+        rows = {
+            row["method"]: row
+            for row in record["rows"]
+            if (row["faults"], row["ber"]) == (faults, ber) and row["measured"] is not None
+        }
+        yield ""
+        yield f"| {rate(faults, ber)} | accuracy | {' | '.join(f'over {other}' for other in others)} |"
+        yield "| --- " * (2 + len(others)) + "|"
+        for method, row in rows.items():
+            measured = row["measured"]
+            gains = ("-" if other == method else difference(Difference.of(row, rows[other])) for other in others)
+            yield f"| {method} | {measured['pa']:.1f}+-{measured['pa_sd']:.1f} | {' | '.join(gains)} |"
+
+
 def demo(name: str) -> Iterator[str]:
     """Yield what `neuralfuse demo` printed."""
     record = json.loads((RESULTS / name).read_text())
@@ -122,6 +144,7 @@ MARKS = {
     "paper": of_paper,
     "learning": learning,
     "comparison": comparison,
+    "against": against,
     "demo": demo,
     "gateway": gateway,
     "trouble": trouble,

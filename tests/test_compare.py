@@ -13,7 +13,7 @@ from conftest import ROOT, toy_data
 from neuralfuse.cli.main import run
 from neuralfuse.compare import USUAL, Comparison, as_latex, as_markdown, as_text, memory_energy
 from neuralfuse.compare.best import LEVELS, Difference, best, together
-from neuralfuse.compare.show import together_lines
+from neuralfuse.compare.show import difference, together_lines
 from neuralfuse.compare.steps import PARTIAL, PARTIAL_SCHEMA, ComparisonStep
 from neuralfuse.config import QatConfig
 from neuralfuse.data import load_data
@@ -281,6 +281,11 @@ def test_the_page_names_every_method():
     assert all(access == (", ".join(needs(methods[name])) or "-") for name, access in listed.items())
 
 
+def shown(rows: dict, one: str, other: str, ber: float) -> str:
+    """How the page says by how much one method is more accurate than another."""
+    return difference(Difference.of(rows[one, ber], rows[other, ber]))
+
+
 def recorded(name: str) -> tuple[dict, dict]:
     """A committed comparison, and its rows by method and rate."""
     record = json.loads((ROOT / "results" / "comparisons" / name).read_text())
@@ -328,6 +333,22 @@ def test_what_the_page_says_was_found_is_in_the_record():
     def more(one: str, other: str, ber: float) -> tuple[float, float]:
         return Difference.of(rows[one, ber], rows[other, ber]).interval
 
+    page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8").replace("\n  ", " ")
+    best = sorted(generators, key=lambda name: rows[name, 0.01]["measured"]["pa"])[-2:]
+    said = {
+        f"at 1% by {shown(rows, 'unetl', best[0], 0.01)} over UNetS, the next": best == ["unets", "unetl"],
+        f"(`uip`) wins {shown(rows, 'uip', 'none', 0.01)} at 1%": more("uip", "none", 0.01)[0] > 0,
+        f"(`convs`, {shown(rows, 'convs', 'none', 0.01)})": True,
+        f"(UNetL by {shown(rows, 'reestimate', 'unetl', 0.01)} and {shown(rows, 'reestimate', 'unetl', 0.02)})": True,
+        f"difference to UNetL shows ({shown(rows, 'reestimate', 'unetl', 0.005)})": True,
+        f"ahead by {shown(rows, 'randbet', 'weight-clipping', 0.02)}": True,
+        f"({shown(rows, 'awp', 'none', 0.01)} at 1%)": more("awp", "none", 0.01)[0] < 0,
+        f"RandBET at 1% by {shown(rows, 'smaller', 'randbet', 0.01)}": True,
+    }
+    for sentence, holds in said.items():
+        assert holds and sentence in page, sentence
+    worse = rows["none", 0.01]["measured"]["ca"] - rows["smaller", 0.01]["measured"]["ca"]
+    assert f"a narrower network is {worse:.1f} points worse" in page
     for ber in (0.005, 0.01, 0.02):
         assert all(more("unetl", other, ber)[0] > 0 for other in generators - {"unetl"})
         assert all(more("smaller", other, ber)[0] > 0 for other in every - {"smaller"})
@@ -337,7 +358,10 @@ def test_what_the_page_says_was_found_is_in_the_record():
     for ber in (0.01, 0.02):
         assert all(more("reestimate", other, ber)[0] > 0 for other in generators)
         assert all(more("randbet", other, ber)[0] > 0 for other in every - {"randbet", "smaller", "weight-clipping"})
-    for one, other in (("reestimate", "unetl"), ("randbet", "weight-clipping")):
-        low, high = more(one, other, 0.005)
+    for one, other, ber in (
+        ("reestimate", "unetl", 0.005),
+        *(("randbet", "weight-clipping", r) for r in (0.005, 0.01)),
+    ):
+        low, high = more(one, other, ber)
         assert low < 0 < high
     assert more("randbet", "weight-clipping", 0.02)[0] > 0
