@@ -21,6 +21,7 @@ from neuralfuse.errors import NeuralFuseError
 from neuralfuse.evaluation import t_interval
 from neuralfuse.faults import default_curve
 from neuralfuse.files import write_json
+from neuralfuse.fuse import NeuralFuse
 from neuralfuse.methods import needs, parse
 from neuralfuse.nets import load_base, save_base
 from neuralfuse.pipeline import make_base
@@ -271,12 +272,14 @@ def test_all_methods_from_the_command_line(tmp_path, capsys):
     assert [line.partition(" ")[0] for line in latex if line.startswith("randbet")] == ["randbet", "randbet+convl"] * 2
 
 
-def test_the_page_names_every_method():
+def test_the_page_names_every_method(tmp_path):
     page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
     listed = {name: access for names, _, access in rows for name in re.findall(r"`(.+?)`", names)}
     methods = {name: parse(name) for name in USUAL}
     methods |= {name: parse(f"convl+{name}")[1:] for name in ("calibrate", "tune")}
+    NeuralFuse("uip", channels=1, image_size=(8, 8), seed=0).save_pretrained(tmp_path)
+    methods["given"] = parse(f"given:folder={tmp_path}")
     assert set(listed) == set(methods)
     assert all(access == (", ".join(needs(methods[name])) or "-") for name, access in listed.items())
 

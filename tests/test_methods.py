@@ -232,6 +232,22 @@ def test_measuring_no_protection_is_plain_evaluation(made, setting):
         assert (result.seed, result.pa) == (chip.seed, accuracy(made.deployed.perturbed(chip), x, labels))
 
 
+def test_a_module_that_is_there_protects_as_it_did_where_it_was_trained(trained, setting, tmp_path):
+    made = protected("unets", trained, setting)
+    made.fuse.save_pretrained(tmp_path / "fuse")
+    again = protected(f"given:folder={tmp_path / 'fuse'}", trained, setting)
+    chips = [measure(one, setting.data.test, FLIPS, 3) for one in (made, again)]
+    assert chips[0] == chips[1]
+    (given,) = parse(f"given:folder={tmp_path / 'fuse'}")
+    made.fuse.save_pretrained(tmp_path / "copy")
+    (copied,) = parse(f"given:folder={tmp_path / 'copy'}")
+    assert identity(given) == identity(copied) and given.generator == "unets"
+    with torch.no_grad():
+        next(made.fuse.parameters()).add_(1)
+    made.fuse.save_pretrained(tmp_path / "copy")
+    assert identity(given) != identity(copied)
+
+
 def test_a_calibrated_module_is_trained_for_each_chip_alone(trained, setting):
     setting = replace(setting, eopm=EopmConfig(epochs=1, batch=16))
     made = protected("unets+calibrate:images=20,steps=3,batch=8,lr=0.01", trained, setting)
@@ -353,6 +369,7 @@ class _Shift(nn.Module):
         ("convs+calibrate:images=20+calibrate:images=20", "calibrate came after another that does"),
         ("convs+calibrate:images=20+tune:images=20", "tune came after another that does"),
         ("tune", "tune must come after a NeuralFuse, e.g. unetl.tune: got 'tune'"),
+        ("given", "given must have the folder of a NeuralFuse, given:folder=runs/fuse: got ''"),
         ("convs+tune:queries=100", "queries must be at least 1400 for one step: got queries=100"),
         ("convs+calibrate", r"images must be in 0\.\.\d+: got images=1000"),
         ("convs+batch-statistics+calibrate", "calibrate must come before methods that change answers"),

@@ -18,7 +18,7 @@ from neuralfuse.faults import fault_model
 from neuralfuse.files import read_json, write_json
 from neuralfuse.methods import Method, Protected, Setting, identity, measure, seconds
 from neuralfuse.methods.calibrated import Calibrated, Tuned
-from neuralfuse.methods.trained import Fused
+from neuralfuse.methods.trained import Fused, Given
 from neuralfuse.nets import load_base
 from neuralfuse.reproduce.place import Place
 from neuralfuse.reproduce.scale import FACTS
@@ -258,7 +258,7 @@ class ComparisonStep(Step):
         images, base = self.protection.base.images, self.protection.base
         macs, generator = 0.0, ""
         for one in self.protection.methods:
-            if isinstance(one, Fused):
+            if isinstance(one, (Fused, Given)):
                 generator = one.generator
             elif isinstance(one, Calibrated):
                 macs += ModuleStep((base,), generator, one.training(self.protection.eopm), None).macs

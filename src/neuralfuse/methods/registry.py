@@ -15,15 +15,15 @@ from neuralfuse.methods.base import Method, NoProtection
 from neuralfuse.methods.calibrated import Calibrated, Fitted, Tuned
 from neuralfuse.methods.normalization import BatchStatistics, Reestimated
 from neuralfuse.methods.storage import ClippedQuantization, ProtectedBits, ZeroedWords
-from neuralfuse.methods.trained import AdversarialWeights, Fused, RandBet, Smaller, WeightClipping
+from neuralfuse.methods.trained import AdversarialWeights, Fused, Given, RandBet, Smaller, WeightClipping
 from neuralfuse.nets import GENERATORS
 from neuralfuse.plugins import load
 
 METHODS: dict[str, type[Method]] = {
     one.name: one
     for one in (
-        NoProtection, Fused, Calibrated, Tuned, BatchStatistics, Reestimated, ClippedActivations, ClippedQuantization,
-        ProtectedBits, ZeroedWords, WeightClipping, RandBet, AdversarialWeights, Smaller,
+        NoProtection, Fused, Given, Calibrated, Tuned, BatchStatistics, Reestimated, ClippedActivations,
+        ClippedQuantization, ProtectedBits, ZeroedWords, WeightClipping, RandBet, AdversarialWeights, Smaller,
     )
 }  # fmt: skip
 
@@ -41,11 +41,10 @@ def parse(text: str) -> tuple[Method, ...]:
     chain = tuple(_one(part.strip()) for part in text.split("+"))
     late = next((method for method in chain[1:] if method.first), None)
     require(late is None, f"a method that makes the model anew must come first: got {text!r}.")
-    require(
-        sum(isinstance(method, Fused) for method in chain) <= 1, f"there must be at most one NeuralFuse: got {text!r}."
-    )
+    fused = [method for method in chain if isinstance(method, (Fused, Given))]
+    require(len(fused) <= 1, f"there must be at most one NeuralFuse: got {text!r}.")
     for place, method in enumerate(chain):
-        behind = any(isinstance(one, Fused) for one in chain[:place])
+        behind = any(isinstance(one, (Fused, Given)) for one in chain[:place])
         require(
             behind or not isinstance(method, Fitted),
             f"{method.name} must come after a NeuralFuse, e.g. unetl+{method.name}: got {text!r}.",

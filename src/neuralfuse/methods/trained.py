@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +14,8 @@ from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.energy import count
 from neuralfuse.errors import require, unknown_name
 from neuralfuse.faults import FaultModel, default_curve
-from neuralfuse.fuse import NeuralFuse
+from neuralfuse.files import read_json
+from neuralfuse.fuse import NeuralFuse, check_same_range
 from neuralfuse.methods.base import Access, Method, Preparation, Protected, Setting, check_option
 from neuralfuse.nets import BASE_MODELS, GENERATORS, BaseModel, base_spec, load_base
 from neuralfuse.pipeline import make_base, make_fuse
@@ -206,3 +209,39 @@ class Fused(Method):
     def label(self) -> str:
         """The generator's name."""
         return self.generator
+
+
+@dataclass(frozen=True)
+class Given(Method):
+    """A NeuralFuse that is there already, trained for this model or for one like it.
+
+    Attributes:
+        folder: Where `neuralfuse train` wrote it.
+    """
+
+    name: ClassVar[str] = "given"
+    needs: ClassVar[tuple[Access, ...]] = ("inputs",)
+    prepares_for: ClassVar[Preparation] = "nothing"
+    folder: str = ""
+
+    def __post_init__(self) -> None:
+        there = self.folder and (Path(self.folder) / "config.json").is_file()
+        require(
+            bool(there), f"given must have the folder of a NeuralFuse, given:folder=runs/fuse: got {self.folder!r}."
+        )
+
+    def protect(self, made: Protected, setting: Setting) -> Protected:
+        """See `Method`."""
+        fuse = NeuralFuse.from_pretrained(self.folder).to(setting.device)
+        check_same_range(fuse, made.deployed)
+        return replace(made, fuse=fuse)
+
+    def to_config(self) -> dict[str, Any]:
+        """Return which module it is, wherever it lies."""
+        with (Path(self.folder) / "model.safetensors").open("rb") as file:
+            return {"method": self.name, "weights": hashlib.file_digest(file, "sha256").hexdigest()}
+
+    @property
+    def generator(self) -> str:
+        """Its generator's name."""
+        return str(read_json(Path(self.folder) / "config.json")["generator"])
