@@ -305,7 +305,6 @@ def test_what_the_page_says_of_ten_times_the_steps_is_in_the_record():
 
     for ber in (0.005, 0.01):
         assert all(more("unets", other, ber).interval[0] > 0 for other in alone)
-        assert all(1.5 < more("unets", other, ber).points < 10.5 for other in alone)
     assert all(more(other, "unets", 0.02).interval[0] > 0 for other in alone[:2] + alone[3:4])
     clean = rows["none", 0.01]["measured"]["ca"]
     for ber in (0.005, 0.01, 0.02):
@@ -323,6 +322,18 @@ def test_what_the_page_says_of_ten_times_the_steps_is_in_the_record():
         f"hold {pa['unets+batch-statistics', 0.01]}% and more up to 1% and {pa['unets+reestimate', 0.02]}% at 2%"
         in page
     )
+    names = {"reestimate": "re-estimation", "zero-faulty-words": "a fault map"}
+    beaten = ("reestimate", "batch-statistics", "protected-bits", "zero-faulty-words")
+    said = [
+        *(f"{names.get(one, one.replace('-', ' '))} by {shown(rows, 'unets', one, 0.01)}" for one in beaten),
+        f"batch statistics ({shown(rows, 'unets', 'batch-statistics', 0.02)})",
+        f"they hold {pa['reestimate', 0.02]} and {pa['batch-statistics', 0.02]}%",
+        f"one protected bit it is {pa['unets+protected-bits', 0.02]}% even at 2%",
+        f"without any errors ({clean}%)",
+        f"(CA {rows['unets', 0.01]['measured']['ca']})",
+    ]  # fmt: skip
+    for sentence in said:
+        assert sentence in page.replace("\n  ", " "), sentence
     costs = sorted(row["measured"]["energy"] for (name, _), row in rows.items() if "unets" in name)
     assert f"{costs[0]:.0%} to {costs[-1]:.0%}".replace("% to", " to") in page
 
