@@ -16,9 +16,8 @@ from neuralfuse.pipeline import summary as evaluation_summary
 from neuralfuse.reproduce.show import as_markdown, heading, notes
 
 RESULTS = Path(__file__).parent
-PAGES = tuple(
-    RESULTS.parent / "docs" / name for name in ("results.md", "comparison.md", "one-chip.md", "benchmarks.md")
-)
+NAMES = ("results.md", "comparison.md", "one-chip.md", "benchmarks.md")
+PAGES = tuple(RESULTS.parent / "docs" / name for name in NAMES)
 END = "<!-- end of table -->"
 
 

@@ -379,3 +379,36 @@ def test_what_the_page_says_was_found_is_in_the_record():
         low, high = more(one, other, ber)
         assert low < 0 < high
     assert more("randbet", "weight-clipping", 0.02)[0] > 0
+
+
+def test_what_the_page_says_of_one_chip_is_in_the_record():
+    record = json.loads((ROOT / "results" / "comparisons" / "one-chip-gtsrb-vgg11.json").read_text())
+    every = {(one["method"], one["faults"]): one for one in record["rows"]}
+    page = (ROOT / "docs" / "one-chip.md").read_text(encoding="utf-8").replace("\n  ", " ")
+    assert record["config"]["chips"] == 10 and {faults for _, faults in every} == {"stuck", "reference"}
+
+    def more(one: str, other: str, faults: str) -> Difference:
+        return Difference.of(every[one, faults], every[other, faults])
+
+    def both(one: str, other: str = "unets") -> tuple[Difference, Difference]:
+        return more(one, other, "stuck"), more(one, other, "reference")
+
+    few, some, usual = (both(f"unets+calibrate{number}") for number in (":images=10", ":images=100", ""))
+    many, asked = both("unets+calibrate:images=10000", "unets+calibrate"), both("unets+tune")
+    assert all(one.interval[1] < 0 for one in few) and all(one.interval[0] > 0 for one in usual)
+    assert all(one.interval[0] < 0 for one in some) and all(one.points < 0.5 for one in many)
+    assert all(one.interval[0] < 0 < one.interval[1] for one in asked)
+    beside = both("unets+calibrate", "reestimate")
+    assert beside[0].interval[0] > 0 > beside[1].interval[0] and beside[1].interval[1] > 0
+    for one, other in (few, asked):
+        assert f"{difference(one)} and {difference(other)}" in page
+    lost = more("unets", "none", "stuck").points
+    for sentence in (
+        f"{difference(usual[0])} points (`stuck`, where", f"and {difference(usual[1])} (`reference`)",
+        f"wins back {lost:.1f} already", f"({difference(beside[1])})", f"by {difference(beside[0])}",
+    ):  # fmt: skip
+        assert sentence in page, sentence
+    for method in ("reestimate", "unets+calibrate"):
+        assert f"{every[method, 'reference']['measured']['pa']:.1f}%" in page
+    clean = " and ".join(f"{every['unets', faults]['measured']['ca']:.1f}" for faults in ("stuck", "reference"))
+    assert f"({clean}%)" in page
