@@ -372,6 +372,9 @@ def test_an_onnx_file_gets_images_as_it_wants_them(chip, tmp_path, kind, last):
     with torch.no_grad():
         wanted = model.module(x.half().float() if kind is torch.float16 else x).numpy()
     assert np.allclose(box.ask(x.numpy()), wanted, atol=1e-3)
+    assert box.how == ({"layout": "nhwc"} if last else {})
+    with pytest.raises(ConfigError, match="--layout must go with a server or an ONNX file"):
+        open_box("call:math:sqrt", layout="nhwc")
 
 
 class Server(BaseHTTPRequestHandler):
@@ -422,6 +425,12 @@ class Server(BaseHTTPRequestHandler):
         pass
 
 
+class Listening(ThreadingHTTPServer):
+    """Lets many connect at once."""
+
+    request_queue_size = 64
+
+
 @pytest.fixture
 def serve():
     """Start servers with some attributes; the address of the model comes back, and the class that serves it."""
@@ -429,7 +438,7 @@ def serve():
 
     def start(kind=Server, tls=None, **attributes):
         made = type("Made", (kind,), {"troubles": [], "seen": [], "paths": [], **attributes})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), made)
+        server = Listening(("127.0.0.1", 0), made)
         server.daemon_threads = True
         if tls is not None:
             server.socket = tls.wrap_socket(server.socket, server_side=True)
@@ -496,7 +505,7 @@ def test_a_server_may_want_the_channels_last(serve):
 
 def test_a_server_that_starts_is_waited_for(serve, capsys):
     address, made = serve()
-    starting = [503, 404, 503]  # the third says whether the server is ready
+    starting = [503, 404, 400, 404, 200, 400]  # of the model's metadata; then also of the server and the model, ready?
 
     def about(self):
         if starting:
@@ -504,10 +513,13 @@ def test_a_server_that_starts_is_waited_for(serve, capsys):
         return Server.do_GET(self)
 
     made.do_GET = about
-    box = BoxOptions(retries=2).open(address, 3, InputRange())
-    box.close()
+    box = BoxOptions(retries=3).open(address, 3, InputRange())
     said = capsys.readouterr().err
-    assert said.count("Trying again in") == 2 and "503" in said
+    assert said.count("Trying again in") == 3 and "503" in said and "must say that it is ready: got 400" in said
+    made.troubles.append((400, {}))  # it lies: its model is not there yet
+    starting += [200, 400]
+    assert box(images(2)).labels.shape == (2,) and box.tried_again == 1
+    box.close()
     starting += [503] * 3
     with pytest.raises(BusyError, match="503"):
         BoxOptions(retries=2).open(address, 3, InputRange())

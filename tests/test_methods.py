@@ -235,6 +235,7 @@ def test_measuring_no_protection_is_plain_evaluation(made, setting):
 def test_a_module_that_is_there_protects_as_it_did_where_it_was_trained(trained, setting, tmp_path):
     made = protected("unets", trained, setting)
     made.fuse.save_pretrained(tmp_path / "fuse")
+    setting = replace(setting, folder=tmp_path / "given")
     again = protected(f"given:folder={tmp_path / 'fuse'}", trained, setting)
     chips = [measure(one, setting.data.test, FLIPS, 3) for one in (made, again)]
     assert chips[0] == chips[1]
@@ -245,7 +246,11 @@ def test_a_module_that_is_there_protects_as_it_did_where_it_was_trained(trained,
     with torch.no_grad():
         next(made.fuse.parameters()).add_(1)
     made.fuse.save_pretrained(tmp_path / "copy")
-    assert identity(given) != identity(copied)
+    assert identity(copied) == identity(given) != identity(*parse(f"given:folder={tmp_path / 'copy'}"))
+    with pytest.raises(NeuralFuseError, match="must stay as it was while it is compared"):
+        copied.protect(trained, replace(setting, folder=tmp_path / "other"))
+    with pytest.raises(NeuralFuseError, match="NeuralFuse must come before a method that prepares each chip's model"):
+        protected(f"reestimate:images=20+given:folder={tmp_path / 'fuse'}", trained, setting)
 
 
 def test_a_calibrated_module_is_trained_for_each_chip_alone(trained, setting):
@@ -369,7 +374,8 @@ class _Shift(nn.Module):
         ("convs+calibrate:images=20+calibrate:images=20", "calibrate came after another that does"),
         ("convs+calibrate:images=20+tune:images=20", "tune came after another that does"),
         ("tune", "tune must come after a NeuralFuse, e.g. unetl.tune: got 'tune'"),
-        ("given", "given must have the folder of a NeuralFuse, given:folder=runs/fuse: got ''"),
+        ("given", "given must have the folder of a NeuralFuse, given:folder=runs/fuse: got none"),
+        ("given:folder=nowhere", "cannot read nowhere/config.json"),
         ("convs+tune:queries=100", "queries must be at least 1400 for one step: got queries=100"),
         ("convs+calibrate", r"images must be in 0\.\.\d+: got images=1000"),
         ("convs+batch-statistics+calibrate", "calibrate must come before methods that change answers"),

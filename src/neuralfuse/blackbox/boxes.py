@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from neuralfuse.errors import AnswerError, BusyError, FileFormatError, MissingExtraError
+from neuralfuse.errors import AnswerError, BusyError, ConfigError, FileFormatError, MissingExtraError
 from neuralfuse.plugins import load
 from neuralfuse.ranges import InputRange
 
@@ -37,6 +37,11 @@ class Box(ABC):
     def key(self) -> str:
         """All that its answers depend on but the image: its name, and what of it is asked."""
         return self.name
+
+    @property
+    def how(self) -> dict[str, str]:
+        """How it is asked, where that is not the usual way; for records."""
+        return {}
 
     @abstractmethod
     def ask(self, x: NDArray[np.float32]) -> NDArray[Any]:
@@ -122,8 +127,13 @@ class OnnxFile(Box):
     def key(self) -> str:
         """See `Box`."""
         space = f" {self.input_range}" if self.datatype == "UINT8" else ""
-        order = "" if self.layout == "nchw" else f" {self.layout}"
+        order = "".join(f" {value}" for value in self.how.values())
         return f"{self.name} {self.input_name} {self.output_name}{space}{order}"
+
+    @property
+    def how(self) -> dict[str, str]:
+        """See `Box`."""
+        return {} if self.layout == "nchw" else {"layout": self.layout}
 
     def ask(self, x: NDArray[np.float32]) -> NDArray[Any]:
         """See `Box`."""
@@ -193,13 +203,15 @@ def open_box(reference: str, **options: Any) -> Box:
         options: Those of `OnnxFile`, and for a server those of `Served`.
 
     Raises:
-        ConfigError: there is no such function.
+        ConfigError: there is no such function, or it has an option that is not for it.
         FileFormatError: the file is no ONNX model.
         AnswerError: the server knows no such model.
     """
     from neuralfuse.blackbox.served import Served  # noqa: PLC0415
 
     if reference.startswith(CALL):
+        if options.get("layout", "nchw") != "nchw":
+            raise ConfigError("--layout must go with a server or an ONNX file: a function gets (N, C, H, W).")
         function = load(reference.removeprefix(CALL), what="function")
         return Function(function, reference)
     if reference.endswith(".onnx"):

@@ -78,6 +78,7 @@ def choose(
         "schema": SCHEMA,
         "config": {
             "box": box.box.name,
+            **box.box.how,
             "candidates": {name: fuse.trained for name, fuse in fuses.items()},
             "data": data.to_config(),
             "images": most,

@@ -68,6 +68,7 @@ def judge(
         "schema": SCHEMA,
         "config": {
             "box": box.box.name,
+            **box.box.how,
             "nominal": None if nominal is None else nominal.box.name,
             "kind": box.kind,
             "fuse": None if fuse is None else {**fuse.trained, "generator": fuse.name, "weights": _weights(fuse)},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from neuralfuse.wire import HEADER, Message, WireError, WireTensor, decode, enco
 
 BINARY = "binary_tensor_data"
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
+_NOT_SAID = {401, 403, 404, 405, 501}  # it does not say whether it is ready
 _ADDRESS = re.compile(r"(https?://.+?)/v2/models/([^/]+)(/versions/[^/]+)?/?")
 
 
@@ -72,8 +72,13 @@ class Served(Box):
     def key(self) -> str:
         """See `Box`."""
         space = f" {self.input_range}" if self.datatype == "UINT8" else ""
-        order = "" if self.layout == "nchw" else f" {self.layout}"
+        order = "".join(f" {value}" for value in self.how.values())
         return f"{self.name} {self.input_name} {self.datatype} {self.output_name}{space}{order}"
+
+    @property
+    def how(self) -> dict[str, str]:
+        """See `Box`."""
+        return {} if self.layout == "nchw" else {"layout": self.layout}
 
     def close(self) -> None:
         """Close the connection."""
@@ -93,9 +98,20 @@ class Served(Box):
         try:
             return self._send("GET", self.name)
         except AnswerError:
-            with suppress(AnswerError):
-                self._send("GET", f"{self.root}/v2/health/ready")
+            self._check_ready()
             raise
+
+    def _check_ready(self) -> None:
+        """Raise a `BusyError` where the server says that it, or the model, is not ready: by a status of any kind."""
+        for address in (f"{self.root}/v2/health/ready", f"{self.name}/ready"):
+            try:
+                status = self._client.get(address).status_code
+            except self._illegal:
+                return
+            except self._unreachable as error:
+                raise BusyError(f"{self.root} must be reachable: {error or type(error).__name__}.") from error
+            if status >= 400 and status not in _NOT_SAID:
+                raise BusyError(f"{address} must say that it is ready: got {status}.")
 
     def ask(self, x: NDArray[np.float32]) -> NDArray[Any]:
         """See `Box`."""
@@ -108,7 +124,11 @@ class Served(Box):
         headers = {"Content-Type": "application/json" if length is None else "application/octet-stream"}
         if length is not None:
             headers[HEADER] = str(length)
-        answer = self._send("POST", f"{self.name}/infer", content=body, headers=headers)
+        try:
+            answer = self._send("POST", f"{self.name}/infer", content=body, headers=headers)
+        except AnswerError:
+            self._check_ready()
+            raise
         try:
             size = answer.headers.get(HEADER)
             made = decode(answer.content, None if size is None else int(size), "outputs")

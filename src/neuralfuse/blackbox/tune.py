@@ -86,6 +86,7 @@ def tune(
         **asdict(tuning),
         "images": len(learn),
         "box": box.box.name,
+        **box.box.how,
         "nominal": None if nominal is None else nominal.box.name,
         "data": data.to_config(),
     }

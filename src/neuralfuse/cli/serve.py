@@ -68,7 +68,7 @@ def serve(
     in_flight
         Requests that are worked on at a time; further ones get 503.
     timeout
-        Seconds for a request, from its first byte to the answer of the server behind (504).
+        Seconds for a request, from its head to the answer of the server behind (504).
     max_body
         Bytes of a request's body, unpacked; larger ones get 413.
     certificate

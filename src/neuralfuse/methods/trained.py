@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +15,6 @@ from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.energy import count
 from neuralfuse.errors import require, unknown_name
 from neuralfuse.faults import FaultModel, default_curve
-from neuralfuse.files import read_json
 from neuralfuse.fuse import NeuralFuse, check_same_range
 from neuralfuse.methods.base import Access, Method, Preparation, Protected, Setting, check_option
 from neuralfuse.nets import BASE_MODELS, GENERATORS, BaseModel, base_spec, load_base
@@ -189,8 +189,7 @@ class Fused(Method):
 
     def protect(self, made: Protected, setting: Setting) -> Protected:
         """See `Method`."""
-        require(made.fuse is None, "only one NeuralFuse may stand before a model: two were put together.")
-        require(made.prepared is None, "NeuralFuse must come before a method that prepares each chip's model.")
+        _check_place(made)
         folder, faults = setting.folder, made.faults_left(setting.faults)
         if not (folder / "config.json").exists():
             make_fuse(
@@ -225,23 +224,44 @@ class Given(Method):
     folder: str = ""
 
     def __post_init__(self) -> None:
-        there = self.folder and (Path(self.folder) / "config.json").is_file()
-        require(
-            bool(there), f"given must have the folder of a NeuralFuse, given:folder=runs/fuse: got {self.folder!r}."
-        )
+        require(bool(self.folder), "given must have the folder of a NeuralFuse, given:folder=runs/fuse: got none.")
+        _ = self.what  # now, so that what is measured later is what was asked for
+
+    @cached_property
+    def what(self) -> tuple[str, str]:
+        """The generator's name, and a digest of the module's files."""
+        name = NeuralFuse.from_pretrained(self.folder).name
+        digest = hashlib.sha256()
+        for file in ("config.json", "model.safetensors"):
+            digest.update((Path(self.folder) / file).read_bytes())
+        return name, digest.hexdigest()
+
+    @property
+    def generator(self) -> str:
+        """The generator's name."""
+        return self.what[0]
 
     def protect(self, made: Protected, setting: Setting) -> Protected:
-        """See `Method`."""
-        fuse = NeuralFuse.from_pretrained(self.folder).to(setting.device)
+        """See `Method`; the module is copied, so that it stays what it was."""
+        _check_place(made)
+        own = setting.folder
+        if not (own / "config.json").exists():
+            require(
+                replace(self).what == self.what,
+                f"{self.folder} must stay as it was while it is compared: it holds another module now.",
+            )
+            NeuralFuse.from_pretrained(self.folder).save_pretrained(own)
+        fuse = NeuralFuse.from_pretrained(own).to(setting.device)
         check_same_range(fuse, made.deployed)
         return replace(made, fuse=fuse)
 
     def to_config(self) -> dict[str, Any]:
         """Return which module it is, wherever it lies."""
-        with (Path(self.folder) / "model.safetensors").open("rb") as file:
-            return {"method": self.name, "weights": hashlib.file_digest(file, "sha256").hexdigest()}
+        generator, digest = self.what
+        return {"method": self.name, "generator": generator, "module": digest}
 
-    @property
-    def generator(self) -> str:
-        """Its generator's name."""
-        return str(read_json(Path(self.folder) / "config.json")["generator"])
+
+def _check_place(made: Protected) -> None:
+    """Raise a `ConfigError` unless a NeuralFuse may be put before what there is."""
+    require(made.fuse is None, "only one NeuralFuse may stand before a model: two were put together.")
+    require(made.prepared is None, "NeuralFuse must come before a method that prepares each chip's model.")

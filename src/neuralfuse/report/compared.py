@@ -91,7 +91,7 @@ def rates_chart(found: Found) -> Iterator[Figure]:
 
 
 def _is_neuralfuse(stage: Mapping[str, Any]) -> bool:
-    return bool(stage["method"] == "neuralfuse" and stage["generator"] != "uip")
+    return bool(stage["method"] in ("neuralfuse", "given") and stage["generator"] != "uip")
 
 
 def energy_chart(found: Found) -> Iterator[Figure]:

@@ -99,21 +99,24 @@ def _of_plan(record: Record, config: Record) -> Iterator[str]:
 
 def _of_black_box(record: Record, config: Record) -> Iterator[str]:
     yield f"evaluate{'' if config['fuse'] is None else ' FUSE'} --base {config['box']} --data {config['data']['name']}"
-    yield from _nominal(config)
+    yield from _asked(config)
 
 
 def _of_choice(record: Record, config: Record) -> Iterator[str]:
     yield f"choose {' '.join(config['candidates'])} --base {config['box']} --data {config['data']['name']}"
+    yield from _asked(config)
 
 
 def _of_tuning(record: Record, config: Record) -> Iterator[str]:
     yield f"tune FUSE --base {config['box']} --data {config['data']['name']} --queries {config['queries']} --out OUT"
-    yield from _nominal(config)
+    yield from _asked(config)
 
 
-def _nominal(config: Record) -> Iterator[str]:
-    if config["nominal"]:
+def _asked(config: Record) -> Iterator[str]:
+    if config.get("nominal"):
         yield f"--nominal {config['nominal']}"
+    if "layout" in config:
+        yield f"--layout {config['layout']}"
 
 
 def _scale(config: Record) -> str:

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
 import orjson
@@ -40,14 +39,12 @@ from neuralfuse.serve.passing import (
 )
 from neuralfuse.serve.settings import Settings
 from neuralfuse.serve.translate import BINARY, Wishes, for_client, for_upstream
+from neuralfuse.serve.upstream import client_of, sent
 from neuralfuse.wire import WireError, decode
 
 _LOG = logging.getLogger(__name__)
 _PROBES = 4
 """Questions at a time whether the server behind is ready: they need no token, and must not keep others from it."""
-_REST = 2.0
-"""Seconds that a connection to the server behind may rest: shorter than servers keep theirs (5 are usual), or one is
-closed just as it is used again."""
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
@@ -71,6 +68,7 @@ class _Gateway:
             partial(transform_any, fuse), most=settings.max_batch, wait=settings.max_wait, watch=self.metrics.batch
         )
         self.upstream = httpx2.URL(settings.upstream.rstrip("/"))
+        self.client = client_of(settings)
         self.admission = Admission(settings.in_flight, self.metrics)
         self.readiness = asyncio.Semaphore(_PROBES)
         self.binary: bool | None = None  # whether the server behind takes binary tensors; None until it said so
@@ -90,17 +88,8 @@ class _Gateway:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         self.batcher.start()
-        most = self.settings.in_flight + 8
-        limits = httpx2.Limits(max_connections=most, max_keepalive_connections=32, keepalive_expiry=_REST)
-        nothing = CookieJar(DefaultCookiePolicy(allowed_domains=[]))  # one client's cookies are not another's
-        timeout = self.settings.timeout
-        verify = httpx2.create_ssl_context()  # by SSL_CERT_FILE or SSL_CERT_DIR; no proxy by the environment
-        async with httpx2.AsyncClient(
-            timeout=timeout, limits=limits, cookies=nothing, verify=verify, trust_env=False
-        ) as client:
-            self.client = client
-            async with self._rpc_door():
-                yield
+        async with self.client, self._rpc_door():
+            yield
         await self.batcher.stop()
 
     @asynccontextmanager
@@ -154,7 +143,11 @@ class _Gateway:
     async def _no_such_method(self, request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         self.metrics.request("other", status, 0.0)
-        return Refused(status, f"the method must be one of {', '.join(METHODS)}: got {request.method[:40]}.").response
+        if status != 405:
+            return Refused(status, "the path must begin with / and be one of the protocol's.").response
+        allowed = ", ".join(METHODS)
+        why = f"the method must be one of {allowed}: got {request.method[:40]}."
+        return Refused(405, why, {"Allow": allowed}).response
 
     def _check_token(self, request: Request) -> None:
         if self.settings.token is not None:
@@ -305,18 +298,9 @@ class _Gateway:
         url = self.upstream.copy_with(raw_path=self.upstream.raw_path.rstrip(b"/") + target)
         try:
             async with asyncio.timeout_at(request.state.until):
-                return await self._sent(method, url, content or None, passed)
+                return await sent(self.client, method, url, content or None, passed)
         except (TimeoutError, httpx2.TimeoutException) as error:
             why = f"the server behind must answer within {self.settings.timeout:g} seconds."
             raise Refused(504, why) from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise Refused(502, f"the server behind must be reachable: {type(error).__name__}.") from error
-
-    async def _sent(self, method: str, url: httpx2.URL, content: bytes | None, headers: Headers) -> httpx2.Response:
-        """Ask; what only reads is asked once more where the server had closed the connection."""
-        try:
-            return await self.client.request(method, url, content=content, headers=headers)
-        except httpx2.RemoteProtocolError:
-            if method not in ("GET", "HEAD"):
-                raise
-            return await self.client.request(method, url, content=content, headers=headers)

@@ -101,9 +101,10 @@ class RpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
             kind = "infer" if call.method == f"{_SERVICE}ModelInfer" else "other"
             return grpc.stream_stream_rpc_method_handler(partial(self._unknown, kind))
         if call.method == f"{_SERVICE}ModelInfer":
-            return grpc.unary_unary_rpc_method_handler(partial(self._guarded, self._infer, "infer"))
+            return grpc.stream_unary_rpc_method_handler(partial(self._guarded, self._infer, "infer"))
         if call.method in _PASSED:
-            return grpc.unary_unary_rpc_method_handler(partial(self._guarded, partial(self._ask, call.method), "other"))
+            ask = partial(self._ask, call.method)
+            return grpc.stream_unary_rpc_method_handler(partial(self._guarded, ask, "other"))
         return grpc.stream_stream_rpc_method_handler(self._refuse)
 
     async def _refuse(self, calls: Any, context: Any) -> NoReturn:
@@ -116,14 +117,20 @@ class RpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a bearer token must come with the request.")
         raise AssertionError  # abort raises
 
-    async def _guarded(self, handle: Handle, kind: str, body: bytes, context: Any) -> bytes:
-        """Answer with the bound on requests in flight kept, and every error a status of gRPC's."""
+    async def _guarded(self, handle: Handle, kind: str, messages: Any, context: Any) -> bytes:
+        """Answer with the bound on requests in flight kept, and every error a status of gRPC's.
+
+        A call has one message. It is awaited here, not by gRPC, so that the time for the call bounds it too.
+        """
         began, code, why, trailing = time.perf_counter(), grpc.StatusCode.INTERNAL, "", ()
         left = context.time_remaining()
         seconds = self.settings.timeout if left is None else min(left, self.settings.timeout)
+        until = asyncio.get_running_loop().time() + seconds
         try:
             with self.admission.one():
-                answer = await handle(body, context, asyncio.get_running_loop().time() + seconds)
+                async with asyncio.timeout_at(until):
+                    body = await anext(aiter(messages))
+                answer = await handle(body, context, until)
             code = grpc.StatusCode.OK
             return answer
         except FullError as error:
@@ -133,7 +140,10 @@ class RpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
         except grpc.aio.AioRpcError as error:  # of the server behind, or that it cannot be reached
             code, why, trailing = error.code(), error.details() or "", error.trailing_metadata() or ()
         except TimeoutError:
-            code, why = grpc.StatusCode.DEADLINE_EXCEEDED, "the images must be transformed in time: too many wait."
+            code = grpc.StatusCode.DEADLINE_EXCEEDED
+            why = f"the call must come, and its images be transformed, within {seconds:g} seconds."
+        except StopAsyncIteration:
+            code, why = grpc.StatusCode.INVALID_ARGUMENT, "the call must have a message: it has none."
         except asyncio.CancelledError:  # the client went away
             code = grpc.StatusCode.CANCELLED
             raise

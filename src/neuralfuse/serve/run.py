@@ -80,7 +80,7 @@ class _Server(uvicorn.Server):
         rpc = getattr(self.app.state, "rpc", None)
         closing = None if rpc is None else asyncio.ensure_future(rpc.close())
         await super().shutdown(sockets)
-        if closing is not None:
+        if closing is not None and not self.force_exit:  # that is a second Ctrl-C
             await closing
 
 

@@ -25,7 +25,7 @@ class Settings:
         max_batch: Images that are transformed at once.
         max_wait: Seconds that an image waits, at most, for those of other requests that have come.
         in_flight: Requests that are worked on at a time; further ones are turned away (503).
-        timeout: Seconds for a request, from its first byte to the answer of the server behind.
+        timeout: Seconds for a request, from its head to the answer of the server behind.
         max_body: Bytes of a request's body, unpacked; larger ones are turned away (413).
         token: Clients must send it as a bearer token; None for anyone.
         upstream_token: Sent to the server behind it in the place of what clients send.
