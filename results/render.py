@@ -16,7 +16,7 @@ from neuralfuse.pipeline import summary as evaluation_summary
 from neuralfuse.reproduce.show import as_markdown, heading, notes
 
 RESULTS = Path(__file__).parent
-NAMES = ("results.md", "comparison.md", "one-chip.md", "benchmarks.md")
+NAMES = ("results.md", "comparison.md", "one-chip.md", "remote.md", "benchmarks.md")
 PAGES = tuple(RESULTS.parent / "docs" / name for name in NAMES)
 END = "<!-- end of table -->"
 

@@ -421,3 +421,13 @@ def test_what_the_page_says_of_one_chip_is_in_the_records():
         f"{asked[photos, 'stuck']} and {asked[photos, 'reference']} on CIFAR-10",
     ):  # fmt: skip
         assert sentence in page, sentence
+
+
+def test_what_the_page_says_of_questions_is_in_the_record():
+    record, rows = recorded("tuned-cifar10-vgg11.json")
+    given = "given:folder=runs/resnet18-unets"
+    tuned = (rows[f"{given}+tune{count}", 0.01] for count in ("", ":queries=5000"))
+    more, few = (Difference.of(one, rows[given, 0.01]) for one in tuned)
+    page = (ROOT / "docs" / "remote.md").read_text(encoding="utf-8")
+    assert more.interval[0] > 0 > few.interval[0] and record["config"]["chips"] == 10
+    assert f"by {difference(more)} points" in page and f"({difference(few)})" in page
