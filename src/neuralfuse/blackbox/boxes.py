@@ -82,7 +82,43 @@ class Function(Box):
         return rows(np.asarray(made), len(x), self.name)
 
 
-class OnnxFile(Box):
+class Named(Box):
+    """A model whose input for images and output have names, and that wants images in a type and an order of its own.
+
+    Attributes:
+        input_name: Of the images.
+        output_name: Of the answers.
+        datatype: A key of `SENT`.
+        input_range: What the model's inputs are made of.
+        layout: Order of the images' axes.
+    """
+
+    input_name: str
+    output_name: str
+    datatype: str
+    input_range: InputRange
+    layout: Layout
+
+    @property
+    def key(self) -> str:
+        """See `Box`."""
+        space = f" {self.input_range}" if self.datatype == "UINT8" else ""
+        order = "".join(f" {value}" for value in self.how.values())
+        return f"{self.name} {self.input_name} {self.datatype} {self.output_name}{space}{order}"
+
+    @property
+    def how(self) -> dict[str, str]:
+        """See `Box`."""
+        return {} if self.layout == "nchw" else {"layout": self.layout}
+
+    def sent(self, x: NDArray[np.float32]) -> NDArray[Any]:
+        """Return inputs (N, C, H, W) as the model wants them: UINT8 is the nearest of 256 levels."""
+        pixels = self.datatype == "UINT8"
+        made = self.input_range.to_bytes(torch.from_numpy(x)).numpy() if pixels else x.astype(SENT[self.datatype])
+        return made if self.layout == "nchw" else np.ascontiguousarray(made.transpose(0, 2, 3, 1))
+
+
+class OnnxFile(Named):
     """A model in an ONNX file, run by ONNX Runtime on the CPU.
 
     Args:
@@ -123,32 +159,13 @@ class OnnxFile(Box):
         self.datatype = _ONNX[types[self.input_name]]
         self.output_name = _chosen("output", [one.name for one in self.session.get_outputs()], output_name)
 
-    @property
-    def key(self) -> str:
-        """See `Box`."""
-        space = f" {self.input_range}" if self.datatype == "UINT8" else ""
-        order = "".join(f" {value}" for value in self.how.values())
-        return f"{self.name} {self.input_name} {self.output_name}{space}{order}"
-
-    @property
-    def how(self) -> dict[str, str]:
-        """See `Box`."""
-        return {} if self.layout == "nchw" else {"layout": self.layout}
-
     def ask(self, x: NDArray[np.float32]) -> NDArray[Any]:
         """See `Box`."""
         try:
-            sent = as_sent(x, self.datatype, self.input_range, self.layout)
-            (made,) = self.session.run([self.output_name], {self.input_name: sent})
+            (made,) = self.session.run([self.output_name], {self.input_name: self.sent(x)})
         except Exception as error:  # the runtime's own kinds
             raise AnswerError(f"the ONNX model must take {x.shape}: {str(error).splitlines()[0]}.") from error
         return rows(made, len(x), self.name)
-
-
-def as_sent(x: NDArray[np.float32], datatype: str, input_range: InputRange, layout: Layout) -> NDArray[Any]:
-    """Return inputs (N, C, H, W) as a model wants them: UINT8 is the nearest of 256 levels."""
-    made = input_range.to_bytes(torch.from_numpy(x)).numpy() if datatype == "UINT8" else x.astype(SENT[datatype])
-    return made if layout == "nchw" else np.ascontiguousarray(made.transpose(0, 2, 3, 1))
 
 
 def rows(made: NDArray[Any], count: int, name: str) -> NDArray[Any]:

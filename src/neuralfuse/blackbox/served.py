@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuralfuse.blackbox.boxes import SENT, Box, Layout, as_sent, rows
+from neuralfuse.blackbox.boxes import SENT, Layout, Named, rows
 from neuralfuse.errors import AnswerError, BusyError, MissingExtraError, NeuralFuseError, require
 from neuralfuse.ranges import InputRange
 from neuralfuse.wire import HEADER, Message, WireError, WireTensor, decode, encode
@@ -19,7 +19,7 @@ _NOT_SAID = {401, 403, 404, 405, 501}  # it does not say whether it is ready
 _ADDRESS = re.compile(r"(https?://.+?)/v2/models/([^/]+)(/versions/[^/]+)?/?")
 
 
-class Served(Box):
+class Served(Named):
     """A served model.
 
     Args:
@@ -68,18 +68,6 @@ class Served(Box):
             self.close()
             raise
 
-    @property
-    def key(self) -> str:
-        """See `Box`."""
-        space = f" {self.input_range}" if self.datatype == "UINT8" else ""
-        order = "".join(f" {value}" for value in self.how.values())
-        return f"{self.name} {self.input_name} {self.datatype} {self.output_name}{space}{order}"
-
-    @property
-    def how(self) -> dict[str, str]:
-        """See `Box`."""
-        return {} if self.layout == "nchw" else {"layout": self.layout}
-
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
@@ -118,8 +106,7 @@ class Served(Box):
         wanted: dict[str, Any] = {"name": self.output_name}
         if self.binary:
             wanted["parameters"] = {"binary_data": True}
-        values = as_sent(x, self.datatype, self.input_range, self.layout)
-        message = Message((WireTensor(self.input_name, self.datatype, values),), {"outputs": [wanted]})
+        message = Message((WireTensor(self.input_name, self.datatype, self.sent(x)),), {"outputs": [wanted]})
         body, length = encode(message, "inputs", binary=self.binary)
         headers = {"Content-Type": "application/json" if length is None else "application/octet-stream"}
         if length is not None:
