@@ -195,10 +195,14 @@ def test_what_is_named_in_the_energy_chart(records):
     assert "NeuralFuse" in svg and "no protection" in svg and "none (1%)" in svg
 
 
-def test_names_that_would_hide_others_are_left_out():
-    rows = [{"method": name} for name in "abcd"]
-    spots = [(0.1, 0.9), (0.2, 0.91), (0.2, 0.8), (0.6, 0.9)]
-    assert [row["method"] for row, _ in _with_room(rows, spots)] == ["a", "c", "d"]
+def test_names_that_would_hide_others_are_left_out_or_moved():
+    spots = {"first": (0.1, 0.9), "beside it": (0.11, 0.91), "far away": (0.6, 0.9), "at the end": (0.99, 0.5)}
+    crowd = [(0.4 + 0.02 * one, 0.02 * two) for one in range(20) for two in range(20)]
+    placed = dict(_with_room({**spots, "in the crowd": (0.6, 0.2)}, [*spots.values(), *crowd]))
+    assert placed["first"] == (pytest.approx(0.115), 0.9) and placed["far away"] == (pytest.approx(0.615), 0.9)
+    assert abs(placed["beside it"][1] - placed["first"][1]) > 0.04  # above or below
+    assert placed["at the end"][0] < 0.9  # before its point
+    assert "in the crowd" not in placed
 
 
 def test_the_command_of_a_scale_of_one_s_own_names_its_file(tmp_path):

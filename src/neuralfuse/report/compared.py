@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from neuralfuse.report.figures import Figure, quantile
 from neuralfuse.report.records import Found
 from neuralfuse.report.svg import INK, MUTED, SERIES, chart, inline
@@ -22,7 +24,9 @@ def methods_chart(found: Found) -> Iterator[Figure]:
         mean = {name: sum(values) / len(values) for name, values in each.items()}
         names = sorted(every, key=lambda name: mean[name])
         colours = {row["method"]: _colour(row) for row in own}
+        lowest = min(quantile(row["measured"]["per_chip"]["pa"], 0.1) for row in own)
         with chart(2.2 + 2.1 * len(rates), 0.9 + 0.24 * len(names), 1, len(rates), sharey=True, sharex=True) as made:
+            _stretch(made.axes[0][0], "x", lowest)
             for axes, rate in zip(made.axes[0], rates, strict=True):
                 axes.axvline(at["none", rate]["pa"], color=MUTED, linewidth=0.9, linestyle=":")
                 for place, name in enumerate(names):
@@ -44,7 +48,7 @@ def methods_chart(found: Found) -> Iterator[Figure]:
         )
         caption = (
             f"Dots are means over {found.record['config']['chips']} chips, bars hold the middle 80% of them; dotted: "
-            "no protection. NeuralFuse and what is put together with it has the first colour."
+            f"no protection. NeuralFuse and what is put together with it has the first colour. {_STRETCHED}"
         )
         yield Figure(f"All methods, {faults}", inline(made.svg, alt), caption, (found,))
 
@@ -100,8 +104,9 @@ def energy_chart(found: Found) -> Iterator[Figure]:
     for faults in dict.fromkeys(row["faults"] for row in rows):
         own = [row for row in rows if row["faults"] == faults]
         rates = list(dict.fromkeys(row["ber"] for row in own))
-        with chart(6.4, 3.8) as made:
+        with chart(7.4, 3.8) as made:
             axes = made.axes[0][0]
+            _stretch(axes, "y", min(row["measured"]["pa"] for row in own))
             for row in own:
                 value, mark = row["measured"], _MARKS[rates.index(row["ber"]) % len(_MARKS)]
                 front_most = 3 if row["method"] == "none" else 2
@@ -120,28 +125,44 @@ def energy_chart(found: Found) -> Iterator[Figure]:
             axes.set_xticks([], minor=True)
             axes.set_xlim(low, high)
             axes.grid()
-            axes.legend(frameon=False, fontsize=8)
-            train_rate = found.record["config"]["train_rate"]
-            named = sorted(_named(own, train_rate), key=lambda row: bool(row["ber"] != train_rate))
+            made.figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+            named = _named(own, found.record["config"]["train_rate"])
             spots = axes.transAxes.inverted().transform(
-                axes.transData.transform([(row["measured"]["energy"], row["measured"]["pa"]) for row in named])
+                axes.transData.transform([(row["measured"]["energy"], row["measured"]["pa"]) for row in own])
             )
-            for row, (x, y) in _with_room(named, [(float(x), float(y)) for x, y in spots]):
-                axes.annotate(
-                    f"{row['method']} ({100 * row['ber']:g}%)", (x, y), xytext=(6 if x < 0.6 else -6, -3),
-                    xycoords="axes fraction", textcoords="offset points", fontsize=8, ha="left" if x < 0.6 else "right",
-                )  # fmt: skip
+            at = {(row["method"], row["ber"]): (float(x), float(y)) for row, (x, y) in zip(own, spots, strict=True)}
+            labels = {f"{row['method']} ({100 * row['ber']:g}%)": at[row["method"], row["ber"]] for row in named}
+            for label, spot in _with_room(labels, list(at.values())):
+                axes.text(*spot, label, transform=axes.transAxes, fontsize=8, va="center")
         names = ", ".join(dict.fromkeys(row["method"] for row in front(own)))
         alt = f"Accuracy against memory energy, {faults}. On the front of what no other beats in both: {names}."
         caption = (
             "Named, where there is room: what no other method beats in both accuracy and energy; and, at the rate that "
             "methods prepare for, no protection, the best NeuralFuse and the smaller model. What lies right of the "
-            "dotted line costs more than the plain model at full voltage."
+            f"dotted line costs more than the plain model at full voltage. {_STRETCHED}"
         )
         yield Figure(f"Accuracy against energy, {faults}", inline(made.svg, alt), caption, (found,))
 
 
 _MARKS = ("o", "s", "^", "D", "v")  # of the rates
+_STRETCHED = "The scale of accuracy is stretched towards 100%, where the best methods lie close together."
+
+
+def _stretch(axes: Any, way: str, lowest: float) -> None:
+    """Give the x or y axis the scale of accuracies from the lowest up, on which to halve the errors is one distance."""
+
+    def stretched(accuracy: Any) -> Any:
+        return -np.log(np.maximum(101 - accuracy, 0.1))  # 101: a scale of errors that has an end
+
+    def accuracy(place: Any) -> Any:
+        return 101 - np.exp(-place)
+
+    start = float(accuracy(stretched(lowest) - 0.2))
+    ticks = [one for one in (0, 50, 80, 90, 95, 98, 100) if one >= start]
+    for side in (axes.get_shared_x_axes() if way == "x" else axes.get_shared_y_axes()).get_siblings(axes):
+        getattr(side, f"set_{way}scale")("function", functions=(stretched, accuracy))
+        getattr(side, f"set_{way}ticks")(ticks, [str(one) for one in ticks])
+        getattr(side, f"set_{way}lim")(start, 100.3)
 
 
 def _colour(row: Mapping[str, Any]) -> str:
@@ -165,13 +186,23 @@ def _named(rows: Sequence[Mapping[str, Any]], train_rate: float) -> list[Mapping
 _Spot = tuple[float, float]
 
 
-def _with_room(rows: Sequence[Mapping[str, Any]], spots: Sequence[_Spot]) -> Iterator[tuple[Mapping[str, Any], _Spot]]:
-    """Yield the rows whose names, one line high and a third of the axes wide, hide none before them; with spots."""
-    taken: list[_Spot] = []
-    for row, (x, y) in zip(rows, spots, strict=True):
-        if all(abs(y - other) > 0.04 or abs(x - there) > 0.34 for there, other in taken):
-            taken.append((x, y))
-            yield row, (x, y)
+def _with_room(labels: Mapping[str, _Spot], points: Sequence[_Spot]) -> Iterator[tuple[str, _Spot]]:
+    """Yield labels beside their points, and where each starts; what would hide another or two points is left out."""
+    taken: list[tuple[float, float, float]] = []
+    high = 0.045  # a line; as all of it, in fractions of the axes
+    for label, (x, y) in labels.items():
+        wide = 0.0125 * len(label)
+        places = [(x + 0.015, y), (x - 0.015 - wide, y), (x - wide / 2, y + high), (x - wide / 2, y - high)]
+        free = [
+            (sum(left <= px <= left + wide and abs(py - line) < high / 2 for px, py in points), order, left, line)
+            for order, (left, line) in enumerate(places)
+            if left >= 0 and left + wide <= 1 and 0 <= line <= 1
+            and all(abs(line - other) >= high or left + wide < start or end < left for start, end, other in taken)
+        ]  # fmt: skip
+        if free and min(free)[0] < 2:
+            _, _, left, line = min(free)
+            taken.append((left, left + wide, line))
+            yield label, (left, line)
 
 
 def front(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

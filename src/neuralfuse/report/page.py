@@ -56,6 +56,12 @@ class Table:
         """Whether colours say how far from the published values it is."""
         return any(cell.tint for row in self.rows for cell in row)
 
+    @property
+    def sides(self) -> list[str]:
+        """The class of each column: words begin at the left, numbers end at the right."""
+        columns = zip(*self.rows, strict=True)
+        return ["said" if any(cell.text[:1].isalpha() for cell in column) else "" for column in columns]
+
 
 @dataclass(frozen=True)
 class Section:
