@@ -28,8 +28,8 @@ from neuralfuse.nets import load_base
 from neuralfuse.pipeline import make_base, make_fuse, measure
 from neuralfuse.quant import FloatWords, Scheme
 from neuralfuse.report import Report, make_portrait
-from neuralfuse.report.compared import _named, _with_room, energy_chart, front
-from neuralfuse.report.page import Cell
+from neuralfuse.report.compared import _named, _stretch, _with_room, energy_chart, front
+from neuralfuse.report.page import Cell, Table
 from neuralfuse.report.portrait import SCHEMA
 from neuralfuse.report.records import collect
 from neuralfuse.report.svg import SERIES, chart, inline
@@ -235,6 +235,27 @@ def test_colours_say_how_far_from_the_paper(records):
     assert tints == ["", "same", "up1", "up2", "same", "down1", "down2"]
 
 
+def test_words_begin_at_the_left_and_numbers_end_at_the_right(records):
+    rows = [("none", "97.4", "-"), ("convl", "-", "unets")]
+    assert Table("", ("method", "CA", "best"), [[Cell(text) for text in row] for row in rows]).sides == [
+        "said",
+        "",
+        "said",
+    ]
+    page = Report.of(records, "Seen").html()
+    assert '<th scope="col" class="said">needs</th>' in page and '<th scope="col">CA</th>' in page
+
+
+def test_the_scale_of_accuracies_has_room_where_they_are_high():
+    with chart(4, 3) as made:
+        axes = made.axes[0][0]
+        _stretch(axes, "x", 60)
+        at = {accuracy: axes.transData.transform((accuracy, 0))[0] for accuracy in (60, 80, 90, 95, 98, 100)}
+    assert at[60] < at[80] < at[90] < at[95] < at[98] < at[100]
+    assert at[100] - at[98] > at[80] - at[60] > 0.8 * (at[90] - at[80])
+    assert [f">{tick}<" in made.svg for tick in (50, 80, 98, 100)] == [False, True, True, True]
+
+
 def test_tables_are_there_as_markdown_and_latex_too(records, tmp_path):
     files = Report.of(records, "Seen").write(tmp_path / "report.html")
     assert [file.name for file in files] == ["report.html", "report.md", "report.tex"]
@@ -395,7 +416,7 @@ def test_the_records_that_were_measured_make_a_report(committed):
                 name, measured = re.escape(row["method"]), row["measured"]
                 seen = rf"{measured['pa']:.1f}\D+{measured['pa_sd']:.1f}"
                 assert re.search(rf"\| {name} \| [^\n]* \| {seen} \|", markdown), (one.found.path, name)
-                assert re.search(rf">{name}</th>(<td>[^<]*</td>)*?<td>{seen}<", page), (one.found.path, name)
+                assert re.search(rf">{name}</th>(<td[^>]*>[^<]*</td>)*?<td>{seen}<", page), (one.found.path, name)
                 assert re.search(rf"{name} &[^\n]*{measured['pa']:.1f}", latex), (one.found.path, name)
 
 
