@@ -16,22 +16,26 @@ from neuralfuse.report.page import Report
 
 RESULTS = Path(__file__).parent
 IMAGES = RESULTS.parent / "docs" / "images"
-RECORD, FIGURE = "gtsrb-vgg11-cpu-reference.json", "All methods, reference"
+COMPARISONS = {"report": ("gtsrb-vgg11-cpu-reference", "reference"), "flips": ("gtsrb-vgg11-cpu-flip", "flip"),
+               "longer": ("gtsrb-vgg11-ten-times-longer-reference", "reference")}  # fmt: skip
 COUNTS = {"unets+calibrate:images=10": 10, "unets+calibrate:images=100": 100, "unets+calibrate": 1000,
           "unets+calibrate:images=10000": 10_000}  # fmt: skip
 BESIDE = {"reestimate": ("BatchNorm, re-estimated on the chip", "#b3432b"), "none": ("no protection", "#6b6f76")}
 
 
-def report() -> None:
-    """A part of a report, for the README."""
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        shutil.copy(RESULTS / "comparisons" / RECORD, folder)
-        page = Path(folder) / "report.html"
-        Report.of(Path(folder), "Measured").write(page)
+def comparisons() -> None:
+    """All methods of each comparison, as a report draws them."""
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         opened = browser.new_page(viewport={"width": 920, "height": 900}, device_scale_factor=1.5)
-        opened.goto(page.as_uri())
-        opened.locator("figure", has=opened.get_by_role("heading", name=FIGURE)).screenshot(path=IMAGES / "report.png")
+        for name, (record, faults) in COMPARISONS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                shutil.copy(RESULTS / "comparisons" / f"{record}.json", folder)
+                page = Path(folder) / "report.html"
+                Report.of(Path(folder), "Measured").write(page)
+                opened.goto(page.as_uri())
+                figure = opened.locator("figure", has=opened.get_by_role("heading", name=f"All methods, {faults}"))
+                figure.screenshot(path=IMAGES / f"{name}.png")
         browser.close()
 
 
@@ -76,5 +80,5 @@ def _settings(record: dict[str, Any]) -> list[tuple[str, float]]:
 
 
 if __name__ == "__main__":
-    report()
+    comparisons()
     one_chip()

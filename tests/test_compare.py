@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import pytest
@@ -291,96 +291,211 @@ def shown(rows: dict, one: str, other: str, ber: float) -> str:
     return difference(Difference.of(rows[one, ber], rows[other, ber]))
 
 
+def more(rows: dict, one: str, other: str, ber: float) -> tuple[float, float]:
+    """The 95% interval of by how much one method is more accurate than another."""
+    return Difference.of(rows[one, ber], rows[other, ber]).interval
+
+
+def ahead(rows: dict, one: str, others: Iterable[str], ber: float) -> bool:
+    """Whether one method is more accurate than each of others."""
+    return all(more(rows, one, other, ber)[0] > 0 for other in others)
+
+
+def level(rows: dict, one: str, other: str, ber: float) -> bool:
+    """Whether no difference between two methods shows."""
+    low, high = more(rows, one, other, ber)
+    return low < 0 < high
+
+
 def recorded(name: str) -> tuple[dict, dict]:
     """A committed comparison, and its rows by method and rate."""
     record = json.loads((ROOT / "results" / "comparisons" / name).read_text())
     return record, {(one["method"], one["ber"]): one for one in record["rows"] if one["measured"] is not None}
 
 
+def words(name: str) -> str:
+    """The text of a page, in one line."""
+    return " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
+RATES = (0.005, 0.01, 0.02)
+GENERATORS = {"convl", "convs", "deconvl", "deconvs", "unetl", "unets"}
+MAP, FLIPS, LONGER = (
+    f"gtsrb-vgg11-{kind}.json" for kind in ("cpu-reference", "cpu-flip", "ten-times-longer-reference")
+)
+
+
+def test_the_page_s_comparisons_are_of_one_model():
+    measured = {name: recorded(name) for name in (MAP, FLIPS, LONGER)}
+    for record, rows in measured.values():
+        assert record["config"]["chips"] == 30 and record["config"]["train_rate"] == 0.01
+        assert {ber for _, ber in rows} == set(RATES)
+        assert rows["none", 0.01]["measured"]["ca"] == measured[MAP][1]["none", 0.01]["measured"]["ca"]
+    for ber in RATES:  # on the same chips, too
+        one, other = (measured[name][1]["none", ber]["measured"]["per_chip"] for name in (MAP, LONGER))
+        assert one == other
+
+
 def test_what_the_page_says_of_ten_times_the_steps_is_in_the_record():
-    record, rows = recorded("gtsrb-vgg11-ten-times-longer-reference.json")
+    record, rows = recorded(LONGER)
     alone = ("batch-statistics", "reestimate", "clip-quantization", "protected-bits", "zero-faulty-words")
-    assert record["config"]["chips"] == 30
-
-    def more(one: str, other: str, ber: float) -> Difference:
-        return Difference.of(rows[one, ber], rows[other, ber])
-
-    for ber in (0.005, 0.01):
-        assert all(more("unets", other, ber).interval[0] > 0 for other in alone)
-    assert all(more(other, "unets", 0.02).interval[0] > 0 for other in alone[:2] + alone[3:4])
+    assert ahead(rows, "unets", (*alone, "weight-clipping", "randbet", "smaller"), 0.005)
+    assert ahead(rows, "unets", alone, 0.01) and level(rows, "unets", "randbet", 0.01)
+    assert all(ahead(rows, one, ["unets"], 0.02) for one in ("randbet", *alone[:2], alone[3]))
     clean = rows["none", 0.01]["measured"]["ca"]
-    for ber in (0.005, 0.01, 0.02):
+    for ber in RATES:
         for other in ("batch-statistics", "reestimate", "protected-bits"):
             both = f"unets+{other}"
-            assert more(both, "unets", ber).interval[0] > 0 and more(both, other, ber).interval[0] > 0
+            assert ahead(rows, both, ["unets", other, "randbet"], ber)
             assert (rows[both, ber]["measured"]["pa"] > clean) == (ber < 0.02 or other == "protected-bits")
-    page, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/comparison.md", "README.md"))
+            assert ahead(rows, both, ["smaller"], ber) == (ber < 0.02 or other == "protected-bits")
+    assert ahead(rows, "smaller", ["unets+reestimate"], 0.02)
     pa = {key: f"{row['measured']['pa']:.1f}" for key, row in rows.items()}
+    readme, page = words("README.md"), words("docs/comparison.md")
     both = {ber: pa["unets+reestimate", ber] for ber in (0.01, 0.02)}
-    said = f"holds **{both[0.01]}% at 1% and {both[0.02]}% at 2%** (from {pa['none', 0.02]}%)"
-    assert said in readme.replace("\n", " ")
-    assert f"({pa['unets', 0.01]}% of {clean}%, from {pa['none', 0.01]}%)" in readme.replace("\n", " ")
-    assert (
-        f"hold {pa['unets+batch-statistics', 0.01]}% and more up to 1% and {pa['unets+reestimate', 0.02]}% at 2%"
-        in page
-    )
+    for sentence in (
+        f"({pa['unets', 0.01]}% and {pa['randbet', 0.01]}% at 1% faulty cells, from {pa['none', 0.01]}%)",
+        f"holds **{both[0.01]}% at 1% and {both[0.02]}% at 2%**",
+        f"(RandBET: {pa['randbet', 0.01]}% and {pa['randbet', 0.02]}%; nothing: {pa['none', 0.02]}% at 2%)",
+    ):
+        assert sentence in readme, sentence
     names = {"reestimate": "re-estimation", "zero-faulty-words": "a fault map"}
     beaten = ("reestimate", "batch-statistics", "protected-bits", "zero-faulty-words")
-    said = [
+    lost = {name: _lost(rows, name) for name in ("unets+reestimate", "randbet")}
+    minutes = {name: _training(record, name) for name in ("unets", "randbet")}
+    for sentence in (
         *(f"{names.get(one, one.replace('-', ' '))} by {shown(rows, 'unets', one, 0.01)}" for one in beaten),
+        f"shows at 1% ({shown(rows, 'unets', 'randbet', 0.01)})",
+        f"ahead of it by {shown(rows, 'unets', 'randbet', 0.005)}, and of the smaller network by "
+        f"{shown(rows, 'unets', 'smaller', 0.005)}",
+        f"RandBET ({shown(rows, 'unets', 'randbet', 0.02)})",
         f"batch statistics ({shown(rows, 'unets', 'batch-statistics', 0.02)})",
+        f"hold {pa['unets+batch-statistics', 0.01]}% and more up to 1% and {pa['unets+reestimate', 0.02]}% at 2%",
         f"they hold {pa['reestimate', 0.02]} and {pa['batch-statistics', 0.02]}%",
         f"one protected bit it is {pa['unets+protected-bits', 0.02]}% even at 2%",
         f"without any errors ({clean}%)",
         f"(CA {rows['unets', 0.01]['measured']['ca']})",
-    ]  # fmt: skip
-    for sentence in said:
-        assert sentence in page.replace("\n  ", " "), sentence
+        "is ahead of it by {}, {} and {}".format(*(shown(rows, "unets+reestimate", "randbet", ber) for ber in RATES)),
+        f"at 0.5% and 1% ({shown(rows, 'unets+reestimate', 'smaller', 0.01)}), "
+        f"not at 2% ({shown(rows, 'unets+reestimate', 'smaller', 0.02)})",
+        f"at all three ({shown(rows, 'unets+protected-bits', 'smaller', 0.02)} at 2%)",
+        f"took {minutes['unets']:.0f} minutes of one core, RandBET's model {minutes['randbet']:.0f}",
+        f"at 1% is {lost['unets+reestimate']:.1f} points behind it with re-estimation, and {lost['randbet']:.1f} in",
+    ):
+        assert sentence in page, sentence
     costs = sorted(row["measured"]["energy"] for (name, _), row in rows.items() if "unets" in name)
     assert f"{costs[0]:.0%} to {costs[-1]:.0%}".replace("% to", " to") in page
 
 
-def test_what_the_page_says_was_found_is_in_the_record():
-    record, rows = recorded("gtsrb-vgg11-cpu-reference.json")
+def _lost(rows: dict, method: str) -> float:
+    measured = rows[method, 0.01]["measured"]
+    return measured["ca"] - measured["pa"]
+
+
+def _training(record: dict, method: str) -> float:
+    """How many minutes a method's training took, or that of the record's one NeuralFuse."""
+    row = next(one for one in record["rows"] if one["method"] == method)
+    made = record["steps"][row["step"]]["protection"]
+    if row["stages"][0]["method"] == "neuralfuse":
+        (made,) = (step for step in record["steps"] if step.startswith("module-"))
+    return record["run"]["steps"][made]["seconds"] / 60
+
+
+def test_what_the_page_says_of_flips_is_in_the_record():
+    _, rows = recorded(FLIPS)
+    by_map = recorded(LONGER)[1]
+    added = ("batch-statistics", "reestimate", "clip-quantization", "protected-bits", "zero-faulty-words")
+    chains = {f"unets+{other}" for other in (*added, "clip-activations")}
+    chains |= {f"{other}+unets" for other in ("weight-clipping", "randbet", "awp")}
     every = {method for method, _ in rows}
-    generators = every & {"convl", "convs", "deconvl", "deconvs", "unetl", "unets"}
-    assert len(generators) == 6 and record["config"]["chips"] == 30
-
-    def more(one: str, other: str, ber: float) -> tuple[float, float]:
-        return Difference.of(rows[one, ber], rows[other, ber]).interval
-
-    page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8").replace("\n  ", " ")
-    best = sorted(generators, key=lambda name: rows[name, 0.01]["measured"]["pa"])[-2:]
-    said = {
-        f"at 1% by {shown(rows, 'unetl', best[0], 0.01)} over UNetS, the next": best == ["unets", "unetl"],
-        f"(`uip`) wins {shown(rows, 'uip', 'none', 0.01)} at 1%": more("uip", "none", 0.01)[0] > 0,
-        f"(`convs`, {shown(rows, 'convs', 'none', 0.01)})": True,
-        f"(UNetL by {shown(rows, 'reestimate', 'unetl', 0.01)} and {shown(rows, 'reestimate', 'unetl', 0.02)})": True,
-        f"difference to UNetL shows ({shown(rows, 'reestimate', 'unetl', 0.005)})": True,
-        f"ahead by {shown(rows, 'randbet', 'weight-clipping', 0.02)}": True,
-        f"({shown(rows, 'awp', 'none', 0.01)} at 1%)": more("awp", "none", 0.01)[0] < 0,
-        f"RandBET at 1% by {shown(rows, 'smaller', 'randbet', 0.01)}": True,
-    }
-    for sentence, holds in said.items():
-        assert holds and sentence in page, sentence
-    worse = rows["none", 0.01]["measured"]["ca"] - rows["smaller", 0.01]["measured"]["ca"]
-    assert f"a narrower network is {worse:.1f} points worse" in page
-    for ber in (0.005, 0.01, 0.02):
-        assert all(more("unetl", other, ber)[0] > 0 for other in generators - {"unetl"})
-        assert all(more("smaller", other, ber)[0] > 0 for other in every - {"smaller"})
-        assert max(more("uip", "none", ber)) < 3 and more("awp", "none", ber)[0] < 0
-        assert rows["smaller", ber]["measured"]["energy"] < rows["none", ber]["measured"]["energy"] < 1
-        assert all(rows[name, ber]["measured"]["energy"] > 1 for name in generators)
-    for ber in (0.01, 0.02):
-        assert all(more("reestimate", other, ber)[0] > 0 for other in generators)
-        assert all(more("randbet", other, ber)[0] > 0 for other in every - {"randbet", "smaller", "weight-clipping"})
-    for one, other, ber in (
-        ("reestimate", "unetl", 0.005),
-        *(("randbet", "weight-clipping", r) for r in (0.005, 0.01)),
+    assert every >= chains | GENERATORS and len(every - chains) == 18
+    for ber in (0.005, 0.01):
+        assert ahead(rows, "unetl", ("batch-statistics", "reestimate", "clip-quantization", "clip-activations"), ber)
+    assert level(rows, "unetl", "protected-bits", 0.01)
+    assert all(ahead(rows, one, ["unetl"], 0.02) for one in ("reestimate", "protected-bits"))
+    for ber in RATES:
+        assert ahead(rows, "unetl", GENERATORS - {"unetl"}, ber)
+        assert all(ahead(rows, f"unets+{one}", ["unets", one], ber) for one in added)
+        assert ahead(rows, "unets+protected-bits", ["randbet"], ber)
+        assert max(map(abs, more(rows, "clip-activations", "none", ber))) < 0.05
+        assert max(map(abs, more(rows, "unets+clip-activations", "unets", ber))) < 0.05
+        assert ahead(rows, "weight-clipping+unets", ["weight-clipping"], ber)
+        assert level(rows, "randbet+unets", "randbet", ber) == (ber < 0.02)
+        assert ahead(rows, "none", ["awp"], ber)
+        tied = {"smaller"} | ({"unets+protected-bits"} if ber == 0.005 else set())
+        assert ahead(rows, "smaller", every - tied, ber)
+    assert level(rows, "awp+unets", "unets", 0.01) and level(rows, "smaller", "unets+protected-bits", 0.005)
+    plain, mapped = rows["none", 0.01]["measured"], by_map["none", 0.02]["measured"]
+    assert plain["changed_bits"] == pytest.approx(0.01, rel=0.02) == mapped["changed_bits"]
+    page = words("docs/comparison.md")
+    behind, protected = (shown(rows, one, "unetl", 0.02) for one in ("reestimate", "protected-bits"))
+    for sentence in (
+        f"{mapped['pa']:.1f}% against {plain['pa']:.1f}% without protection",
+        f"(+-{mapped['pa_sd']:.1f} against +-{plain['pa_sd']:.1f})",
+        f"by {shown(rows, 'unetl', 'reestimate', 0.005)} at 0.5% and {shown(rows, 'unetl', 'reestimate', 0.01)} at 1%",
+        f"shows at 1% ({shown(rows, 'unetl', 'protected-bits', 0.01)})",
+        f"(by {behind} and {protected})",
+        f"worth {shown(rows, 'unets+reestimate', 'reestimate', 0.01)} with BatchNorm re-estimated, "
+        f"{shown(rows, 'unets+clip-quantization', 'clip-quantization', 0.01)} with clipped quantization, "
+        f"{shown(rows, 'unets+zero-faulty-words', 'zero-faulty-words', 0.01)} with a fault map and "
+        f"{shown(rows, 'unets+protected-bits', 'protected-bits', 0.01)} with a protected bit",
+        f"{rows['unets+protected-bits', 0.01]['measured']['pa']:.1f}% at 1%, beats RandBET at every rate "
+        f"(there by {shown(rows, 'unets+protected-bits', 'randbet', 0.01)})",
+        f"UNetS adds {shown(rows, 'randbet+unets', 'randbet', 0.01)} at 1% and "
+        f"{shown(rows, 'randbet+unets', 'randbet', 0.02)} at 2%",
+        f"saw none, {shown(rows, 'weight-clipping+unets', 'weight-clipping', 0.01)} and "
+        f"{shown(rows, 'weight-clipping+unets', 'weight-clipping', 0.02)}",
+        f"({shown(rows, 'awp', 'none', 0.01)} at 1%)",
+        f"lifts that ({shown(rows, 'awp+unets', 'unets', 0.01)})",
+        f"clipping** by {shown(rows, 'randbet', 'weight-clipping', 0.01)} at 1% and "
+        f"{shown(rows, 'randbet', 'weight-clipping', 0.02)} at 2%, and of UNetL by "
+        f"{shown(rows, 'randbet', 'unetl', 0.01)} at 1%",
+        f"at 0.5% ({shown(rows, 'smaller', 'unets+protected-bits', 0.005)})",
     ):
-        low, high = more(one, other, ber)
-        assert low < 0 < high
-    assert more("randbet", "weight-clipping", 0.02)[0] > 0
+        assert sentence in page, sentence
+
+
+def test_what_the_page_says_was_found_is_in_the_record():
+    _, rows = recorded(MAP)
+    every = {method for method, _ in rows}
+    assert every >= GENERATORS and len(every) == 18
+    best = sorted(GENERATORS, key=lambda name: rows[name, 0.01]["measured"]["pa"])[-2:]
+    worst = min(GENERATORS, key=lambda name: rows[name, 0.01]["measured"]["pa"])
+    assert best == ["convl", "unetl"] and worst == "convs"
+    for ber in RATES:
+        assert ahead(rows, "unetl", GENERATORS - {"unetl"}, ber)
+        assert ahead(rows, "uip", ["none"], ber) and ahead(rows, "convs", ["uip"], ber)
+        assert ahead(rows, "smaller", every - {"smaller"}, ber)
+        assert ahead(rows, "randbet", ["weight-clipping"], ber) and not ahead(rows, "awp", ["none"], ber)
+        assert rows["smaller", ber]["measured"]["energy"] < rows["none", ber]["measured"]["energy"] < 1
+        assert all(rows[name, ber]["measured"]["energy"] > 1 for name in GENERATORS)
+        retrained = {"randbet", "weight-clipping", "smaller", *(["unetl"] if ber == 0.005 else [])}
+        assert ahead(rows, "randbet", every - retrained, ber)
+    for ber in (0.01, 0.02):
+        assert ahead(rows, "reestimate", GENERATORS, ber)
+    assert ahead(rows, "unetl", ["reestimate"], 0.005)
+    again = recorded(MAP.replace(".json", "-another-base.json"))[1]
+    assert level(again, "reestimate", "unetl", 0.005) and level(again, "randbet", "weight-clipping", 0.01)
+    clean, plain = ([one["none", 0.01]["measured"][what] for one in (again, rows)] for what in ("ca", "pa"))
+    page = words("docs/comparison.md")
+    for sentence in (
+        f"at 1% by {shown(rows, 'unetl', 'convl', 0.01)} over ConvL, the next",
+        f"(`uip`) wins {shown(rows, 'uip', 'none', 0.01)} at 1%",
+        f"(`convs`, {shown(rows, 'convs', 'none', 0.01)})",
+        f"(UNetL by {shown(rows, 'reestimate', 'unetl', 0.01)} and {shown(rows, 'reestimate', 'unetl', 0.02)})",
+        f"ahead of it (by {shown(rows, 'unetl', 'reestimate', 0.005)})",
+        "behind it by {}, {} and {} at the three".format(
+            *(shown(rows, "randbet", "weight-clipping", r) for r in RATES)
+        ),
+        f"({shown(rows, 'awp', 'none', 0.01)} at 1%)",
+        f"RandBET at 1% by {shown(rows, 'smaller', 'randbet', 0.01)}",
+        f"({rows['smaller', 0.01]['measured']['ca']}% on these images, the base model {clean[1]}%)",
+        f"was {clean[0]}% accurate without errors and {plain[0]:.1f}% at 1% (this one: {plain[1]:.1f}%)",
+        f"UNetL at 1% by {shown(again, 'reestimate', 'unetl', 0.01)}",
+        f"the two showed ({shown(again, 'reestimate', 'unetl', 0.005)})",
+        f"at 1% ({shown(again, 'randbet', 'weight-clipping', 0.01)})",
+    ):
+        assert sentence in page, sentence
 
 
 def one_chip(data: str) -> Callable[[str, str, str], Difference]:
