@@ -254,6 +254,9 @@ def test_the_scale_of_accuracies_has_room_where_they_are_high():
     assert at[60] < at[80] < at[90] < at[95] < at[98] < at[100]
     assert at[100] - at[98] > at[80] - at[60] > 0.8 * (at[90] - at[80])
     assert [f">{tick}<" in made.svg for tick in (50, 80, 98, 100)] == [False, True, True, True]
+    with chart(4, 3) as made:
+        _stretch(made.axes[0][0], "y", 99.2)
+    assert [f">{tick}<" in made.svg for tick in (98, 98.5, 99, 99.5, 100)] == [False, False, True, True, True]
 
 
 def test_tables_are_there_as_markdown_and_latex_too(records, tmp_path):
@@ -305,9 +308,10 @@ def test_charts_take_the_page_s_colours():
     assert 'aria-label="a &quot;line&quot;"' in svg
 
 
-def test_a_comparison_that_is_not_finished_is_shown_as_far_as_it_is(records, tmp_path):
+@pytest.mark.parametrize("missing", [0, 1])  # no protection, and a method
+def test_a_comparison_that_is_not_finished_is_shown_as_far_as_it_is(missing, records, tmp_path):
     record = read_json(records / "below" / "comparison.json")
-    record["rows"][1]["measured"] = None
+    record["rows"][missing]["measured"] = None
     record["rows"][2]["measured"]["energy"] = None
     write_json(tmp_path / "comparison.json", record)
     page = Report.of(tmp_path, "Part").html()

@@ -28,7 +28,8 @@ def methods_chart(found: Found) -> Iterator[Figure]:
         with chart(2.2 + 2.1 * len(rates), 0.9 + 0.24 * len(names), 1, len(rates), sharey=True, sharex=True) as made:
             _stretch(made.axes[0][0], "x", lowest)
             for axes, rate in zip(made.axes[0], rates, strict=True):
-                axes.axvline(at["none", rate]["pa"], color=MUTED, linewidth=0.9, linestyle=":")
+                if ("none", rate) in at:
+                    axes.axvline(at["none", rate]["pa"], color=MUTED, linewidth=0.9, linestyle=":")
                 for place, name in enumerate(names):
                     if (name, rate) not in at:  # not measured yet
                         continue
@@ -42,13 +43,16 @@ def methods_chart(found: Found) -> Iterator[Figure]:
                 axes.set_yticks(range(len(names)), names)
                 axes.tick_params(axis="y", length=0)
                 axes.set_xlabel("accuracy on unseen chips (%)")
+            _name_colours(made.axes[0][0])
+            made.figure.legend(loc="outside upper right", frameon=False, fontsize=8, ncols=3)
         alt = (
             f"Accuracy on faulty chips of {len(names)} methods, {faults}, at {len(rates)} rates; highest over all of "
-            f"them is {names[-1]} with {mean[names[-1]]:.1f} percent, without protection it is {mean['none']:.1f}."
+            f"them is {names[-1]} with {mean[names[-1]]:.1f} percent"
         )
+        alt += f", without protection it is {mean['none']:.1f}." if "none" in mean else "."
         caption = (
             f"Dots are means over {found.record['config']['chips']} chips, bars hold the middle 80% of them; dotted: "
-            f"no protection. NeuralFuse and what is put together with it has the first colour. {_STRETCHED}"
+            f"no protection. The methods are in the order of their means over the rates. {_STRETCHED}"
         )
         yield Figure(f"All methods, {faults}", inline(made.svg, alt), caption, (found,))
 
@@ -67,7 +71,9 @@ def rates_chart(found: Found) -> Iterator[Figure]:
         if len(rates) < 2 or len(plain) < 2 or not names:
             continue
         lines = -(-len(names) // 4)
+        lowest = min(quantile(row["measured"]["per_chip"]["pa"], 0.1) for row in own)
         with chart(8.4, 1.5 * lines + 0.4, lines, 4, sharex=True, sharey=True) as made:
+            _stretch(made.axes[0][0], "y", lowest)
             for axes, name in zip(made.axes.flatten(), names, strict=False):
                 for chips, colour in ((plain, MUTED), (of[name], SERIES[0])):
                     at = sorted(chips)
@@ -77,7 +83,6 @@ def rates_chart(found: Found) -> Iterator[Figure]:
                     axes.plot(at, means, color=colour, marker="o", markersize=3)
                 axes.set_title(name, fontsize=8, loc="left")
                 axes.grid(axis="y")
-                axes.set_ylim(0, 100)
             for axes in made.axes.flatten()[len(names) :]:
                 axes.set_visible(False)
             for place in range(4):  # the lowest panel of each column has the rates under it
@@ -90,7 +95,7 @@ def rates_chart(found: Found) -> Iterator[Figure]:
             f"{name} {sum(of[name][worst]) / len(of[name][worst]):.0f}" for name in names if worst in of[name]
         )
         alt = f"Accuracy against the rate, a panel a method, {faults}. At {100 * worst:g} percent: {said}."
-        caption = "Bands hold the middle 80% of the chips, lines are means; grey: no protection."
+        caption = f"Bands hold the middle 80% of the chips, lines are means; grey: no protection. {_STRETCHED}"
         yield Figure(f"Accuracy against the rate, {faults}", inline(made.svg, alt), caption, (found,))
 
 
@@ -111,8 +116,7 @@ def energy_chart(found: Found) -> Iterator[Figure]:
                 value, mark = row["measured"], _MARKS[rates.index(row["ber"]) % len(_MARKS)]
                 front_most = 3 if row["method"] == "none" else 2
                 axes.plot([value["energy"]], [value["pa"]], mark, color=_colour(row), markersize=5, zorder=front_most)
-            for name, colour in (("no protection", INK), ("NeuralFuse", SERIES[0]), ("other methods", SERIES[1])):
-                axes.plot([], [], "o", color=colour, markersize=5, label=name)
+            _name_colours(axes)
             for rate, mark in zip(rates, _MARKS, strict=False):
                 axes.plot([], [], mark, color=MUTED, markersize=5, label=f"{100 * rate:g}% {faults}")
             axes.axvline(1.0, color=MUTED, linewidth=0.9, linestyle=":")
@@ -120,13 +124,18 @@ def energy_chart(found: Found) -> Iterator[Figure]:
             axes.set_xlabel("energy of the weights' accesses, over the plain model's at full voltage (log)")
             axes.set_ylabel("accuracy (%)")
             low, high = axes.get_xlim()
-            ticks = [one for one in (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0) if low <= one <= high]
+            ticks = [
+                one
+                for one in (0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0)
+                if low <= one <= high
+            ]
             axes.set_xticks(ticks, [f"{100 * one:g}%" for one in ticks])
             axes.set_xticks([], minor=True)
             axes.set_xlim(low, high)
             axes.grid()
             made.figure.legend(loc="outside right upper", frameon=False, fontsize=8)
             named = _named(own, found.record["config"]["train_rate"])
+            named.sort(key=lambda row: -float(row["measured"]["pa"]))
             spots = axes.transAxes.inverted().transform(
                 axes.transData.transform([(row["measured"]["energy"], row["measured"]["pa"]) for row in own])
             )
@@ -149,7 +158,7 @@ _STRETCHED = "The scale of accuracy is stretched towards 100%, where the best me
 
 
 def _stretch(axes: Any, way: str, lowest: float) -> None:
-    """Give the x or y axis the scale of accuracies from the lowest up, on which to halve the errors is one distance."""
+    """Give the x or y axis a scale of accuracies from the lowest up: halved errors are about the same distance."""
 
     def stretched(accuracy: Any) -> Any:
         return -np.log(np.maximum(101 - accuracy, 0.1))  # 101: a scale of errors that has an end
@@ -158,11 +167,19 @@ def _stretch(axes: Any, way: str, lowest: float) -> None:
         return 101 - np.exp(-place)
 
     start = float(accuracy(stretched(lowest) - 0.2))
-    ticks = [one for one in (0, 50, 80, 90, 95, 98, 100) if one >= start]
+    coarse, fine = (0, 50, 80, 90, 95, 98, 100), (98, 98.5, 99, 99.5, 100)
+    ticks = [one for one in (coarse if start < 98 else fine) if one >= start]
     for side in (axes.get_shared_x_axes() if way == "x" else axes.get_shared_y_axes()).get_siblings(axes):
         getattr(side, f"set_{way}scale")("function", functions=(stretched, accuracy))
-        getattr(side, f"set_{way}ticks")(ticks, [str(one) for one in ticks])
+        getattr(side, f"set_{way}ticks")(ticks, [f"{one:g}" for one in ticks])
         getattr(side, f"set_{way}lim")(start, 100.3)
+
+
+def _name_colours(axes: Any) -> None:
+    """Give a legend what the colours of methods mean."""
+    kinds = (("no protection", INK), ("with NeuralFuse", SERIES[0]), ("other methods", SERIES[1]))
+    for name, colour in kinds:
+        axes.plot([], [], "o", color=colour, markersize=5, label=name)
 
 
 def _colour(row: Mapping[str, Any]) -> str:
@@ -192,7 +209,9 @@ def _with_room(labels: Mapping[str, _Spot], points: Sequence[_Spot]) -> Iterator
     high = 0.045  # a line; as all of it, in fractions of the axes
     for label, (x, y) in labels.items():
         wide = 0.0125 * len(label)
-        places = [(x + 0.015, y), (x - 0.015 - wide, y), (x - wide / 2, y + high), (x - wide / 2, y - high)]
+        beside = [(x + 0.015, y), (x - 0.015 - wide, y)]
+        near = [(left, y + up) for up in (high, -high) for left in (x - wide / 2, x - wide, x)]
+        places = beside + near
         free = [
             (sum(left <= px <= left + wide and abs(py - line) < high / 2 for px, py in points), order, left, line)
             for order, (left, line) in enumerate(places)
