@@ -308,6 +308,14 @@ def test_charts_take_the_page_s_colours():
     assert 'aria-label="a &quot;line&quot;"' in svg
 
 
+def test_the_command_of_no_protection_alone_measures_that_alone(records, tmp_path):
+    record = read_json(records / "below" / "comparison.json")
+    record["rows"] = [row for row in record["rows"] if row["method"] == "none"]
+    write_json(tmp_path / "comparison.json", record)
+    (section,) = Report.of(tmp_path, "Alone").sections
+    assert section.found.command.startswith("neuralfuse compare none --scale")
+
+
 @pytest.mark.parametrize("missing", [0, 1])  # no protection, and a method
 def test_a_comparison_that_is_not_finished_is_shown_as_far_as_it_is(missing, records, tmp_path):
     record = read_json(records / "below" / "comparison.json")

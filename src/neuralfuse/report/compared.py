@@ -44,7 +44,7 @@ def methods_chart(found: Found) -> Iterator[Figure]:
                 axes.tick_params(axis="y", length=0)
                 axes.set_xlabel("accuracy on unseen chips (%)")
             _name_colours(made.axes[0][0])
-            made.figure.legend(loc="outside upper right", frameon=False, fontsize=8, ncols=3)
+            made.figure.legend(loc="outside upper left", frameon=False, fontsize=8, ncols=3)
         alt = (
             f"Accuracy on faulty chips of {len(names)} methods, {faults}, at {len(rates)} rates; highest over all of "
             f"them is {names[-1]} with {mean[names[-1]]:.1f} percent"
@@ -109,7 +109,7 @@ def energy_chart(found: Found) -> Iterator[Figure]:
     for faults in dict.fromkeys(row["faults"] for row in rows):
         own = [row for row in rows if row["faults"] == faults]
         rates = list(dict.fromkeys(row["ber"] for row in own))
-        with chart(7.4, 3.8) as made:
+        with chart(6.4, 4.2) as made:
             axes = made.axes[0][0]
             _stretch(axes, "y", min(row["measured"]["pa"] for row in own))
             for row in own:
@@ -133,7 +133,7 @@ def energy_chart(found: Found) -> Iterator[Figure]:
             axes.set_xticks([], minor=True)
             axes.set_xlim(low, high)
             axes.grid()
-            made.figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+            made.figure.legend(loc="outside upper left", frameon=False, fontsize=8, ncols=2)
             named = _named(own, found.record["config"]["train_rate"])
             named.sort(key=lambda row: -float(row["measured"]["pa"]))
             spots = axes.transAxes.inverted().transform(

@@ -57,7 +57,8 @@ def _of_table(record: Record, config: Record) -> Iterator[str]:
 
 def _of_comparison(record: Record, config: Record) -> Iterator[str]:
     rows = record["rows"]
-    yield f"compare {' '.join(dict.fromkeys(row['method'] for row in rows if row['method'] != 'none'))}"
+    methods = dict.fromkeys(row["method"] for row in rows)
+    yield f"compare {' '.join([name for name in methods if name != 'none'] or methods)}"  # none is always measured
     data = "DATA" if record["data"] is None else record["data"]["name"]
     yield f"--scale {_scale(config)} --data {data} --base {'BASE' if config['given'] else config['base']}"
     yield from dict.fromkeys(f"--faults {row['faults']}" for row in rows)
