@@ -27,7 +27,7 @@ STEP = """
 import statistics, sys, time, torch
 from neuralfuse.nets import base_model
 from neuralfuse.quant import Scheme, quantized_call
-from neuralfuse.reproduce.engines import keep_freed_memory
+from neuralfuse.steps.engines import keep_freed_memory
 torch.set_num_threads(1)
 if sys.argv[2] == "True":
     keep_freed_memory()

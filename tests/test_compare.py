@@ -28,7 +28,8 @@ from neuralfuse.nets import load_base, save_base
 from neuralfuse.pipeline import make_base
 from neuralfuse.published import Measurement
 from neuralfuse.quant import Scheme
-from neuralfuse.reproduce import Place, Request, engine, load_scale
+from neuralfuse.reproduce import Request
+from neuralfuse.steps import Workspace, engine, load_scale
 
 FAULTS = ("stuck", "reference")
 SMOKE = load_scale("smoke")
@@ -86,11 +87,11 @@ def test_the_energy_is_that_of_every_cell_at_its_voltage():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    place = Place(tmp_path_factory.mktemp("compare"))
+    workspace = Workspace(tmp_path_factory.mktemp("compare"))
     with engine(workers=0, threads=1, scheduler=None) as on:
-        work = QUICK.work(place)
+        work = QUICK.work(workspace)
         work.check(work.run(on, retries=0, say=lambda line: None))
-    return place, QUICK.record(place)
+    return workspace, QUICK.record(workspace)
 
 
 def test_a_row_says_what_its_chips_say(made):
@@ -114,9 +115,9 @@ def test_a_row_says_what_its_chips_say(made):
 
 
 def test_test_images_mix_the_classes(made):
-    place, _ = made
+    workspace, _ = made
     step = QUICK.rows[0][1]
-    split = step._test_images(place)
+    split = step._test_images(workspace)
     assert len(split) == SMOKE.test_images
     whole = load_data("digits").test
     assert not torch.equal(split.labels, whole.labels[: len(split)])
@@ -124,13 +125,13 @@ def test_test_images_mix_the_classes(made):
 
 
 def test_an_interrupted_measurement_goes_on(made):
-    place, record = made
+    workspace, record = made
     step = QUICK.rows[0][1]
-    wanted = place.store.record(step.address)["result"]["per_chip"]
-    path = place.store.folder(step.address) / PARTIAL
+    wanted = workspace.store.record(step.address)["result"]["per_chip"]
+    path = workspace.store.folder(step.address) / PARTIAL
     first = {"seed": wanted["seed"][0], "pa": 12.5, "pa_nf": None, "changed_bits": 0.5, "not_finite": 0}
     write_json(path, {"schema": PARTIAL_SCHEMA, "config": step.config(), "per_chip": [first]})
-    result = step.perform(place)["per_chip"]
+    result = step.perform(workspace)["per_chip"]
     path.unlink()
     assert result["pa"] == [12.5, *wanted["pa"][1:]]
 
@@ -144,7 +145,7 @@ def test_tables_in_three_forms(made):
     assert r"\toprule" in latex and r"1\% flip" in latex and latex.count(r"\\") == 3 + 4
     one = {**record, "rows": [{**row, "measured": {**row["measured"], "gain_ci95": None}} for row in record["rows"]]}
     assert "nan" not in as_text(one)
-    waiting = QUICK.record(Place(made[0].root / "empty"))
+    waiting = QUICK.record(Workspace(made[0].root / "empty"))
     assert "3 of 3 rows are not measured yet" in as_text(waiting)
     assert all(row["measured"] is None for row in waiting["rows"])
 
@@ -206,13 +207,13 @@ def test_a_model_that_was_handed_over_is_copied_and_used(tmp_path, capsys):
     make_base(
         "vgg11-tiny", load_data("digits"), QatConfig(epochs=1), out=folder, device=torch.device("cpu")
     )  # fmt: skip
-    place, mine = Place(tmp_path / "out"), replace(QUICK, base=str(folder), methods=[])
+    workspace, mine = Workspace(tmp_path / "out"), replace(QUICK, base=str(folder), methods=[])
     with engine(workers=0, threads=1, scheduler=None) as on:
-        work = mine.work(place)
+        work = mine.work(workspace)
         work.check(work.run(on, retries=0, say=lambda line: None))
-    (row,) = mine.record(place)["rows"]
+    (row,) = mine.record(workspace)["rows"]
     assert row["measured"]["ca"] == pytest.approx(load_base(folder).trained["ca"], abs=10)
-    copied = place.store.folder(mine.base_step.address) / "model.safetensors"
+    copied = workspace.store.folder(mine.base_step.address) / "model.safetensors"
     assert copied.read_bytes() == (folder / "model.safetensors").read_bytes()
     before = mine.base_step.address
     assert replace(QUICK, base=str(folder), data="digits").base_step.address == before
@@ -222,9 +223,9 @@ def test_a_model_that_was_handed_over_is_copied_and_used(tmp_path, capsys):
     four = Scheme(bits=4, granularity="channel")
     save_base(replace(load_base(folder), scheme=four), folder)
     own = replace(mine).base_step
-    place.store.folder(own.address).mkdir(parents=True)
-    own.perform(place)
-    assert own.open(place)[1].memory.scheme == four, "as its user stores it"
+    workspace.store.folder(own.address).mkdir(parents=True)
+    own.perform(workspace)
+    assert own.open(workspace)[1].memory.scheme == four, "as its user stores it"
     make_base("vgg11-tiny", toy_data(), QatConfig(epochs=1, batch=16), out=folder, device=torch.device("cpu"))
     assert run(["compare", *where, "--dry-run"]) == 2
     assert "base model and data must have the same number of classes: got 2 and 10" in capsys.readouterr().err

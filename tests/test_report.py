@@ -33,8 +33,9 @@ from neuralfuse.report.page import Cell, Table
 from neuralfuse.report.portrait import SCHEMA
 from neuralfuse.report.records import collect
 from neuralfuse.report.svg import SERIES, chart, inline
-from neuralfuse.reproduce import TABLES, Place, engine
+from neuralfuse.reproduce import TABLES
 from neuralfuse.scoring import accuracy, plain_inputs, transform
+from neuralfuse.steps import Workspace, engine
 from test_compare import QUICK
 
 CPU = torch.device("cpu")
@@ -62,10 +63,10 @@ def records(fused, tmp_path_factory):
     for ber in (0.02, 0.04):
         measure(fuse, base, data, fault_model("stuck", ber=ber), chips=3, out=folder / f"at-{ber}.json")
     write_json(folder / "portrait.json", make_portrait(fuse, base, data, STUCK, chips=2, images=20))
-    place = Place(tmp_path_factory.mktemp("steps"))
+    workspace = Workspace(tmp_path_factory.mktemp("steps"))
     with engine(workers=0, threads=1, scheduler=None) as on:
-        TWO_RATES.work(place).run(on, retries=0, say=lambda line: None)
-    write_json(folder / "below" / "comparison.json", TWO_RATES.record(place))
+        TWO_RATES.work(workspace).run(on, retries=0, say=lambda line: None)
+    write_json(folder / "below" / "comparison.json", TWO_RATES.record(workspace))
     write_json(folder / "table1.json", transfers())
     write_json(folder / "figure6.json", savings())
     test_plan.plan_with(folder / "plan", NeuralFuse("uip", channels=1, image_size=(8, 8), seed=0).eval())

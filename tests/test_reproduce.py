@@ -16,22 +16,22 @@ from conftest import ROOT, child_environment
 from neuralfuse import published
 from neuralfuse.cli.main import run
 from neuralfuse.errors import ConfigError, DataError, FileFormatError, OutputError, UnfinishedError, UnknownNameError
-from neuralfuse.reproduce import TABLES, Job, Place, Request, as_markdown, as_text, engine, load_scale, read_known
-from neuralfuse.reproduce import runner as running
-from neuralfuse.reproduce.cost import Speed, duration
-from neuralfuse.reproduce.engines import InProcess, OnDask, _on_worker
-from neuralfuse.reproduce.known import joined
-from neuralfuse.reproduce.measurements import EvaluationStep
-from neuralfuse.reproduce.perform import Outcome, perform
+from neuralfuse.reproduce import TABLES, Job, Request, as_markdown, as_text, read_prior
+from neuralfuse.reproduce.prior import joined
 from neuralfuse.reproduce.record import table_record
-from neuralfuse.reproduce.runner import Progress, ordered
-from neuralfuse.reproduce.scale import FACTS
 from neuralfuse.reproduce.show import notes
-from neuralfuse.reproduce.steps import Step
-from neuralfuse.reproduce.store import Store
 from neuralfuse.reproduce.tables import choose
-from neuralfuse.reproduce.trainings import ModuleStep
-from neuralfuse.reproduce.work import Work, outline, standing
+from neuralfuse.steps import Workspace, engine, load_scale
+from neuralfuse.steps.cost import Speed, duration
+from neuralfuse.steps.engines import InProcess, OnDask, _on_worker
+from neuralfuse.steps.measurements import EvaluationStep
+from neuralfuse.steps.perform import Outcome, perform
+from neuralfuse.steps.runner import Progress, ordered, run_steps
+from neuralfuse.steps.scale import FACTS
+from neuralfuse.steps.step import Step
+from neuralfuse.steps.store import Store
+from neuralfuse.steps.trainings import ModuleStep
+from neuralfuse.steps.work import Work, dry_run_text, status_text
 
 REQUEST = Request(load_scale("smoke"))
 MEASURED = [name for name in TABLES if TABLES[name].step(REQUEST, TABLES[name].rows[0]) is not None]
@@ -50,7 +50,7 @@ def test_every_table_of_the_paper_with_rows_is_there():
 @pytest.mark.parametrize("name", [name for name in TABLES if name.startswith("table")])
 def test_a_table_has_the_paper_s_rows_and_values(name, tmp_path):
     rows = published.rows(name)
-    record = table_record(name, TABLES[name].rows, REQUEST, Place(tmp_path))
+    record = table_record(name, TABLES[name].rows, REQUEST, Workspace(tmp_path))
     assert [row["of"] | row["published"] for row in record["rows"]] == rows
     assert [row["misprint"] for row in record["rows"]] == [published.misprint(name, row) for row in rows]
     assert all((row["measured"] is None) == (name in MEASURED) for row in record["rows"])
@@ -78,7 +78,7 @@ def step_of(name: str, request: Request = REQUEST, **where) -> EvaluationStep:
 
 
 def all_steps(*tables: str) -> list[Step]:
-    return list(Job.of(tables, {}, REQUEST, Place(Path("nowhere"))).work.steps)
+    return list(Job.of(tables, {}, REQUEST, Workspace(Path("nowhere"))).work.steps)
 
 
 def test_a_transfer_is_trained_on_another_base_model_and_at_a_higher_rate():
@@ -111,7 +111,7 @@ def test_tables_12_to_15_have_the_paper_s_data_sets(scale):
 
 
 def test_misprints_of_the_tables_are_misprints_of_the_figures(tmp_path):
-    rows = table_record("figure5", TABLES["figure5"].rows, REQUEST, Place(tmp_path))["rows"]
+    rows = table_record("figure5", TABLES["figure5"].rows, REQUEST, Workspace(tmp_path))["rows"]
     marked = {(row["of"]["base"], row["of"]["generator"]): row["misprint"] for row in rows if row["misprint"]}
     assert list(marked) == [("VGG19", "ConvS")]
     assert "table6 with the 30.6% saving" in marked["VGG19", "ConvS"]
@@ -187,7 +187,8 @@ def test_an_address_says_what_a_result_depends_on():
 
 def test_meanings_of_the_rate_are_tables_of_their_own(tmp_path):
     jobs = [
-        Job.of(["table12"], {}, Request(load_scale("smoke"), faults), Place(tmp_path)) for faults in ("stuck", "flip")
+        Job.of(["table12"], {}, Request(load_scale("smoke"), faults), Workspace(tmp_path))
+        for faults in ("stuck", "flip")
     ]
     assert jobs[0].path("table12") != jobs[1].path("table12")
     assert not {step.address for step in jobs[0].work.steps if step.kind not in ("base", "start")} & {
@@ -223,14 +224,14 @@ def test_a_scale_of_one_s_own(tmp_path):
         'bases.VGG11 = "vgg11"\neopm.batch = 16\n[qat]\nrecipe = "paper"\n[eopm]\nepochs = 2\n'
     )
     scale = load_scale(str(own))
-    setting = scale.setting("GTSRB")
+    recipe = scale.recipe("GTSRB")
     assert (scale.name, scale.chips, scale.until) == ("mine", 7, None)
-    assert setting.bases == {"VGG11": "vgg11"}
-    assert (setting.qat.epochs, setting.eopm.epochs, setting.eopm.batch) == (300, 2, 16)
+    assert recipe.bases == {"VGG11": "vgg11"}
+    assert (recipe.qat.epochs, recipe.eopm.epochs, recipe.eopm.batch) == (300, 2, 16)
     with pytest.raises(
         ConfigError, match=r"scale mine must say what stands for CIFAR-10: \[data.CIFAR-10\] is missing"
     ):
-        scale.setting("CIFAR-10")
+        scale.recipe("CIFAR-10")
     with pytest.raises(ConfigError, match="scale mine must name a network for ResNet18"):
         Request(scale).base("GTSRB", "ResNet18")
 
@@ -282,7 +283,7 @@ def test_a_scale_that_lacks_networks_or_data_shows_the_rest(tmp_path):
     own.write_text('title = "mine"\nchips = 2\n[bases]\nVGG11 = "vgg11-tiny"\n[data.GTSRB]\nname = "digits"\n')
     request = Request(load_scale(str(own)))
     for name in ("table13", "table2", "table9", "figure6"):
-        record = table_record(name, TABLES[name].rows, request, Place(tmp_path))
+        record = table_record(name, TABLES[name].rows, request, Workspace(tmp_path))
         assert len(record["rows"]) == len(TABLES[name].rows)
         assert all(row["measured"] is None for row in record["rows"])
     (tmp_path / "smoke.toml").write_text(own.read_text())
@@ -297,20 +298,20 @@ ELSEWHERE = ROOT / "results/paper/table13-cpu-reference.json"
 
 def test_rows_known_from_elsewhere_are_taken_over_and_not_measured_again(tmp_path):
     request = Request(load_scale("cpu"))
-    known = read_known([ELSEWHERE], request)
+    known = read_prior([ELSEWHERE], request)
     theirs = [row for row in known["table13"]["rows"] if row["measured"]]
     of_vgg11 = {"base": ["VGG11"], "ber": ["0.01"]}
-    job = Job.of(["table13"], of_vgg11, request, Place(tmp_path), known)
+    job = Job.of(["table13"], of_vgg11, request, Workspace(tmp_path), known)
     assert len(theirs) >= 6
     assert not job.work.steps
-    assert Job.of(["table13"], of_vgg11, request, Place(tmp_path)).work.steps
-    assert Job.of(["table13"], of_vgg11, replace(request, seed=1), Place(tmp_path), known).work.steps  # other steps
+    assert Job.of(["table13"], of_vgg11, request, Workspace(tmp_path)).work.steps
+    assert Job.of(["table13"], of_vgg11, replace(request, seed=1), Workspace(tmp_path), known).work.steps  # other steps
     (record,) = job.records()
     assert [row for row in record["rows"] if row["measured"]] == theirs
     assert (record["steps"], record["learning"]) == (known["table13"]["steps"], known["table13"]["learning"])
     assert record["run"]["seconds"] == known["table13"]["run"]["seconds"]
     with pytest.raises(ConfigError, match="a known record must be of a table that is asked for: got one of table13"):
-        Job.of(["table12"], {}, request, Place(tmp_path), known)
+        Job.of(["table12"], {}, request, Workspace(tmp_path), known)
 
 
 def test_one_s_own_rows_stand_before_known_ones(tmp_path):
@@ -339,7 +340,7 @@ def test_known_records_must_be_of_the_same_making(change, options, message, tmp_
     record = {**json.loads(ELSEWHERE.read_text()), **change}
     path.write_text(json.dumps({key: value for key, value in record.items() if value is not None}))
     with pytest.raises((ConfigError, FileFormatError), match=message):
-        read_known([path], Request(load_scale("cpu"), **options))
+        read_prior([path], Request(load_scale("cpu"), **options))
 
 
 # The store
@@ -362,8 +363,8 @@ class Note(Step):
     def config(self):
         return {"name": self.name, "needs": [one.address for one in self.after]}
 
-    def perform(self, place):
-        folder = place.store.folder(self.address)
+    def perform(self, workspace):
+        folder = workspace.store.folder(self.address)
         tries = folder.parent / f"{self.name}.tries"
         count = int(tries.read_text()) if tries.exists() else 0
         tries.write_text(str(count + 1))
@@ -382,95 +383,95 @@ class Note(Step):
         return 30e9
 
 
-def tries(place: Place, step: Note) -> int:
-    path = place.store.folder(step.address).parent / f"{step.name}.tries"
+def tries(workspace: Workspace, step: Note) -> int:
+    path = workspace.store.folder(step.address).parent / f"{step.name}.tries"
     return int(path.read_text()) if path.exists() else 0
 
 
-def go(steps, place, **options) -> tuple[Progress, list[str]]:
+def go(steps, workspace, **options) -> tuple[Progress, list[str]]:
     said: list[str] = []
-    state = Work.of(steps, place).run(
+    state = Work.of(steps, workspace).run(
         InProcess(threads=1), retries=options.pop("retries", 1), say=said.append, **options
     )
     return state, said
 
 
 def test_a_step_is_done_once_and_after_what_it_needs(tmp_path):
-    place, first = Place(tmp_path), Note("first")
+    workspace, first = Workspace(tmp_path), Note("first")
     second, third = Note("second", (first,)), Note("third", (first,))
-    state, said = go([third, second], place)
+    state, said = go([third, second], workspace)
     assert state.over
     assert said == ["1 of 3: note first", "2 of 3: note third", "3 of 3: note second"]
-    record = place.store.record(first.address)
+    record = workspace.store.record(first.address)
     assert record["result"] == {"length": 5}
     assert record["run"]["seconds"] == 2.0
     assert list(record["files"]) == ["text.txt"]
-    assert not (place.store.folder(first.address) / "checkpoint.safetensors").exists()
-    go([second, Note("fourth", (second,))], place)
-    assert [tries(place, one) for one in (first, second, third)] == [1, 1, 1]
+    assert not (workspace.store.folder(first.address) / "checkpoint.safetensors").exists()
+    go([second, Note("fourth", (second,))], workspace)
+    assert [tries(workspace, one) for one in (first, second, third)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("file", ["text.txt", "step.json"])
 @pytest.mark.parametrize("damage", ["change", "cut", "remove"])
 def test_a_damaged_step_is_done_again_and_no_other(file, damage, tmp_path):
-    place, first = Place(tmp_path), Note("first")
+    workspace, first = Workspace(tmp_path), Note("first")
     second = Note("second", (first,))
-    go([second], place)
-    path = place.store.folder(first.address) / file
+    go([second], workspace)
+    path = workspace.store.folder(first.address) / file
     text = path.read_text()
     if damage == "remove":
         path.unlink()
     else:
         path.write_text(text[: len(text) // 2] if damage == "cut" else text.replace("first", "fiddled", 1))
-    state, said = go([second], place)
+    state, said = go([second], workspace)
     assert state.over
-    assert place.store.record(first.address)["result"] == {"length": 5}
-    assert (tries(place, first), tries(place, second)) == (2, 1)
+    assert workspace.store.record(first.address)["result"] == {"length": 5}
+    assert (tries(workspace, first), tries(workspace, second)) == (2, 1)
     removed = damage == "remove" and file == "step.json"
     told = [line for line in said if "It is done again." in line and first.address in line]
     assert len(told) == (0 if removed else 1)
 
 
 def test_who_asks_how_far_it_is_removes_nothing(tmp_path):
-    place, step = Place(tmp_path), Note("first")
-    go([step], place)
-    path = place.store.folder(step.address) / "text.txt"
+    workspace, step = Workspace(tmp_path), Note("first")
+    go([step], workspace)
+    path = workspace.store.folder(step.address) / "text.txt"
     path.write_text("?")
-    work = Work.of([step], place)
-    assert standing(work).startswith("0 finished, 0 running, 0 failed, 1 waiting")
-    assert "1 of them to do" in outline(work, 1, 1)
+    work = Work.of([step], workspace)
+    assert status_text(work).startswith("0 finished, 0 running, 0 failed, 1 waiting")
+    assert "1 of them to do" in dry_run_text(work, 1, 1)
     assert path.read_text() == "?"
     assert (path.parent / "step.json").exists()
 
 
 def test_a_worker_checks_what_it_finds_too(tmp_path):
-    place, step = Place(tmp_path), Note("alone")
-    go([step], place)
-    (place.store.folder(step.address) / "text.txt").write_text("?")
-    outcome = perform(step, place, 1)
+    workspace, step = Workspace(tmp_path), Note("alone")
+    go([step], workspace)
+    (workspace.store.folder(step.address) / "text.txt").write_text("?")
+    outcome = perform(step, workspace, 1)
     assert outcome.error is None
     assert "text.txt must be as it was written" in outcome.said[0]
 
 
 def test_a_step_made_from_something_else_is_done_again(tmp_path, monkeypatch):
     """A base model that is trained anew need not be the same to the last bit: what was made from it goes with it."""
-    place, first = Place(tmp_path), Note("first")
+    workspace, first = Workspace(tmp_path), Note("first")
     second = Note("second", (first,))
-    go([second], place)
+    go([second], workspace)
     monkeypatch.setattr(Note, "perform", _differently(Note.perform))
-    place.store.discard(first.address)
-    assert place.store.record(second.address) is None
-    state, said = go([second], place)
+    workspace.store.discard(first.address)
+    assert workspace.store.record(second.address) is None
+    state, said = go([second], workspace)
     assert state.over
-    assert (tries(place, first), tries(place, second)) == (2, 2)
-    place.store.discard(first.address)
-    go([second], place)
-    assert (tries(place, first), tries(place, second)) == (3, 2), "the same again: nothing to do"
+    assert (tries(workspace, first), tries(workspace, second)) == (2, 2)
+    workspace.store.discard(first.address)
+    go([second], workspace)
+    assert (tries(workspace, first), tries(workspace, second)) == (3, 2), "the same again: nothing to do"
 
 
 def _differently(perform):
-    def changed(self, place):
-        return {**perform(self, place), "luck": 1}
+    def changed(self, workspace):
+        return {**perform(self, workspace), "luck": 1}
 
     return changed
 
@@ -479,40 +480,40 @@ def test_a_worker_that_finds_a_damaged_need_has_it_done_first(tmp_path):
     class Late(InProcess):
         """Damages the first step once the second is handed out."""
 
-        def submit(self, step, place, turn):
-            if step.name == "second" and tries(place, first) == 1:
-                (place.store.folder(first.address) / "text.txt").write_text("?")
-            super().submit(step, place, turn)
+        def submit(self, step, workspace, turn):
+            if step.name == "second" and tries(workspace, first) == 1:
+                (workspace.store.folder(first.address) / "text.txt").write_text("?")
+            super().submit(step, workspace, turn)
 
-    place, first = Place(tmp_path), Note("first")
+    workspace, first = Workspace(tmp_path), Note("first")
     second, said = Note("second", (first,)), []
-    assert running.run([second], place, Late(threads=1), say=said.append).over
-    assert (tries(place, first), tries(place, second)) == (2, 1)
+    assert run_steps([second], workspace, Late(threads=1), say=said.append).over
+    assert (tries(workspace, first), tries(workspace, second)) == (2, 1)
     assert len([line for line in said if "text.txt must be as it was written" in line]) == 1
 
 
 def test_a_full_disk_at_the_end_keeps_the_checkpoint(tmp_path, monkeypatch):
-    place, step = Place(tmp_path), Note("one")
-    checkpoint = place.store.folder(step.address) / "checkpoint.safetensors"
+    workspace, step = Workspace(tmp_path), Note("one")
+    checkpoint = workspace.store.folder(step.address) / "checkpoint.safetensors"
 
     def full(path, value):
         raise OutputError(f"cannot write {path}: no space left on device.")
 
-    monkeypatch.setattr("neuralfuse.reproduce.store.write_json", full)
-    state, said = go([step, Note("other")], place, retries=0)
+    monkeypatch.setattr("neuralfuse.steps.store.write_json", full)
+    state, said = go([step, Note("other")], workspace, retries=0)
     assert set(state.failed.values()) == {
-        f"cannot write {place.store.folder(one.address) / 'step.json'}: no space left on device."
+        f"cannot write {workspace.store.folder(one.address) / 'step.json'}: no space left on device."
         for one in (step, Note("other"))
     }
     assert checkpoint.exists()
     monkeypatch.undo()
-    assert not go([step], place)[0].failed
+    assert not go([step], workspace)[0].failed
     assert not checkpoint.exists()
 
 
 def test_a_step_that_another_process_is_at_waits_behind_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "_ASK_AGAIN", 0.01)
-    place, busy, free = Place(tmp_path), Note("busy"), Note("free")
+    monkeypatch.setattr("neuralfuse.steps.runner._ASK_AGAIN", 0.01)
+    workspace, busy, free = Workspace(tmp_path), Note("busy"), Note("free")
 
     class Elsewhere(InProcess):
         def next(self, seconds):
@@ -521,12 +522,12 @@ def test_a_step_that_another_process_is_at_waits_behind_the_others(tmp_path, mon
                 held.__exit__(None, None, None)
             return outcome
 
-    held = place.store.locked(busy.address)
+    held = workspace.store.locked(busy.address)
     assert held.__enter__()
     said = []
-    assert running.run([busy, free], place, Elsewhere(threads=1), say=said.append).over
+    assert run_steps([busy, free], workspace, Elsewhere(threads=1), say=said.append).over
     assert said == ["1 of 2: note free", "2 of 2: note busy"]
-    assert (tries(place, busy), tries(place, free)) == (1, 1)
+    assert (tries(workspace, busy), tries(workspace, free)) == (1, 1)
 
 
 def test_a_file_system_without_locks_does(tmp_path, monkeypatch):
@@ -534,9 +535,9 @@ def test_a_file_system_without_locks_does(tmp_path, monkeypatch):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", none)
-    place, step = Place(tmp_path), Note("one")
-    assert not go([step], place)[0].failed
-    assert not place.store.is_held(step.address)
+    workspace, step = Workspace(tmp_path), Note("one")
+    assert not go([step], workspace)[0].failed
+    assert not workspace.store.is_held(step.address)
 
 
 def test_a_scheduler_that_goes_away_ends_the_run(tmp_path):
@@ -548,21 +549,21 @@ def test_a_scheduler_that_goes_away_ends_the_run(tmp_path):
 
 
 def test_a_failed_step_is_tried_again_then_reported_and_nothing_else_is_lost(tmp_path):
-    place, good, bad = Place(tmp_path), Note("good"), Note("bad", failures=3)
+    workspace, good, bad = Workspace(tmp_path), Note("good"), Note("bad", failures=3)
     after = Note("after", (bad,))
-    state, said = go([good, after], place, retries=1)
+    state, said = go([good, after], workspace, retries=1)
     assert state.finished == {good.address}
     assert state.failed == {bad.address: "OSError: no space left on device"}
     assert state.blocked == {after.address}
     assert [line for line in said if "It is tried again." in line] == [
         "note bad failed: OSError: no space left on device It is tried again."
     ]
-    assert place.store.failure(bad.address) == "OSError: no space left on device"
-    state, _ = go([good, after], place, retries=1)
+    assert workspace.store.failure(bad.address) == "OSError: no space left on device"
+    state, _ = go([good, after], workspace, retries=1)
     assert state.over
     assert not state.failed
-    assert place.store.failure(bad.address) is None
-    assert tries(place, good) == 1
+    assert workspace.store.failure(bad.address) is None
+    assert tries(workspace, good) == 1
 
 
 def test_a_lock_ends_with_its_holder(tmp_path):
@@ -594,8 +595,8 @@ def test_an_engine_that_loses_a_step_gets_it_again(tmp_path):
                 return Outcome(step.address, error="no worker finished it")
             return super().next(seconds)
 
-    place, step, said = Place(tmp_path), Note("one"), []
-    assert running.run([step], place, Forgetful(threads=1), say=said.append).finished == {step.address}
+    workspace, step, said = Workspace(tmp_path), Note("one"), []
+    assert run_steps([step], workspace, Forgetful(threads=1), say=said.append).finished == {step.address}
     assert said[0] == "note one failed: no worker finished it It is tried again."
 
 
@@ -621,11 +622,13 @@ def test_times_come_from_finished_steps(tmp_path):
 
 
 def test_status_says_where_steps_stand(tmp_path, capsys):
-    job = Job.of(["table12"], {"base": ["VGG11"], "generator": ["UNetS"], "ber": ["0.01"]}, REQUEST, Place(tmp_path))
+    job = Job.of(
+        ["table12"], {"base": ["VGG11"], "generator": ["UNetS"], "ber": ["0.01"]}, REQUEST, Workspace(tmp_path)
+    )
     base, start = job.work.steps[:2]
-    job.place.store.fail(base.address, "OSError: no space left on device")
-    with job.place.store.locked(start.address):
-        job.place.store.tell(start.address, done=3, total=20, note="clean 1.0")
+    job.workspace.store.fail(base.address, "OSError: no space left on device")
+    with job.workspace.store.locked(start.address):
+        job.workspace.store.tell(start.address, done=3, total=20, note="clean 1.0")
         arguments = "reproduce table12 --scale smoke --rows base=VGG11 --rows generator=UNetS --rows ber=0.01 --status"
         assert run([*arguments.split(), "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -652,7 +655,7 @@ def test_status_is_of_what_was_last_begun_there_where_no_table_is_named(tmp_path
 
 
 def test_published_values_stand_beside_measured_ones(tmp_path):
-    record = table_record("table6", TABLES["table6"].rows, Request(load_scale("full")), Place(tmp_path))
+    record = table_record("table6", TABLES["table6"].rows, Request(load_scale("full")), Workspace(tmp_path))
     assert [row["measured"]["twma"] for row in record["rows"]] == [row["published"]["twma"] for row in record["rows"]]
     assert "| base | ResNet18 | 2,755,968 (2,755,968) |" in as_markdown(record)
     text = as_text(record)
@@ -665,7 +668,7 @@ def test_energy_tables_at_full_scale_are_those_of_the_energy_command(tmp_path):
 
     full = Request(load_scale("full"))
     for name, value in (("table2", "energy_saving"), ("table8", "mac_energy_saving"), ("table7", "params")):
-        ours = table_record(name, TABLES[name].rows, full, Place(tmp_path))["rows"]
+        ours = table_record(name, TABLES[name].rows, full, Workspace(tmp_path))["rows"]
         theirs = paper_tables()["tables"][name]["rows"]
         wanted = [row["parameters" if name == "table7" else "ours"] for row in theirs]
         assert [row["measured"][value] for row in ours] == pytest.approx(wanted)
@@ -703,7 +706,7 @@ def test_nonsense_gets_one_line(options, message, tmp_path, monkeypatch, capsys)
 
 FRESH_PAGES = """
 import resource, torch
-from neuralfuse.reproduce.engines import keep_freed_memory
+from neuralfuse.steps.engines import keep_freed_memory
 def fresh_pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
@@ -725,9 +728,9 @@ def test_a_worker_keeps_freed_memory_for_the_next_tensor(monkeypatch):
     given_back, kept = map(int, done.stdout.split())
     assert given_back >= 20  # fresh ones for each tensor
     called = []
-    monkeypatch.setattr("neuralfuse.reproduce.engines.keep_freed_memory", lambda: called.append(True))
-    monkeypatch.setattr("neuralfuse.reproduce.engines.perform", lambda step, place, threads: called.append(step))
-    _on_worker("a step", Place(Path("nowhere")), 1)
+    monkeypatch.setattr("neuralfuse.steps.engines.keep_freed_memory", lambda: called.append(True))
+    monkeypatch.setattr("neuralfuse.steps.engines.perform", lambda step, workspace, threads: called.append(step))
+    _on_worker("a step", Workspace(Path("nowhere")), 1)
     assert called == [True, "a step"]
     assert kept < given_back / 10
 
@@ -738,7 +741,7 @@ def test_worker_processes_need_dask(monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr("neuralfuse.reproduce.engines.import_module", missing)
+    monkeypatch.setattr("neuralfuse.steps.engines.import_module", missing)
     with (
         pytest.raises(MissingExtraError, match=r"pip install 'neuralfuse\[reproduce\]', or pass --workers 0"),
         engine(workers=2, threads=1),
@@ -750,7 +753,7 @@ def test_failed_steps_end_in_one_line_and_a_table_without_them(tmp_path, monkeyp
     def full_disk(*args, **options):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("neuralfuse.reproduce.trainings.make_fuse", full_disk)
+    monkeypatch.setattr("neuralfuse.steps.trainings.make_fuse", full_disk)
     monkeypatch.chdir(tmp_path)
     arguments = "reproduce table12 --scale smoke --rows base=VGG11 --rows generator=UNetS --rows ber=0.01 --workers 0"
     assert run([*arguments.split(), "--out", "out"]) == 1
@@ -764,7 +767,7 @@ def test_failed_steps_end_in_one_line_and_a_table_without_them(tmp_path, monkeyp
 
 
 def test_a_table_says_that_generators_were_taught_classes(tmp_path):
-    record = table_record("table12", TABLES["table12"].rows[:1], REQUEST, Place(tmp_path))
+    record = table_record("table12", TABLES["table12"].rows[:1], REQUEST, Workspace(tmp_path))
     line = "generators were also taught the classes, the paper's were not"
     for module, told in (({"eopm": {"class_head": 0.0}}, False), ({"eopm": {"class_head": 1.0}}, True)):
         assert (line in as_text({**record, "steps": {"module-1": module}})) == told
@@ -773,8 +776,8 @@ def test_a_table_says_that_generators_were_taught_classes(tmp_path):
 
 def test_the_scale_without_classes_is_cpu_in_all_else():
     cpu, without = load_scale("cpu"), load_scale(str(ROOT / "results" / "paper" / "without-class-head.toml"))
-    assert set(without.settings) == {"CIFAR-10", "GTSRB"}
-    for data, own in without.settings.items():
-        with_them = cpu.settings[data]
+    assert set(without.recipes) == {"CIFAR-10", "GTSRB"}
+    for data, own in without.recipes.items():
+        with_them = cpu.recipes[data]
         assert own == replace(with_them, pretrain=None, eopm=replace(with_them.eopm, class_head=0.0, lr=2e-3))
-    assert replace(cpu, name="", title="", settings={}) == replace(without, name="", title="", settings={})
+    assert replace(cpu, name="", title="", recipes={}) == replace(without, name="", title="", recipes={})

@@ -19,7 +19,7 @@ from conftest import child_environment
 from neuralfuse import published
 from neuralfuse.files import read_json
 from neuralfuse.reproduce import TABLES, as_text
-from neuralfuse.reproduce.store import MARKER
+from neuralfuse.steps.store import MARKER
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NEURALFUSE = str(Path(sys.executable).with_name("neuralfuse"))

@@ -67,21 +67,21 @@ def compare(
     """
     from neuralfuse.compare import USUAL, Comparison, as_latex, as_markdown, as_text  # noqa: PLC0415
     from neuralfuse.files import write_json, write_text  # noqa: PLC0415
-    from neuralfuse.reproduce import load_scale  # noqa: PLC0415
+    from neuralfuse.steps import load_scale  # noqa: PLC0415
 
     require(chips >= 0, f"chips must be at least 0: got chips={chips}.")
-    place = work.place(common)
+    workspace = work.workspace(common)
     comparison = Comparison(
         scale=load_scale(scale), data=data, base=base, methods=methods or USUAL, faults=faults or ("stuck", "flip"),
         rates=rates or (0.005, 0.01, 0.02), train_rate=train_rate, seed=seed, chips=chips,
     )  # fmt: skip
-    steps = comparison.work(place)
+    steps = comparison.work(workspace)
     if work.show_only(steps, len(comparison.rows), common):
         return
     end = work.run(
-        lambda on, display: steps.run(on, retries=work.retries, say=display.say, watch=display.watch), place, common
+        lambda on, display: steps.run(on, retries=work.retries, say=display.say, watch=display.watch), workspace, common
     )
-    record, file = comparison.record(place), work.out / comparison.name
+    record, file = comparison.record(workspace), work.out / comparison.name
     write_json(file.with_suffix(".json"), record)
     write_text(file.with_suffix(".md"), "\n".join(as_markdown(record)) + "\n")
     write_text(file.with_suffix(".tex"), as_latex(record))

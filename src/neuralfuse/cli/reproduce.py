@@ -56,23 +56,24 @@ def reproduce(
     known
         Record of a table from elsewhere. What it measured is taken over and not measured again. Repeat it for others.
     """
-    from neuralfuse.reproduce import TABLES, Job, Request, as_text, load_scale, read_known  # noqa: PLC0415
+    from neuralfuse.reproduce import TABLES, Job, Request, as_text, read_prior  # noqa: PLC0415
+    from neuralfuse.steps import load_scale  # noqa: PLC0415
 
-    place = work.place(common)
+    workspace = work.workspace(common)
     asked = _Asked(tuple(tables or ()), scale, tuple(rows or ()), faults, seed, tuple(map(str, known or ())))
     if not tables:
         require(work.status, f"tables must be named: got none. Legal: {', '.join(['all', *TABLES])}.")
         asked = _Asked.last(work.out)
-    request = Request(load_scale(asked.scale), asked.faults, asked.seed, place.device)  # type: ignore[arg-type]
-    from_elsewhere = read_known([Path(path) for path in asked.known], request)
-    job = Job.of(asked.tables, _wanted(asked.rows), request, place, from_elsewhere)
+    request = Request(load_scale(asked.scale), asked.faults, asked.seed, workspace.device)  # type: ignore[arg-type]
+    from_elsewhere = read_prior([Path(path) for path in asked.known], request)
+    job = Job.of(asked.tables, _wanted(asked.rows), request, workspace, from_elsewhere)
     if work.show_only(job.work, job.count, common):
         return
     records = work.run(
         lambda on, display: job.run(
             on, retries=work.retries, say=display.say, watch=display.watch, began=lambda: asked.keep(work.out)
         ),
-        place, common,
+        workspace, common,
     )  # fmt: skip
     text = "\n\n".join(as_text(record) for record in records)
     wrote = ", ".join(job.path(record["table"]).name for record in records)

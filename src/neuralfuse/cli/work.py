@@ -14,8 +14,8 @@ from neuralfuse.cli.common import Common, say
 from neuralfuse.errors import require
 
 if TYPE_CHECKING:
-    from neuralfuse.reproduce import Place, Progress, Work
-    from neuralfuse.reproduce.engines import Engine
+    from neuralfuse.steps import Progress, Work, Workspace
+    from neuralfuse.steps.engines import Engine
 
 Out = TypeVar("Out")
 
@@ -47,39 +47,39 @@ class WorkOptions:
     dry_run: bool = False
     status: bool = False
 
-    def place(self, common: Common) -> Place:
+    def workspace(self, common: Common) -> Workspace:
         """Return where steps are kept and run."""
-        from neuralfuse.reproduce import ANY_DEVICE, Place  # noqa: PLC0415
+        from neuralfuse.steps import ANY_DEVICE, Workspace  # noqa: PLC0415
 
         require(self.retries >= 0, f"retries must be at least 0: got retries={self.retries}.")
         require(self.workers is None or self.workers >= 0, f"workers must be at least 0: got workers={self.workers}.")
         # the workers of a cluster have their own devices
         device = str(common.set_up()) if self.scheduler is None else common.device or ANY_DEVICE
-        return Place(
+        return Workspace(
             self.out.absolute(), None if self.data_dir is None else self.data_dir.absolute(), device, self.download
         )
 
     def show_only(self, work: Work, rows: int, common: Common) -> bool:
         """Show the steps or where they stand, if that is asked for, and say whether it was."""
-        from neuralfuse.reproduce import outline, standing  # noqa: PLC0415
+        from neuralfuse.steps import dry_run_text, status_text  # noqa: PLC0415
 
         if self.status:
-            common.show(work.status(), standing(work))
+            common.show(work.status(), status_text(work))
         elif self.dry_run:
-            hands = 1 if self.scheduler else self._hands(work.place, common)  # how many a cluster has may change
-            common.show(work.status(), outline(work, rows, hands))
+            hands = 1 if self.scheduler else self._hands(work.workspace, common)  # how many a cluster has may change
+            common.show(work.status(), dry_run_text(work, rows, hands))
         return self.status or self.dry_run
 
-    def run(self, do: Callable[[Engine, Display], Out], place: Place, common: Common) -> Out:
+    def run(self, do: Callable[[Engine, Display], Out], workspace: Workspace, common: Common) -> Out:
         """Have something done by those who are to do it, with lines and bars to see it by."""
-        from neuralfuse.reproduce import engine  # noqa: PLC0415
+        from neuralfuse.steps import engine  # noqa: PLC0415
 
-        hands, threads = self._hands(place, common), common.threads or 1
-        with engine(workers=hands, threads=threads, scheduler=self.scheduler) as on, Display(place) as display:
+        hands, threads = self._hands(workspace, common), common.threads or 1
+        with engine(workers=hands, threads=threads, scheduler=self.scheduler) as on, Display(workspace) as display:
             return do(on, display)
 
-    def _hands(self, place: Place, common: Common) -> int:
-        return _usual_workers(place.device, common.threads or 1) if self.workers is None else self.workers
+    def _hands(self, workspace: Workspace, common: Common) -> int:
+        return _usual_workers(workspace.device, common.threads or 1) if self.workers is None else self.workers
 
 
 def _usual_workers(device: str, threads: int) -> int:
@@ -95,11 +95,11 @@ def _usual_workers(device: str, threads: int) -> int:
 class Display:
     """Lines on standard error, and on a terminal a bar for all steps and one for each that runs."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, workspace: Workspace) -> None:
         from rich.console import Console  # noqa: PLC0415
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
-        self.place = place
+        self.workspace = workspace
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bars = Progress(*columns, console=console, transient=True) if console.is_terminal else None
@@ -131,7 +131,7 @@ class Display:
         for name in [name for name in self._tasks if name and name not in progress.running]:
             self._bars.remove_task(self._tasks.pop(name))
         for name in progress.running:
-            note = self.place.store.progress(name)
+            note = self.workspace.store.progress(name)
             if note and time.time() - note["time"] < 60:  # older ones are of an interrupted run
                 if name not in self._tasks:
                     self._tasks[name] = self._bars.add_task(progress.steps[name].title[:60])

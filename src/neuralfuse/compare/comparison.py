@@ -17,12 +17,12 @@ from neuralfuse.methods import Method, needs, parse
 from neuralfuse.methods.trained import Smaller
 from neuralfuse.nets import base_spec, load_base
 from neuralfuse.nets.base import check_base
-from neuralfuse.reproduce.place import Place
-from neuralfuse.reproduce.scale import FACTS, Scale, Setting
-from neuralfuse.reproduce.store import address
-from neuralfuse.reproduce.trainings import BaseStep
-from neuralfuse.reproduce.used import Used
-from neuralfuse.reproduce.work import Work
+from neuralfuse.steps.provenance import Provenance
+from neuralfuse.steps.scale import FACTS, Recipe, Scale
+from neuralfuse.steps.store import address
+from neuralfuse.steps.trainings import BaseStep
+from neuralfuse.steps.work import Work
+from neuralfuse.steps.workspace import Workspace
 
 SCHEMA = "neuralfuse/comparison/1"
 NONE = "none"
@@ -77,39 +77,39 @@ class Comparison:
         )
 
     @property
-    def setting(self) -> Setting:
+    def recipe(self) -> Recipe:
         """What stands for the data set at this scale."""
-        settings = self.scale.settings
-        own = {one.images.name: name for name, one in settings.items()}
-        name = self.data if self.data in settings else own.get(self.data)
+        recipes = self.scale.recipes
+        own = {one.images.name: name for name, one in recipes.items()}
+        name = self.data if self.data in recipes else own.get(self.data)
         if name is None:
-            raise unknown_name(f"data set of scale {self.scale.name}", self.data, [*settings, *own])
-        return settings[name]
+            raise unknown_name(f"data set of scale {self.scale.name}", self.data, [*recipes, *own])
+        return recipes[name]
 
     @cached_property
     def base_step(self) -> BaseStep:
         """The training of the base model, or the one that was handed over."""
-        setting, folder = self.setting, Path(self.base)
+        recipe, folder = self.recipe, Path(self.base)
         if folder.is_dir():
-            given, facts = load_base(folder), FACTS[setting.images.name]
+            given, facts = load_base(folder), FACTS[recipe.images.name]
             check_base(given, classes=facts.classes, channels=facts.channels)
-            size = (setting.images.size or facts.size,) * 2
+            size = (recipe.images.size or facts.size,) * 2
             require(
                 given.image_size == size,
                 f"base model and data must have images of one size: got {given.image_size} and {size}.",
             )
             digest = digest_of(folder)
-            return GivenBase(setting.images, given.name, setting.qat, folder=folder.absolute(), digest=digest)
-        network = setting.bases.get(self.base, self.base)
+            return GivenBase(recipe.images, given.name, recipe.qat, folder=folder.absolute(), digest=digest)
+        network = recipe.bases.get(self.base, self.base)
         base_spec(network)
-        return BaseStep(setting.images, network, replace(setting.qat, seed=self.seed))
+        return BaseStep(recipe.images, network, replace(recipe.qat, seed=self.seed))
 
     @property
     def name(self) -> str:
         """What its files are called."""
         config = {**self._config, "base": self.base_step.address, "methods": list(self.chains), "faults": self.faults}
         own = address("", {**config, "rates": list(self.rates)})[1:7]
-        return f"comparison-{self.base_step.network}-{self.setting.images.name}-{own}".replace("@", "-")
+        return f"comparison-{self.base_step.network}-{self.recipe.images.name}-{own}".replace("@", "-")
 
     @cached_property
     def chains(self) -> dict[str, tuple[Method, ...]]:
@@ -118,9 +118,9 @@ class Comparison:
 
     def protection(self, chain: tuple[Method, ...], faults: str) -> ProtectionStep:
         """Return the step that protects the base model by some methods, one after the other."""
-        setting = self.setting
-        eopm = replace(setting.eopm, ber=self.train_rate, faults=faults, seed=self.seed)
-        pretrain = None if setting.pretrain is None else replace(setting.pretrain, seed=self.seed)
+        recipe = self.recipe
+        eopm = replace(recipe.eopm, ber=self.train_rate, faults=faults, seed=self.seed)
+        pretrain = None if recipe.pretrain is None else replace(recipe.pretrain, seed=self.seed)
         return ProtectionStep(self.base_step, chain, eopm, pretrain)
 
     @cached_property
@@ -151,13 +151,13 @@ class Comparison:
             "seed": self.seed,
         }
 
-    def work(self, place: Place) -> Work:
+    def work(self, workspace: Workspace) -> Work:
         """Return all steps, and where they are done."""
-        return Work.of([step for _, step in self.rows], place)
+        return Work.of([step for _, step in self.rows], workspace)
 
-    def record(self, place: Place) -> dict[str, Any]:
+    def record(self, workspace: Workspace) -> dict[str, Any]:
         """Return the comparison as it stands: each row with what was measured, None where it was not yet."""
-        used, rows = Used(place), []
+        used, rows = Provenance(workspace), []
         plain: dict[tuple[str, float], tuple[Any, Any]] = {}  # by faults and rate: no protection
         for text, step in self.rows:
             found = used.record(step.protection), used.record(step)

@@ -20,11 +20,11 @@ from neuralfuse.methods import Method, Protected, Setting, identity, measure, se
 from neuralfuse.methods.calibrated import Calibrated, Tuned
 from neuralfuse.methods.trained import Fused, Given
 from neuralfuse.nets import load_base
-from neuralfuse.reproduce.place import Place
-from neuralfuse.reproduce.scale import FACTS
-from neuralfuse.reproduce.steps import Step, counts
-from neuralfuse.reproduce.store import file_digest
-from neuralfuse.reproduce.trainings import BaseStep, ModuleStep, StartStep, Telling
+from neuralfuse.steps.scale import FACTS
+from neuralfuse.steps.step import Step, counts
+from neuralfuse.steps.store import file_digest
+from neuralfuse.steps.trainings import BaseStep, ModuleStep, ProgressNote, StartStep
+from neuralfuse.steps.workspace import Workspace
 
 PARTIAL = "evaluation.json"
 _TIMED = 100  # images
@@ -47,15 +47,15 @@ class GivenBase(BaseStep):
         """See `Step`."""
         return {"images": asdict(self.images), "network": self.network, "given": self.digest}
 
-    def perform(self, place: Place) -> dict[str, Any]:
+    def perform(self, workspace: Workspace) -> dict[str, Any]:
         """See `Step`."""
         run = Run()
         for name in ("config.json", "model.safetensors"):
-            shutil.copyfile(self.folder / name, place.store.folder(self.address) / name)
-        copied = digest_of(place.store.folder(self.address))
+            shutil.copyfile(self.folder / name, workspace.store.folder(self.address) / name)
+        copied = digest_of(workspace.store.folder(self.address))
         require(copied == self.digest, f"{self.folder} must stay as it is while it is compared: it was changed.")
-        trained = load_base(place.store.folder(self.address)).trained
-        data = place.images(self.images).to_config()
+        trained = load_base(workspace.store.folder(self.address)).trained
+        data = workspace.images(self.images).to_config()
         return {"config": {**trained.get("config", {}), "data": data}, "run": run.facts()}
 
     @property
@@ -125,38 +125,38 @@ class ProtectionStep(Step):
             **({} if self.start is None else {"start": self.start.address}),
         }
 
-    def protected(self, place: Place) -> Protected:
+    def protected(self, workspace: Workspace) -> Protected:
         """Return the protected model; what its methods train is trained where it is not yet."""
-        made = self._plain(place) if self.before is None else self.before.protected(place)
-        store = place.store
+        made = self._plain(workspace) if self.before is None else self.before.protected(workspace)
+        store = workspace.store
         setting = Setting(
-            data=place.images(self.base.images),
+            data=workspace.images(self.base.images),
             faults=fault_model(self.eopm.faults, ber=self.eopm.ber),
             eopm=self.eopm,
             starts={} if self.start is None else {self.start.generator: store.folder(self.start.address)},
             folder=store.folder((self.module or self).address),
-            device=torch.device(place.device),
-            listeners=[Telling(store, self.address)],
+            device=torch.device(workspace.device),
+            listeners=[ProgressNote(store, self.address)],
         )
         return self.methods[-1].protect(made, setting)
 
-    def _plain(self, place: Place) -> Protected:
-        model, deployed = self.base.open(place)
+    def _plain(self, workspace: Workspace) -> Protected:
+        model, deployed = self.base.open(workspace)
         return Protected(model=model, deployed=deployed)
 
-    def perform(self, place: Place) -> dict[str, Any]:
+    def perform(self, workspace: Workspace) -> dict[str, Any]:
         """See `Step`."""
-        run = Run(torch.device(place.device))
-        made = self.protected(place)
-        channels, *size = place.images(self.base.images).test.images.shape[1:]
+        run = Run(torch.device(workspace.device))
+        made = self.protected(workspace)
+        channels, *size = workspace.images(self.base.images).test.images.shape[1:]
         layers = made.deployed.memory.layers
         model = count(made.model.module, channels=channels, image_size=(size[0], size[1]), layers=layers)
         added = None
         if made.fuse is not None:
             added = count(made.fuse, channels=channels, image_size=(size[0], size[1]), layers=GENERATOR_LAYERS)
         memory = made.deployed.memory
-        images = place.images(self.base.images).test.images[:_TIMED]
-        plain, taken = seconds(made, self._plain(place), made.deployed.input_range.from_bytes(images))
+        images = workspace.images(self.base.images).test.images[:_TIMED]
+        plain, taken = seconds(made, self._plain(workspace), made.deployed.input_range.from_bytes(images))
         return {
             "parameters": model.parameters,
             "added_parameters": 0 if added is None else added.parameters,
@@ -215,10 +215,10 @@ class ComparisonStep(Step):
             "test_images": self.test_images,
         }
 
-    def perform(self, place: Place) -> dict[str, Any]:
+    def perform(self, workspace: Workspace) -> dict[str, Any]:
         """See `Step`."""
-        run = Run(torch.device(place.device))
-        store, path = place.store, place.store.folder(self.address) / PARTIAL
+        run = Run(torch.device(workspace.device))
+        store, path = workspace.store, workspace.store.folder(self.address) / PARTIAL
         found = _known(path, self.config())
 
         def keep(result: ChipResult) -> None:
@@ -228,15 +228,15 @@ class ComparisonStep(Step):
             store.tell(self.address, done=len(found), total=self.chips, note=f"accuracy {result.pa:.2f}%")
 
         nominal, results = measure(
-            self.protection.protected(place), self._test_images(place), fault_model(self.faults, ber=self.ber),
+            self.protection.protected(workspace), self._test_images(workspace), fault_model(self.faults, ber=self.ber),
             self.chips, known={one.seed: one for one in found}, report=keep,
         )  # fmt: skip
         chips = {name: [getattr(one, name) for one in results] for name in ("seed", "pa", "changed_bits")}
         return {"ca": nominal, "per_chip": chips, "run": run.facts()}
 
-    def _test_images(self, place: Place) -> Split:
+    def _test_images(self, workspace: Workspace) -> Split:
         """Return test images in an order that mixes the classes, the same for ever: some methods look at batches."""
-        data = place.images(self.protection.base.images)
+        data = workspace.images(self.protection.base.images)
         rows = data.test.order(data.name, "test images")
         return data.test[rows[: self.test_images or len(rows)]]
 

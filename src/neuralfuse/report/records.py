@@ -12,7 +12,7 @@ from typing import Any
 from neuralfuse.errors import DataError, NeuralFuseError
 from neuralfuse.faults import fault_model
 from neuralfuse.quant import Scheme
-from neuralfuse.reproduce import SCALES
+from neuralfuse.steps import SCALES
 
 Record = Mapping[str, Any]
 KINDS = ("table", "comparison", "evaluation", "portrait", "plan", "black-box", "choice", "tuning")

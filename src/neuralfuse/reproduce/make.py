@@ -10,14 +10,14 @@ from typing import Any
 from neuralfuse.errors import require
 from neuralfuse.files import write_json
 from neuralfuse.reproduce.draw import draw
-from neuralfuse.reproduce.engines import Engine
-from neuralfuse.reproduce.known import Record, joined, known_values
-from neuralfuse.reproduce.place import Place
+from neuralfuse.reproduce.prior import Record, joined, prior_values
 from neuralfuse.reproduce.record import table_record
-from neuralfuse.reproduce.runner import Progress
-from neuralfuse.reproduce.steps import Step
 from neuralfuse.reproduce.tables import TABLES, Request, choose
-from neuralfuse.reproduce.work import Work
+from neuralfuse.steps.engines import Engine
+from neuralfuse.steps.runner import Progress
+from neuralfuse.steps.step import Step
+from neuralfuse.steps.work import Work
+from neuralfuse.steps.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Job:
     Attributes:
         chosen: The rows by table.
         request: What they are made with.
-        place: Where.
+        workspace: Where.
         known: Records of tables from elsewhere, by table; what they measured is not measured again.
     """
 
     chosen: Mapping[str, Sequence[Mapping[str, Any]]]
     request: Request
-    place: Place
+    workspace: Workspace
     known: Mapping[str, Record] = field(default_factory=dict)
 
     @staticmethod
@@ -41,14 +41,14 @@ class Job:
         names: Sequence[str],
         where: Mapping[str, Sequence[str]],
         request: Request,
-        place: Place,
+        workspace: Workspace,
         known: Mapping[str, Record] | None = None,
     ) -> Job:
         """Return the job of some names; see `choose` for its errors. Known records must be of tables among them."""
         chosen, known = choose(names, where), known or {}
         other = next((name for name in known if name not in chosen), None)
         require(other is None, f"a known record must be of a table that is asked for: got one of {other}.")
-        return Job(chosen, request, place, known)
+        return Job(chosen, request, workspace, known)
 
     @property
     def work(self) -> Work:
@@ -57,9 +57,9 @@ class Job:
         for name, rows in self.chosen.items():
             for row in rows:
                 step = TABLES[name].step(self.request, row)
-                if step is not None and known_values(row, step.address, self.known.get(name)) is None:
+                if step is not None and prior_values(row, step.address, self.known.get(name)) is None:
                     steps.append(step)
-        return Work.of(steps, self.place)
+        return Work.of(steps, self.workspace)
 
     @property
     def count(self) -> int:
@@ -89,7 +89,7 @@ class Job:
     def records(self) -> list[dict[str, Any]]:
         """Return the tables as they stand, with all their rows."""
         every = choose(list(self.chosen))
-        made = {name: table_record(name, rows, self.request, self.place) for name, rows in every.items()}
+        made = {name: table_record(name, rows, self.request, self.workspace) for name, rows in every.items()}
         return [joined(record, self.known[name]) if name in self.known else record for name, record in made.items()]
 
     def write(self) -> list[dict[str, Any]]:
@@ -106,4 +106,4 @@ class Job:
         """Return the file of a table's record; other scales, faults and seeds have files of their own."""
         request = self.request
         seed = f"-seed{request.seed}" if request.seed else ""
-        return self.place.root / f"{table}-{request.scale.name}-{request.faults}{seed}.json"
+        return self.workspace.root / f"{table}-{request.scale.name}-{request.faults}{seed}.json"

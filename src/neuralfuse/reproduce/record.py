@@ -8,20 +8,22 @@ from typing import Any
 
 from neuralfuse import published
 from neuralfuse.errors import ConfigError
-from neuralfuse.reproduce.measurements import EvaluationStep
-from neuralfuse.reproduce.place import Place
 from neuralfuse.reproduce.tables import TABLES, Request, keys
-from neuralfuse.reproduce.trainings import BaseStep, ModuleStep
-from neuralfuse.reproduce.used import Used
+from neuralfuse.steps.measurements import EvaluationStep
+from neuralfuse.steps.provenance import Provenance
+from neuralfuse.steps.trainings import BaseStep, ModuleStep
+from neuralfuse.steps.workspace import Workspace
 
 SCHEMA = "neuralfuse/table/1"
 
 
-def table_record(name: str, rows: Sequence[Mapping[str, Any]], request: Request, place: Place) -> dict[str, Any]:
+def table_record(
+    name: str, rows: Sequence[Mapping[str, Any]], request: Request, workspace: Workspace
+) -> dict[str, Any]:
     """Return a table as a record: each row with its published values, what was measured (None: not yet), its step."""
     table, scale = TABLES[name], request.scale
     made: list[dict[str, Any]] = []
-    used = Used(place)
+    used = Provenance(workspace)
     for row in rows:
         try:
             step = table.step(request, row)
@@ -50,7 +52,7 @@ def table_record(name: str, rows: Sequence[Mapping[str, Any]], request: Request,
             "rate_factor": scale.rate_factor,
             "faults": request.faults,
             "seed": request.seed,
-            "data": {data: asdict(one.images) for data, one in scale.settings.items()},
+            "data": {data: asdict(one.images) for data, one in scale.recipes.items()},
         },
         "data": {one["name"]: one for one in _images(used)},
         "rows": made,
@@ -60,14 +62,14 @@ def table_record(name: str, rows: Sequence[Mapping[str, Any]], request: Request,
     }
 
 
-def _learning(used: Used) -> Iterator[tuple[str, Any]]:
+def _learning(used: Provenance) -> Iterator[tuple[str, Any]]:
     """Yield each module's accuracies on validation images and chips, step by step."""
     for name, record in used.records.items():
         if name.startswith(f"{ModuleStep.kind}-"):
             yield name, record["result"]["history"]
 
 
-def _images(used: Used) -> Iterator[dict[str, Any]]:
+def _images(used: Provenance) -> Iterator[dict[str, Any]]:
     """Yield what base models were trained on."""
     for name, record in used.records.items():
         if name.startswith(f"{BaseStep.kind}-"):

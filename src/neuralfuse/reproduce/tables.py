@@ -13,10 +13,10 @@ from neuralfuse.evaluation import t_interval
 from neuralfuse.faults import default_curve
 from neuralfuse.nets import GENERATORS
 from neuralfuse.published import Measurement
-from neuralfuse.reproduce.measurements import EvaluationStep, LatencyStep
-from neuralfuse.reproduce.scale import Images, Scale
-from neuralfuse.reproduce.steps import Step, counts
-from neuralfuse.reproduce.trainings import BaseStep, ModuleStep, StartStep
+from neuralfuse.steps.measurements import EvaluationStep, LatencyStep
+from neuralfuse.steps.scale import ImageSpec, Scale
+from neuralfuse.steps.step import Step, counts
+from neuralfuse.steps.trainings import BaseStep, ModuleStep, StartStep
 
 Faults = Literal["reference", "stuck", "flip"]
 AWP = "-AWP"  # ends the name of a base model that is trained at adversarial weights
@@ -54,10 +54,10 @@ class Request:
 
     def base(self, data: str, name: str) -> BaseStep:
         """Return the training of one of the paper's base models."""
-        setting = self.scale.setting(data)
-        require(name in setting.bases, f"scale {self.scale.name} must name a network for {name} under [bases].")
-        qat = replace(setting.qat, seed=self.seed, awp=GAMMA if name.endswith(AWP) else 0.0)
-        return BaseStep(setting.images, setting.bases[name], qat)
+        recipe = self.scale.recipe(data)
+        require(name in recipe.bases, f"scale {self.scale.name} must name a network for {name} under [bases].")
+        qat = replace(recipe.qat, seed=self.seed, awp=GAMMA if name.endswith(AWP) else 0.0)
+        return BaseStep(recipe.images, recipe.bases[name], qat)
 
     def rate(self, ber: float) -> float:
         """Return what a rate of the paper is at this scale."""
@@ -65,16 +65,16 @@ class Request:
 
     def evaluation(self, of: Measurement, **eopm: Any) -> EvaluationStep:
         """Return the step that measures what a row of the paper measures."""
-        setting, scale = self.scale.setting(of.data), self.scale
+        recipe, scale = self.scale.recipe(of.data), self.scale
         generator, looks = of.generator.lower(), of.generator != "UIP"  # one that does not look learns no classes
         bases = tuple(self.base(of.data, name) for name in of.sources)
         trained = replace(
-            setting.eopm, ber=self.rate(of.train_ber), faults=self.faults, lam=of.lam, seed=self.seed,
-            adversarial_bits=_same_share(of, bases[0]), class_head=setting.eopm.class_head * looks, **eopm,
+            recipe.eopm, ber=self.rate(of.train_ber), faults=self.faults, lam=of.lam, seed=self.seed,
+            adversarial_bits=_same_share(of, bases[0]), class_head=recipe.eopm.class_head * looks, **eopm,
         )  # fmt: skip
         start = None
-        if setting.pretrain and looks:
-            start = StartStep(setting.images, generator, replace(setting.pretrain, seed=self.seed))
+        if recipe.pretrain and looks:
+            start = StartStep(recipe.images, generator, replace(recipe.pretrain, seed=self.seed))
         return EvaluationStep(
             self.base(of.data, of.base), ModuleStep(bases, generator, trained, start), self.faults,
             self.rate(of.ber), scale.chips, of.bits, scale.until, scale.test_images,
@@ -85,7 +85,7 @@ def _same_share(of: Measurement, base: BaseStep) -> int:
     """Return how many of a smaller model's bits are the same share as the paper's K of its own."""
     if not of.k_bits:
         return 0
-    theirs = counts(of.base.lower(), Images("cifar10")).words
+    theirs = counts(of.base.lower(), ImageSpec("cifar10")).words
     return max(1, round(of.k_bits * counts(base.network, base.images).words / theirs))
 
 
@@ -159,11 +159,11 @@ def _title(name: str) -> str:
 
 def _counts_at(request: Request, name: str, data: str = "CIFAR-10") -> tuple[str, Any]:
     """Return a network or generator at this scale, and what a pass of it takes."""
-    setting = request.scale.setting(data)
-    known = name.lower() in GENERATORS or name in setting.bases
+    recipe = request.scale.recipe(data)
+    known = name.lower() in GENERATORS or name in recipe.bases
     require(known, f"scale {request.scale.name} must name a network for {name} under [bases].")
-    own = name.lower() if name.lower() in GENERATORS else setting.bases[name]
-    return own, counts(own, setting.images)
+    own = name.lower() if name.lower() in GENERATORS else recipe.bases[name]
+    return own, counts(own, recipe.images)
 
 
 def _saving(request: Request, row: Mapping[str, Any], by: str, data: str = "CIFAR-10") -> float:

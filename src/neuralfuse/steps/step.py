@@ -11,9 +11,9 @@ import torch
 from neuralfuse.energy import GENERATOR_LAYERS, Counts, count
 from neuralfuse.nets import GENERATORS, base_spec
 from neuralfuse.quant import DEFAULT_LAYERS
-from neuralfuse.reproduce.place import Place
-from neuralfuse.reproduce.scale import FACTS, Images
-from neuralfuse.reproduce.store import address
+from neuralfuse.steps.scale import FACTS, ImageSpec
+from neuralfuse.steps.store import address
+from neuralfuse.steps.workspace import Workspace
 
 
 class Step(ABC):
@@ -31,7 +31,7 @@ class Step(ABC):
         """Return all that the result depends on, with the steps that it needs by their addresses."""
 
     @abstractmethod
-    def perform(self, place: Place) -> dict[str, Any]:
+    def perform(self, workspace: Workspace) -> dict[str, Any]:
         """Do it, going on from what an interrupted run left in its folder; return its record."""
 
     @property
@@ -51,7 +51,7 @@ class Step(ABC):
 
 
 @cache
-def counts(name: str, images: Images) -> Counts:
+def counts(name: str, images: ImageSpec) -> Counts:
     """Return what one pass of a base model or generator over one of these images takes."""
     facts = FACTS[images.name]
     size = (images.size or facts.size,) * 2

@@ -5,30 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 from neuralfuse.errors import FileFormatError
-from neuralfuse.reproduce.place import Place
-from neuralfuse.reproduce.steps import Step
+from neuralfuse.steps.step import Step
+from neuralfuse.steps.workspace import Workspace
 
 
-class Used:
+class Provenance:
     """Finished steps, with all that they need, as they are asked for.
 
     Args:
-        place: Where they are kept.
+        workspace: Where the steps are kept.
 
     Attributes:
-        records: Of those that were asked for and are finished, by address.
+        records: Records of the finished steps that were asked for, by address.
     """
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
         self.records: dict[str, dict[str, Any]] = {}
 
     def record(self, step: Step) -> dict[str, Any] | None:
-        """Return a step's record, None where it is not finished."""
+        """Return a step's record, or None if the step is not finished."""
         if step.address in self.records:
             return self.records[step.address]
         try:
-            record = self._place.store.record(step.address, whole=False)
+            record = self._workspace.store.record(step.address, whole=False)
         except FileFormatError:
             return None
         if record is not None:
@@ -39,20 +39,20 @@ class Used:
 
     @property
     def configs(self) -> dict[str, dict[str, Any]]:
-        """What each of them was made from."""
+        """The configuration of each step."""
         return {name: one["config"] for name, one in self.records.items()}
 
     @property
     def runs(self) -> dict[str, Any]:
-        """What varied from run to run: what is common to all of them once, and the rest of each."""
+        """What varied from run to run: each distinct machine and version once, and the time of each step."""
         runs = [record["run"] for record in self.records.values()]
-        common = ("hardware", "threads", "versions", "commit")
-        distinct = {key: [run.get(key) for run in runs] for key in common}
+        distinct: dict[str, list[Any]] = {key: [] for key in ("hardware", "threads", "versions", "commit")}
+        for run in runs:
+            for key, found in distinct.items():
+                if run.get(key) not in found:
+                    found.append(run.get(key))
         return {
-            **{
-                key: [one for place, one in enumerate(values) if one not in values[:place]]
-                for key, values in distinct.items()
-            },
+            **distinct,
             "seconds": round(sum(run["seconds"] for run in runs), 1),
             "steps": {
                 name: {key: one["run"][key] for key in ("seconds", "finished")} for name, one in self.records.items()

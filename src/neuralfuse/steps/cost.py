@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from neuralfuse.errors import FileFormatError
-from neuralfuse.reproduce.place import Place
-from neuralfuse.reproduce.steps import Step
+from neuralfuse.steps.step import Step
+from neuralfuse.steps.workspace import Workspace
 
 ASSUMED = {"cpu": 15e9, "cuda": 2e12}
 """Multiplications a second of one worker, before anything was measured: one core here; a guess for a GPU."""
@@ -40,21 +40,21 @@ class Speed:
         return f"assuming {self.assumed / 1e9:g} billion multiplications a second for each worker"
 
 
-def speed(steps: Iterable[Step], place: Place) -> Speed:
+def speed(steps: Iterable[Step], workspace: Workspace) -> Speed:
     """Return the speed of a store's finished steps."""
     macs: dict[str, float] = {}
     seconds: dict[str, float] = {}
     count = 0
     for step in steps:
         try:
-            record = place.store.record(step.address, whole=False)
+            record = workspace.store.record(step.address, whole=False)
         except FileFormatError:
             continue
         if record is not None:
             count += 1
             macs[step.kind] = macs.get(step.kind, 0.0) + step.macs
             seconds[step.kind] = seconds.get(step.kind, 0.0) + record["run"]["seconds"]
-    kind = "cuda" if place.device.startswith("cuda") else "cpu"
+    kind = "cuda" if workspace.device.startswith("cuda") else "cpu"
     return Speed(
         ASSUMED[kind], {name: macs[name] / seconds[name] for name in macs if min(macs[name], seconds[name]) > 0}, count
     )

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import torch
 
 from neuralfuse.errors import ConfigError, MissingExtraError, UnfinishedError, require
-from neuralfuse.reproduce.perform import Outcome, perform
-from neuralfuse.reproduce.place import ANY_DEVICE, Place
-from neuralfuse.reproduce.steps import Step
+from neuralfuse.steps.perform import Outcome, perform
+from neuralfuse.steps.step import Step
+from neuralfuse.steps.workspace import ANY_DEVICE, Workspace
 
 _LOOK_AGAIN = 1.0  # seconds
 
@@ -25,7 +25,7 @@ _LOOK_AGAIN = 1.0  # seconds
 class Engine(Protocol):
     """What runs steps, in any order and number at a time."""
 
-    def submit(self, step: Step, place: Place, turn: int) -> None:
+    def submit(self, step: Step, workspace: Workspace, turn: int) -> None:
         """Run a step some time, those of earlier turns first."""
 
     def next(self, seconds: float) -> Outcome | None:
@@ -37,11 +37,11 @@ class InProcess:
     """Runs steps here, one after the other."""
 
     threads: int
-    _waiting: list[tuple[int, Step, Place]] = field(default_factory=list)
+    _waiting: list[tuple[int, Step, Workspace]] = field(default_factory=list)
 
-    def submit(self, step: Step, place: Place, turn: int) -> None:
+    def submit(self, step: Step, workspace: Workspace, turn: int) -> None:
         """See `Engine`."""
-        self._waiting.append((turn, step, place))
+        self._waiting.append((turn, step, workspace))
         self._waiting.sort(key=lambda one: one[0])
 
     def next(self, seconds: float) -> Outcome | None:
@@ -49,8 +49,8 @@ class InProcess:
         if not self._waiting:
             time.sleep(seconds)
             return None
-        _, step, place = self._waiting.pop(0)
-        return perform(step, place, self.threads)
+        _, step, workspace = self._waiting.pop(0)
+        return perform(step, workspace, self.threads)
 
 
 class OnDask:
@@ -70,11 +70,11 @@ class OnDask:
         self._looked = 0.0
         self._moved: list[Outcome] = []
 
-    def submit(self, step: Step, place: Place, turn: int) -> None:
+    def submit(self, step: Step, workspace: Workspace, turn: int) -> None:
         """See `Engine`."""
         self._tries += 1
         key = f"{step.address}-{self._tries}"
-        future = self.client.submit(_on_worker, step, place, self.threads, key=key, pure=False, priority=-turn)
+        future = self.client.submit(_on_worker, step, workspace, self.threads, key=key, pure=False, priority=-turn)
         self._running[future.key] = step
         future.add_done_callback(self._done.put)
 
@@ -131,16 +131,16 @@ def keep_freed_memory() -> None:
         mallopt(mmap_max, 0)
 
 
-def _on_worker(step: Step, place: Place, threads: int) -> Outcome:
+def _on_worker(step: Step, workspace: Workspace, threads: int) -> Outcome:
     """Run a step in a worker process, on a GPU if it sees one and may; of several GPUs, each worker has its own."""
     keep_freed_memory()
-    gpus = torch.cuda.device_count() if place.device in (ANY_DEVICE, "cuda") else 0
+    gpus = torch.cuda.device_count() if workspace.device in (ANY_DEVICE, "cuda") else 0
     if gpus:
         number = str(import_module("distributed").get_worker().name)
-        place = replace(place, device=f"cuda:{int(number) % gpus if number.isdigit() else 0}")
-    elif place.device == ANY_DEVICE:
-        place = replace(place, device="cpu")
-    return perform(step, place, threads)
+        workspace = replace(workspace, device=f"cuda:{int(number) % gpus if number.isdigit() else 0}")
+    elif workspace.device == ANY_DEVICE:
+        workspace = replace(workspace, device="cpu")
+    return perform(step, workspace, threads)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from neuralfuse.reproduce.tables import Request
 Record = Mapping[str, Any]
 
 
-def read_known(paths: Sequence[Path], request: Request) -> dict[str, Record]:
+def read_prior(paths: Sequence[Path], request: Request) -> dict[str, Record]:
     """Return records of tables by the tables' names; of several of one table, the first that measured a row counts.
 
     Raises:
@@ -35,7 +35,7 @@ def read_known(paths: Sequence[Path], request: Request) -> dict[str, Record]:
     return found
 
 
-def known_values(row: Mapping[str, Any], step: str | None, known: Record | None) -> dict[str, Any] | None:
+def prior_values(row: Mapping[str, Any], step: str | None, known: Record | None) -> dict[str, Any] | None:
     """Return what a known record measured for a row, if it did so by the very same step."""
     for entry in () if known is None else known["rows"]:
         if entry["measured"] is not None and entry["step"] == step and entry["of"].items() <= row.items():
@@ -46,7 +46,7 @@ def known_values(row: Mapping[str, Any], step: str | None, known: Record | None)
 def joined(record: Record, known: Record) -> dict[str, Any]:
     """Return a table's record with the rows that it lacks and a known one has."""
     rows = [
-        {**row, "measured": row["measured"] or known_values(row["of"], row["step"], known)} for row in record["rows"]
+        {**row, "measured": row["measured"] or prior_values(row["of"], row["step"], known)} for row in record["rows"]
     ]
     if rows == record["rows"]:
         return dict(record)

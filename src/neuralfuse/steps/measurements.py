@@ -17,11 +17,11 @@ from neuralfuse.nets import base_model
 from neuralfuse.pipeline import measure
 from neuralfuse.quant import Scheme
 from neuralfuse.ranges import InputRange
-from neuralfuse.reproduce.place import Place
-from neuralfuse.reproduce.scale import FACTS, Images
-from neuralfuse.reproduce.steps import Step, counts
-from neuralfuse.reproduce.trainings import BaseStep, ModuleStep
 from neuralfuse.seeds import derive
+from neuralfuse.steps.scale import FACTS, ImageSpec
+from neuralfuse.steps.step import Step, counts
+from neuralfuse.steps.trainings import BaseStep, ModuleStep
+from neuralfuse.steps.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class EvaluationStep(Step):
             "test_images": self.test_images,
         }
 
-    def perform(self, place: Place) -> dict[str, Any]:
+    def perform(self, workspace: Workspace) -> dict[str, Any]:
         """See `Step`."""
-        store, folder = place.store, place.store.folder(self.address)
+        store, folder = workspace.store, workspace.store.folder(self.address)
         done = 0
 
         def say(text: str) -> None:
@@ -77,17 +77,17 @@ class EvaluationStep(Step):
             before = store.record(self.alone.address)
             plain = None if before is None else before["result"]
         record = measure(
-            None if self.module is None else store.folder(self.module.address), self.base.open(place, self.bits),
-            self._data(place), fault_model(self.faults, ber=self.ber), chips=self.chips, until=self.until, plain=plain,
-            out=folder / "evaluation.json", resume=True, say=say,
+            None if self.module is None else store.folder(self.module.address), self.base.open(workspace, self.bits),
+            self._data(workspace), fault_model(self.faults, ber=self.ber), chips=self.chips, until=self.until,
+            plain=plain, out=folder / "evaluation.json", resume=True, say=say,
         )  # fmt: skip
         return (
             record if plain is None else {**record, "alone": {name: plain[name] for name in ("pa", "pa_sd", "chips")}}
         )
 
-    def _data(self, place: Place) -> DataSet:
+    def _data(self, workspace: Workspace) -> DataSet:
         """Return the data with the test images that count: the first of an order that is the same for ever."""
-        data = place.images(self.base.images)
+        data = workspace.images(self.base.images)
         if not self.test_images:
             return data
         rows = data.test.order(data.name, "test images")[: self.test_images]
@@ -113,7 +113,7 @@ class EvaluationStep(Step):
 class LatencyStep(Step):
     """Measure how long one image takes, without and with NeuralFuse; what the weights are does not matter."""
 
-    images: Images
+    images: ImageSpec
     network: str
     generator: str | None
     device: str
@@ -124,20 +124,20 @@ class LatencyStep(Step):
         """See `Step`."""
         return asdict(self)
 
-    def perform(self, place: Place) -> dict[str, Any]:
+    def perform(self, workspace: Workspace) -> dict[str, Any]:
         """See `Step`; all that is measured varies from run to run."""
-        run = Run(torch.device(place.device))
+        run = Run(torch.device(workspace.device))
         facts = FACTS[self.images.name]
         size = (self.images.size or facts.size,) * 2
         seed = derive("latency") >> 1
         base = base_model(self.network, classes=facts.classes, channels=facts.channels, image_size=size, seed=seed)
-        deployed = deploy(base.to(place.device))
+        deployed = deploy(base.to(workspace.device))
         fuse = None
         if self.generator is not None:
             fuse = NeuralFuse(
                 self.generator, channels=facts.channels, image_size=size, input_range=InputRange(), seed=seed
-            ).to(place.device).eval()  # fmt: skip
-        image = torch.zeros(1, facts.channels, *size, device=place.device)
+            ).to(workspace.device).eval()  # fmt: skip
+        image = torch.zeros(1, facts.channels, *size, device=workspace.device)
         return {"run": {**run.facts(), "latency_seconds": latency(deployed, fuse, image)}}
 
     @property

@@ -9,13 +9,13 @@ from typing import Any
 
 from neuralfuse.errors import DataError, UnfinishedError
 from neuralfuse.files import check_writable
-from neuralfuse.reproduce.cost import duration, speed
-from neuralfuse.reproduce.engines import Engine
-from neuralfuse.reproduce.place import Place
-from neuralfuse.reproduce.runner import Progress, finished, ordered, run
-from neuralfuse.reproduce.steps import Step
-from neuralfuse.reproduce.store import Store
-from neuralfuse.reproduce.trainings import BaseStep
+from neuralfuse.steps.cost import duration, speed
+from neuralfuse.steps.engines import Engine
+from neuralfuse.steps.runner import Progress, finished, ordered, run_steps
+from neuralfuse.steps.step import Step
+from neuralfuse.steps.store import Store
+from neuralfuse.steps.trainings import BaseStep
+from neuralfuse.steps.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class Work:
 
     Attributes:
         steps: All of them, each after what it needs.
-        place: Where.
+        workspace: Where.
     """
 
     steps: Sequence[Step]
-    place: Place
+    workspace: Workspace
 
     @staticmethod
-    def of(wanted: Sequence[Step], place: Place) -> Work:
+    def of(wanted: Sequence[Step], workspace: Workspace) -> Work:
         """Return the work of some steps and all that they need."""
-        return Work(ordered(wanted), place)
+        return Work(ordered(wanted), workspace)
 
     def prepare(self) -> None:
         """See that there is all that steps to do need: their images, fetched if that is wanted, and a folder to write.
@@ -42,15 +42,15 @@ class Work:
             DataError: images are missing.
             OutputError: the folder cannot be written.
         """
-        done = finished(self.steps, self.place)
+        done = finished(self.steps, self.workspace)
         left = (step.images for step in self.steps if isinstance(step, BaseStep))
         wanted = dict.fromkeys(left) if len(done) < len(self.steps) else {}
         for images in wanted:
             try:
-                self.place.fetch(images)
+                self.workspace.fetch(images)
             except DataError as error:
                 raise DataError(f"{error} --scale smoke needs no images but those of the package.") from error
-        check_writable(self.place.root)
+        check_writable(self.workspace.root)
 
     def run(
         self,
@@ -67,8 +67,8 @@ class Work:
         """
         self.prepare()
         began()
-        place = replace(self.place, download=False)  # what workers need is there now
-        return run(self.steps, place, on, retries=retries, say=say, watch=watch)
+        workspace = replace(self.workspace, download=False)  # what workers need is there now
+        return run_steps(self.steps, workspace, on, retries=retries, say=say, watch=watch)
 
     def check(self, end: Progress) -> None:
         """Raise an `UnfinishedError` if steps failed."""
@@ -76,14 +76,14 @@ class Work:
             first = next(iter(end.failed.items()))
             raise UnfinishedError(
                 f"{len(end.failed)} of {len(end.steps)} steps failed and {len(end.blocked)} need them; all else is "
-                f"kept in {self.place.root}. The first: {end.steps[first[0]].title}: {first[1]}"
+                f"kept in {self.workspace.root}. The first: {end.steps[first[0]].title}: {first[1]}"
             )
 
     def status(self) -> dict[str, Any]:
         """Return where every step stands: finished, running, failed, or waiting, and how long the rest will take."""
-        steps, store = self.steps, self.place.store
-        done = finished(steps, self.place)
-        pace = speed(steps, self.place)
+        steps, store = self.steps, self.workspace.store
+        done = finished(steps, self.workspace)
+        pace = speed(steps, self.workspace)
         return {
             "source": pace.source,
             "workers_seconds": sum(pace.seconds(step) for step in steps if step.address not in done),
@@ -109,7 +109,7 @@ def _state(store: Store, step: Step, done: set[str]) -> str:
     return "waiting" if store.failure(step.address) is None else "failed"
 
 
-def outline(work: Work, rows: int, workers: int) -> str:
+def dry_run_text(work: Work, rows: int, workers: int) -> str:
     """Return what would be done for so many rows, step by step, with estimated times."""
     status = work.status()
     lines = [f"{'about':>12}  step"]
@@ -127,7 +127,7 @@ def outline(work: Work, rows: int, workers: int) -> str:
     return "\n".join(lines)
 
 
-def standing(work: Work) -> str:
+def status_text(work: Work) -> str:
     """Return how far it is."""
     status = work.status()
     states = [step["state"] for step in status["steps"]]

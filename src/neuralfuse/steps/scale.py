@@ -38,7 +38,7 @@ FACTS = {
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageSpec:
     """A data set as a step wants it.
 
     Attributes:
@@ -51,13 +51,13 @@ class Images:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class Recipe:
     """What stands for one of the paper's data sets: images, networks by the paper's names, recipes.
 
     With ``pretrain``, generators are first taught the classes, once for all modules.
     """
 
-    images: Images
+    images: ImageSpec
     bases: Mapping[str, str]
     qat: QatConfig
     eopm: EopmConfig
@@ -71,7 +71,7 @@ class Scale:
     Attributes:
         name: ``full``, ``cpu``, ``smoke``, or the file's own.
         title: In a few words.
-        settings: By the paper's names of the data sets.
+        recipes: By the paper's names of the data sets.
         chips: Unseen chips of an evaluation, at most.
         until: Width of the 95% interval of PA(NF) at which an evaluation stops, in points; None for all chips.
         test_images: Test images of an evaluation; 0 for all.
@@ -80,20 +80,20 @@ class Scale:
 
     name: str
     title: str
-    settings: Mapping[str, Setting] = field(repr=False)
+    recipes: Mapping[str, Recipe] = field(repr=False)
     chips: int
     until: float | None = None
     test_images: int = 0
     rate_factor: float = 1.0
 
-    def setting(self, data: str) -> Setting:
+    def recipe(self, data: str) -> Recipe:
         """Return what stands for one of the paper's data sets.
 
         Raises:
             ConfigError: the scale has nothing for it.
         """
-        require(data in self.settings, f"scale {self.name} must say what stands for {data}: [data.{data}] is missing.")
-        return self.settings[data]
+        require(data in self.recipes, f"scale {self.name} must say what stands for {data}: [data.{data}] is missing.")
+        return self.recipes[data]
 
 
 _NUMBERS = ("chips", "until", "test_images", "rate_factor")
@@ -108,7 +108,7 @@ def load_scale(name: str) -> Scale:
         UnknownNameError: there is no such scale, or it names an unknown data set, network or option.
         ConfigError: the file is no TOML, or lacks something.
     """
-    path = resources.files("neuralfuse.reproduce").joinpath("scales", f"{name}.toml") if name in SCALES else Path(name)
+    path = resources.files("neuralfuse.steps").joinpath("scales", f"{name}.toml") if name in SCALES else Path(name)
     if name not in SCALES and not (name.endswith(".toml") and Path(name).is_file()):
         raise unknown_name("scale", name, [*SCALES, "FILE.toml"])
     own = Path(name).stem
@@ -123,7 +123,7 @@ def load_scale(name: str) -> Scale:
 
 def _scale(name: str, table: dict[str, Any]) -> Scale:
     _known(f"entry of scale {name}", table, _PARTS)
-    settings = {}
+    recipes = {}
     for data, own in table["data"].items():
         _known(f"entry of [data.{data}]", own, _OF_DATA)
         _known("data set", [own["name"]], FACTS)
@@ -131,12 +131,12 @@ def _scale(name: str, table: dict[str, Any]) -> Scale:
         for network in bases.values():
             base_spec(network)
         qat = {**table.get("qat", {}), **own.get("qat", {})}
-        recipe = qat.pop("recipe", "short")
+        base = qat.pop("recipe", "short")
         pretrain = {**table.get("pretrain", {}), **own.get("pretrain", {})}
-        settings[data] = Setting(
-            images=Images(own["name"], own.get("image_size")),
+        recipes[data] = Recipe(
+            images=ImageSpec(own["name"], own.get("image_size")),
             bases=bases,
-            qat=base_recipe(recipe, **_options("[qat]", qat, QatConfig)),
+            qat=base_recipe(base, **_options("[qat]", qat, QatConfig)),
             eopm=EopmConfig(**_options("[eopm]", {**table.get("eopm", {}), **own.get("eopm", {})}, EopmConfig)),
             pretrain=QatConfig(**_options("[pretrain]", pretrain, QatConfig)) if pretrain else None,
         )
@@ -150,7 +150,7 @@ def _scale(name: str, table: dict[str, Any]) -> Scale:
         wanted = f"a whole number of at least {least}" if whole else "a positive number"
         require(legal and value >= least, f"{key} of scale {name} must be {wanted}: got {value!r}.")
         numbers[key] = value if whole else float(value)
-    return Scale(name=name, title=str(table["title"]), settings=settings, **numbers)
+    return Scale(name=name, title=str(table["title"]), recipes=recipes, **numbers)
 
 
 _OF_ROWS = {"awp", "seed", "bits", "ber", "faults", "lam", "adversarial_bits"}  # what tables and options decide

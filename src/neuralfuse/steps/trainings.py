@@ -14,17 +14,17 @@ from neuralfuse.memory import Deployed, deploy
 from neuralfuse.nets import BaseModel, load_base
 from neuralfuse.pipeline import make_base, make_fuse, make_start
 from neuralfuse.quant import Scheme
-from neuralfuse.reproduce.place import Place
-from neuralfuse.reproduce.scale import FACTS, Images
-from neuralfuse.reproduce.steps import Step, counts
-from neuralfuse.reproduce.store import Store
+from neuralfuse.steps.scale import FACTS, ImageSpec
+from neuralfuse.steps.step import Step, counts
+from neuralfuse.steps.store import Store
+from neuralfuse.steps.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class BaseStep(Step):
     """Train a base model."""
 
-    images: Images
+    images: ImageSpec
     network: str
     qat: QatConfig
 
@@ -34,19 +34,19 @@ class BaseStep(Step):
         """See `Step`."""
         return {"images": asdict(self.images), "network": self.network, "qat": self.qat.to_config()}
 
-    def perform(self, place: Place) -> dict[str, Any]:
+    def perform(self, workspace: Workspace) -> dict[str, Any]:
         """See `Step`."""
-        folder = place.store.folder(self.address)
+        folder = workspace.store.folder(self.address)
         return make_base(
-            self.network, place.images(self.images), self.qat, out=folder, resume=True,
-            listeners=[Telling(place.store, self.address)], device=torch.device(place.device),
+            self.network, workspace.images(self.images), self.qat, out=folder, resume=True,
+            listeners=[ProgressNote(workspace.store, self.address)], device=torch.device(workspace.device),
         )  # fmt: skip
 
-    def open(self, place: Place, bits: int | None = None) -> tuple[BaseModel, Deployed]:
+    def open(self, workspace: Workspace, bits: int | None = None) -> tuple[BaseModel, Deployed]:
         """Return the trained model, deployed; in another width than its own, with weights rounded anew."""
-        model = load_base(place.store.folder(self.address))
+        model = load_base(workspace.store.folder(self.address))
         scheme = model.scheme if bits in (None, model.scheme.bits) else Scheme(bits=bits)
-        return model, deploy(model.module.to(place.device), scheme=scheme, input_range=model.input_range)
+        return model, deploy(model.module.to(workspace.device), scheme=scheme, input_range=model.input_range)
 
     @property
     def title(self) -> str:
@@ -65,7 +65,7 @@ class BaseStep(Step):
 class StartStep(Step):
     """Teach a generator the classes, for all modules of it to start from."""
 
-    images: Images
+    images: ImageSpec
     generator: str
     pretrain: QatConfig
 
@@ -75,11 +75,11 @@ class StartStep(Step):
         """See `Step`."""
         return {"images": asdict(self.images), "generator": self.generator, "pretrain": self.pretrain.to_config()}
 
-    def perform(self, place: Place) -> dict[str, Any]:
+    def perform(self, workspace: Workspace) -> dict[str, Any]:
         """See `Step`."""
         return make_start(
-            self.generator, place.images(self.images), self.pretrain, out=place.store.folder(self.address),
-            resume=True, listeners=[Telling(place.store, self.address)], device=torch.device(place.device),
+            self.generator, workspace.images(self.images), self.pretrain, out=workspace.store.folder(self.address),
+            resume=True, listeners=[ProgressNote(workspace.store, self.address)], device=torch.device(workspace.device),
         )  # fmt: skip
 
     @property
@@ -119,13 +119,13 @@ class ModuleStep(Step):
             **({} if self.start is None else {"start": self.start.address}),
         }
 
-    def perform(self, place: Place) -> dict[str, Any]:
+    def perform(self, workspace: Workspace) -> dict[str, Any]:
         """See `Step`."""
         return make_fuse(
-            self.generator, [base.open(place) for base in self.bases], place.images(self.bases[0].images), self.eopm,
-            start=None if self.start is None else place.store.folder(self.start.address),
-            out=place.store.folder(self.address), resume=True, listeners=[Telling(place.store, self.address)],
-            device=torch.device(place.device),
+            self.generator, [base.open(workspace) for base in self.bases], workspace.images(self.bases[0].images),
+            self.eopm, start=None if self.start is None else workspace.store.folder(self.start.address),
+            out=workspace.store.folder(self.address), resume=True,
+            listeners=[ProgressNote(workspace.store, self.address)], device=torch.device(workspace.device),
         )  # fmt: skip
 
     @property
@@ -152,7 +152,7 @@ class ModuleStep(Step):
         return seen * (3 * counts(self.generator, images).macs + 2 * passes * bases)
 
 
-class Telling:
+class ProgressNote:
     """Leaves a note of a training's progress in the store, every second or so."""
 
     def __init__(self, store: Store, name: str) -> None:

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from neuralfuse.reproduce.engines import Engine
-from neuralfuse.reproduce.perform import Outcome, stands
-from neuralfuse.reproduce.place import Place
-from neuralfuse.reproduce.steps import Step
+from neuralfuse.steps.engines import Engine
+from neuralfuse.steps.perform import Outcome, is_finished
+from neuralfuse.steps.step import Step
+from neuralfuse.steps.workspace import Workspace
 
 _ASK_AGAIN = 2.0  # seconds
 
@@ -67,9 +67,9 @@ class Progress:
         return found
 
 
-def run(
+def run_steps(
     steps: Sequence[Step],
-    place: Place,
+    workspace: Workspace,
     on: Engine,
     *,
     retries: int = 1,
@@ -80,14 +80,14 @@ def run(
 
     Args:
         steps: What is wanted.
-        place: Where they are kept.
+        workspace: Where they are kept.
         on: What runs them.
         retries: How often a failed step is tried again.
         say: Told of every finished, damaged or failed step, a line each.
         watch: Called with the progress every half second or so.
     """
-    now = _Run(Progress({step.address: step for step in ordered(steps)}), place, on, retries, say)
-    now.state.finished = finished(now.state.steps.values(), place, now.tell)
+    now = _Schedule(Progress({step.address: step for step in ordered(steps)}), workspace, on, retries, say)
+    now.state.finished = finished(now.state.steps.values(), workspace, now.tell)
     while True:
         now.hand_out()
         watch(now.state)
@@ -99,11 +99,11 @@ def run(
 
 
 @dataclass
-class _Run:
-    """A run under way: what was tried, told, lost, and put off because another process is at it."""
+class _Schedule:
+    """The state of `run_steps`: tries, lines already shown, lost steps, and steps that another process works on."""
 
     state: Progress
-    place: Place
+    workspace: Workspace
     on: Engine
     retries: int
     say: Callable[[str], None]
@@ -117,10 +117,10 @@ class _Run:
         turns = {name: turn for turn, name in enumerate(self.state.steps)}
         for step in self.state.ready():
             self.state.running.add(step.address)
-            self.on.submit(step, self.place, turns[step.address])
+            self.on.submit(step, self.workspace, turns[step.address])
         for name in [name for name, moment in self.later.items() if moment <= time.monotonic()]:
             del self.later[name]
-            self.on.submit(self.state.steps[name], self.place, turns[name] + len(turns))
+            self.on.submit(self.state.steps[name], self.workspace, turns[name] + len(turns))
 
     def tell(self, line: str) -> None:
         """Say once what was found out: those who need a damaged step find it so too."""
@@ -148,7 +148,7 @@ class _Run:
             self.say(f"{step.title} failed: {outcome.error} It is tried again.")
         else:
             state.failed[name] = outcome.error
-            self.place.store.fail(name, outcome.error)
+            self.workspace.store.fail(name, outcome.error)
             self.say(f"{step.title} failed: {outcome.error}")
 
     def _finish(self, step: Step) -> None:
@@ -156,16 +156,16 @@ class _Run:
         state.finished.add(name)
         if name in self.lost:  # what was made from it may not fit it any more
             self.lost.discard(name)
-            state.finished &= finished(state.steps.values(), self.place)
+            state.finished &= finished(state.steps.values(), self.workspace)
         self.say(f"{len(state.finished)} of {len(state.steps)}: {step.title}")
 
 
-def finished(steps: Iterable[Step], place: Place, say: Callable[[str], None] = lambda line: None) -> set[str]:
+def finished(steps: Iterable[Step], workspace: Workspace, say: Callable[[str], None] = lambda line: None) -> set[str]:
     """Return the addresses of steps that are done, with all that they need; what is damaged is not, and is said."""
     done: set[str] = set()
     for step in steps:
         said: list[str] = []
-        if {other.address for other in step.needs} <= done and stands(step, place, said):
+        if {other.address for other in step.needs} <= done and is_finished(step, workspace, said):
             done.add(step.address)
         for line in said:
             say(line)

@@ -7,14 +7,14 @@ from functools import cache
 from pathlib import Path
 
 from neuralfuse.data import DataSet, check_data, load_data
-from neuralfuse.reproduce.scale import Images
-from neuralfuse.reproduce.store import Store
+from neuralfuse.steps.scale import ImageSpec
+from neuralfuse.steps.store import Store
 
 ANY_DEVICE = "any"  # a GPU where a worker sees one
 
 
 @dataclass(frozen=True)
-class Place:
+class Workspace:
     """Where steps are kept, where images lie, and on which device a step runs.
 
     Attributes:
@@ -34,7 +34,7 @@ class Place:
         """The finished steps."""
         return Store(self.root)
 
-    def images(self, images: Images) -> DataSet:
+    def images(self, images: ImageSpec) -> DataSet:
         """Return a data set, the one that the store's other steps had."""
         data = _loaded(self, images)
         self.store.check_same_images(
@@ -42,7 +42,7 @@ class Place:
         )
         return data
 
-    def fetch(self, images: Images) -> None:
+    def fetch(self, images: ImageSpec) -> None:
         """Download a data set if that is wanted; raise a `DataError` where it is not there afterwards."""
         if self.download:
             _loaded(self, images)
@@ -58,7 +58,7 @@ class Place:
 
 
 @cache
-def _loaded(place: Place, images: Images) -> DataSet:
+def _loaded(workspace: Workspace, images: ImageSpec) -> DataSet:
     size = None if images.size is None else (images.size, images.size)
-    folder = place.folder_of(images.name)
-    return load_data(images.name, folder, image_size=size, download=place.download, device=place.device)
+    folder = workspace.folder_of(images.name)
+    return load_data(images.name, folder, image_size=size, download=workspace.download, device=workspace.device)

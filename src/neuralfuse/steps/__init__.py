@@ -1,0 +1,41 @@
+"""Trainings and measurements as a graph of steps: each is done once, kept in a store, and gone on from.
+
+A step knows what it needs and all that its result depends on; the store keeps it under a digest of that. Engines run
+steps here, on worker processes, or on a cluster.
+"""
+
+from neuralfuse.steps.engines import Engine, engine
+from neuralfuse.steps.measurements import EvaluationStep, LatencyStep
+from neuralfuse.steps.provenance import Provenance
+from neuralfuse.steps.runner import Progress
+from neuralfuse.steps.scale import FACTS, SCALES, ImageSpec, Recipe, Scale, load_scale
+from neuralfuse.steps.step import Step, counts
+from neuralfuse.steps.trainings import BaseStep, ModuleStep, ProgressNote, StartStep
+from neuralfuse.steps.work import Work, dry_run_text, status_text
+from neuralfuse.steps.workspace import ANY_DEVICE, Workspace
+
+__all__ = [
+    "ANY_DEVICE",
+    "FACTS",
+    "SCALES",
+    "BaseStep",
+    "Engine",
+    "EvaluationStep",
+    "ImageSpec",
+    "LatencyStep",
+    "ModuleStep",
+    "Progress",
+    "ProgressNote",
+    "Provenance",
+    "Recipe",
+    "Scale",
+    "StartStep",
+    "Step",
+    "Work",
+    "Workspace",
+    "counts",
+    "dry_run_text",
+    "engine",
+    "load_scale",
+    "status_text",
+]
