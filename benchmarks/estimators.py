@@ -27,7 +27,7 @@ from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.data import DataSet, augmentation, load_data
 from neuralfuse.evaluation import evaluate
 from neuralfuse.evaluation.stats import mean, t_interval
-from neuralfuse.faults import Chip, FaultModel, FaultyCells, Layout, Stuck, evaluation_chips, fault_model
+from neuralfuse.faults import Chip, FaultModel, FaultyCells, Layout, Stuck, fault_model
 from neuralfuse.files import read_json, write_json
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import Deployed, deploy
@@ -175,7 +175,7 @@ def settings(chips: int) -> dict[str, Setting]:
         train_base(model, data, QatConfig(epochs=12, batch=64, lr=0.1 if name == "resnet8" else 0.05))
         for kind, ber in BER.items():
             setting = Setting(deploy(model), fault_model(kind, ber=ber), data)
-            setting.pa = evaluate(setting.base, data.test, evaluation_chips(setting.faults, chips)).pa
+            setting.pa = evaluate(setting.base, data.test, setting.faults.chips(chips)).pa
             found[f"{name}, {kind} {100 * ber:g}%"] = setting
     return found
 
@@ -205,7 +205,7 @@ def measure(out: Path, budgets: list[int], seeds: list[int], chips: int, ways: l
             if (name, place, seed, budget) in known or mirrored:
                 continue
             fuse, _ = train(way, setting, seed, budget)
-            result = evaluate(setting.base, setting.data.test, evaluation_chips(setting.faults, chips), fuse=fuse)
+            result = evaluate(setting.base, setting.data.test, setting.faults.chips(chips), fuse=fuse)
             run = {"way": name, **asdict(way), "setting": place, "seed": seed, "budget": budget}
             run |= {"ca_nf": result.ca_nf, "pa_nf": result.pa_nf}
             record["runs"].append(run)

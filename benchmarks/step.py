@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from neuralfuse.config import EopmConfig, Running
 from neuralfuse.data import Split
 from neuralfuse.evaluation import evaluate
-from neuralfuse.faults import Chip, FaultModel, evaluation_chips, fault_model
+from neuralfuse.faults import Chip, FaultModel, fault_model
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import Deployed, deploy, side_by_side
 from neuralfuse.nets import GENERATORS, base_model
@@ -148,7 +148,7 @@ def time_evaluation(options: SimpleNamespace, model: nn.Module, base: Deployed, 
                 torch.cat([model(part) for part in x.split(options.plain)]).argmax(1)
 
     ways: dict[str, Way] = {
-        "CA, PA, CA(NF), PA(NF)": lambda: evaluate(base, split, evaluation_chips(faults, count_), fuse=fuse),
+        "CA, PA, CA(NF), PA(NF)": lambda: evaluate(base, split, faults.chips(count_), fuse=fuse),
         f"{2 * count_ + 2} plain passes and one of G": plainly,
     }
     taken = {name: median(values) for name, values in in_turn(ways, device, max(1, options.rounds // 2)).items()}

@@ -15,6 +15,6 @@ faults = nf.fault_model("stuck", ber=0.015)  # 1.5% of the cells are stuck
 fuse = nf.NeuralFuse("unets", channels=1, image_size=(32, 32), input_range="symmetric", seed=0)
 nf.train_fuse(fuse, base, data, nf.EopmConfig(ber=0.015, epochs=12, batch=64, lr=4e-3, n_chips=2))
 
-result = nf.evaluate(base, data.test, nf.evaluation_chips(faults, 10), fuse=fuse)
+result = nf.evaluate(base, data.test, nf.faults.chips(10), fuse=fuse)
 print(f"CA {result.ca:.1f}%  PA {result.pa:.1f}%  CA(NF) {result.ca_nf:.1f}%  PA(NF) {result.pa_nf:.1f}%")
 fuse.save_pretrained("my-fuse")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from neuralfuse.errors import ConfigError, NeuralFuseError, RateError, UnknownNameError
 from neuralfuse.faults import (
-    MAPPINGS,
     PROFILES,
+    WORD_LAYOUTS,
     Array,
     Asymmetric,
     BitRates,
@@ -26,13 +26,13 @@ from neuralfuse.faults import (
     Flip,
     Layout,
     Lines,
-    Mapping,
     Measured,
     Reference,
     Stuck,
     Synthetic,
     VoltageCurve,
     VoltagePoint,
+    WordLayout,
     default_curve,
     fault_model,
     from_config,
@@ -44,7 +44,7 @@ CPU = torch.device("cpu")
 WORDS = Layout.of([("a", 3)], 8)
 
 
-def filled(mapping: Mapping, array: Array, bits: int):
+def filled(mapping: WordLayout, array: Array, bits: int):
     """Bank, row and slot of one word after the other: an array filled by hand, for ever."""
     w = array.columns // bits
     for bank in itertools.count():
@@ -58,7 +58,7 @@ def filled(mapping: Mapping, array: Array, bits: int):
                 yield from ((physical, row, slot) for row in range(array.rows))
 
 
-def naive_places(mapping: Mapping, layout: Layout, array: Array) -> list[tuple[int, int, int]]:
+def naive_places(mapping: WordLayout, layout: Layout, array: Array) -> list[tuple[int, int, int]]:
     """Bank, row and column of each cell of an image."""
     places, words = [], itertools.islice(filled(mapping, array, layout.bits), mapping.offset, None)
     for region in layout.regions:
@@ -88,7 +88,7 @@ orders = st.tuples(st.just("rows"), st.integers(0, 3)) | st.just(("interleaved",
 def test_words_lie_where_an_array_filled_by_hand_has_them(order, mapping, bits, shape, sizes, seed):
     array = Array(rows=shape[0], columns=shape[1], banks=shape[2])
     assume(array.columns >= bits)
-    mapping = Mapping(order=order[0], repeat=order[1], **mapping)
+    mapping = WordLayout(order=order[0], repeat=order[1], **mapping)
     layout = Layout.of([(str(place), words) for place, words in enumerate(sizes)], bits)
     wanted = naive_places(mapping, layout, array)
     located = mapping.locate(layout, array, torch.arange(layout.cells))
@@ -121,25 +121,27 @@ def test_words_lie_where_an_array_filled_by_hand_has_them(order, mapping, bits, 
 def test_named_mappings_by_hand(name, words):
     """Bank, row and column of bit 0 of five 2-bit words of one tensor and two of another, in banks of 2 x 4 cells."""
     layout, array = Layout.of([("a", 5), ("b", 2)], 2), Array(rows=2, columns=4)
-    places = zip(*(one[::2].tolist() for one in MAPPINGS[name].locate(layout, array, torch.arange(14))), strict=True)
+    places = zip(
+        *(one[::2].tolist() for one in WORD_LAYOUTS[name].locate(layout, array, torch.arange(14))), strict=True
+    )
     assert ["".join(map(str, place)) for place in places] == " ".join(words).split()
 
 
 def test_a_used_up_array_starts_again_at_its_first_bank():
     layout, array = Layout.of([("a", 10)], 2), Array(rows=2, columns=4, banks=2)
-    bank, _, _ = Mapping().locate(layout, array, torch.arange(20))
+    bank, _, _ = WordLayout().locate(layout, array, torch.arange(20))
     assert bank.tolist() == [0] * 8 + [1] * 8 + [0] * 4
     faults = FaultyCells(torch.tensor([1, 3]), torch.zeros(2, dtype=torch.bool), torch.tensor([True, False]))
-    assert Mapping().place(layout, array, faults).cell.tolist() == [1, 3, 17, 19]
+    assert WordLayout().place(layout, array, faults).cell.tolist() == [1, 3, 17, 19]
 
 
 def test_another_mapping_moves_the_faults_and_leaves_the_chip():
     array, layout = Array(rows=16, columns=64), Layout.of([("a", 128 * 3)], 8)
-    chips = {name: Lines(ber=0.1, array=array, mapping=name) for name in MAPPINGS if name != "reference"}
+    chips = {name: Lines(ber=0.1, array=array, mapping=name) for name in WORD_LAYOUTS if name != "reference"}
     cells = {name: model.cells(layout, 3, CPU) for name, model in chips.items()}
     assert len({len(one.cell) for one in cells.values()}) == 1
     assert len({tuple(one.cell.tolist()) for one in cells.values()}) == 3  # of one tensor, "per-layer" is "linear"
-    shifted = replace(chips["linear"], mapping=Mapping(offset=128)).cells(layout, 3, CPU).cell + 1024
+    shifted = replace(chips["linear"], mapping=WordLayout(offset=128)).cells(layout, 3, CPU).cell + 1024
     assert torch.equal(shifted[shifted < 3072], cells["linear"].cell[cells["linear"].cell >= 1024])
 
 
@@ -165,19 +167,19 @@ def test_another_mapping_moves_the_faults_and_leaves_the_chip():
         (
             lambda: BitRates(faults=Flip(ber=0), shares=(1,)).cells(WORDS, 0, CPU),
             ConfigError,
-            "shares must be one a bit, 8",
+            "shares must be one per bit, 8",
         ),
         (lambda: Reference(ber=0.1).cells(WORDS, -1, CPU), ConfigError, "seed must be in"),
         (lambda: from_config({"ber": 0.1}), ConfigError, "a fault model must have a kind"),
         (lambda: from_config({"kind": "stuck"}), ConfigError, "faults 'stuck' must be given"),
-        (lambda: Mapping(order="columns"), UnknownNameError, "unknown order 'columns'"),
-        (lambda: Mapping(offset=-1), ConfigError, "offset must be an integer of at least 0: got -1"),
-        (lambda: Mapping(offset=1.5), ConfigError, "offset must"),
-        (lambda: Mapping(restart="no"), ConfigError, "restart must be true or false: got 'no'"),
-        (lambda: Mapping(repeat=-1), ConfigError, "repeat must be an integer of at least 0"),
-        (lambda: Mapping(order="interleaved", repeat=2), ConfigError, "repeat must be 1 for interleaved words"),
-        (lambda: Mapping.of("lines"), UnknownNameError, "unknown mapping 'lines'. Did you mean 'linear'"),
-        (lambda: Mapping.of({"ordre": "rows"}), ConfigError, "a mapping must have fields of"),
+        (lambda: WordLayout(order="columns"), UnknownNameError, "unknown order 'columns'"),
+        (lambda: WordLayout(offset=-1), ConfigError, "offset must be an integer of at least 0: got -1"),
+        (lambda: WordLayout(offset=1.5), ConfigError, "offset must"),
+        (lambda: WordLayout(restart="no"), ConfigError, "restart must be true or false: got 'no'"),
+        (lambda: WordLayout(repeat=-1), ConfigError, "repeat must be an integer of at least 0"),
+        (lambda: WordLayout(order="interleaved", repeat=2), ConfigError, "repeat must be 1 for interleaved words"),
+        (lambda: WordLayout.of("lines"), UnknownNameError, "unknown mapping 'lines'. Did you mean 'linear'"),
+        (lambda: WordLayout.of({"ordre": "rows"}), ConfigError, "a mapping must have fields of"),
         (lambda: Array(rows=0), ConfigError, "rows of an array must be at least 1: got rows=0"),
         (lambda: Array(columns=2.5), ConfigError, "columns of an array must be at least 1"),
         (lambda: Array(banks=0), ConfigError, "banks of an array must be at least 1"),

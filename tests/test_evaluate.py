@@ -25,7 +25,7 @@ from neuralfuse.evaluation import (
     t_quantile,
 )
 from neuralfuse.evaluation.plot import plot_accuracy
-from neuralfuse.faults import Chip, Stuck, evaluation_chips
+from neuralfuse.faults import Chip, Stuck
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy
 from neuralfuse.nets import BaseModel
@@ -90,7 +90,7 @@ def setting(data):
 
 def test_evaluation_equals_a_plain_loop(setting):
     base, fuse, _, data = setting
-    chips = evaluation_chips(Stuck(ber=0.05), 4)
+    chips = Stuck(ber=0.05).chips(4)
     result = evaluate(base, data.test, chips, fuse=fuse)
     x = data.test.images.float() / 127.5 - 1
 
@@ -118,7 +118,7 @@ def test_evaluation_equals_a_plain_loop(setting):
 
 def test_known_chips_are_not_measured_again(setting):
     base, fuse, _, data = setting
-    chips = evaluation_chips(Stuck(ber=0.05), 3)
+    chips = Stuck(ber=0.05).chips(3)
     known = {chips[1].seed: ChipResult(chips[1].seed, 12.0, 34.0, 0.5)}
     measured = []
     result = evaluate(base, data.test, chips, fuse=fuse, known=known, report=measured.append)
@@ -129,7 +129,7 @@ def test_known_chips_are_not_measured_again(setting):
 def test_what_is_known_without_neuralfuse_is_not_measured_again(setting, monkeypatch):
     base, fuse, model, data = setting
     faults = Stuck(ber=0.05)
-    chips = evaluation_chips(faults, 3)
+    chips = faults.chips(3)
     whole = evaluate(base, data.test, chips, fuse=fuse)
     plain = evaluate(base, data.test, chips)
     scored = []
@@ -148,7 +148,7 @@ def test_what_is_known_without_neuralfuse_is_not_measured_again(setting, monkeyp
 @pytest.mark.parametrize("until", [1e-9, 4.0, 1e9])
 def test_an_evaluation_stops_once_the_interval_is_as_narrow_as_asked(setting, until):
     base, fuse, _, data = setting
-    chips = evaluation_chips(Stuck(ber=0.05), 12)
+    chips = Stuck(ber=0.05).chips(12)
     whole = evaluate(base, data.test, chips, fuse=fuse).per_chip
     stopped = evaluate(base, data.test, chips, fuse=fuse, until=until).per_chip
     widths = []
@@ -171,7 +171,7 @@ def test_evaluation_without_neuralfuse(setting):
 
 def test_misuse_is_refused(setting):
     with pytest.raises(ConfigError, match=r"until must be positive: got until=0\."):
-        evaluate(setting[0], setting[3].test, evaluation_chips(Stuck(ber=0.05), 3), until=0.0)
+        evaluate(setting[0], setting[3].test, Stuck(ber=0.05).chips(3), until=0.0)
     base, fuse, _, data = setting
     with pytest.raises(ConfigError, match="at least one chip"):
         evaluate(base, data.test, [])

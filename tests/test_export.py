@@ -19,7 +19,7 @@ from neuralfuse.errors import DataError, MissingExtraError, NeuralFuseError, Out
 from neuralfuse.export import apply_array, apply_folder, export
 from neuralfuse.export.apply import BATCH
 from neuralfuse.export.graph import FORMATS
-from neuralfuse.faults import evaluation_chips, fault_model
+from neuralfuse.faults import fault_model
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy
 from neuralfuse.nets import load_base
@@ -314,7 +314,7 @@ def test_onnx_runtime_gives_the_accuracies_of_evaluate(tmp_path, generator, inpu
     session = onnxruntime.InferenceSession(tmp_path / "fuse.onnx")
     x = plain_inputs(data.test, base.input_range)
     made = torch.from_numpy(session.run(["y"], {"x": x.numpy()})[0])
-    got = [accuracy(base.perturbed(chip), made, data.test.labels) for chip in evaluation_chips(stuck, 5)]
+    got = [accuracy(base.perturbed(chip), made, data.test.labels) for chip in stuck.chips(5)]
     assert got == [chip["pa_nf"] for chip in record["per_chip"]]
     assert sum(abs(one - chip["pa"]) > 1 for one, chip in zip(got, record["per_chip"], strict=True)) > 2
 

@@ -39,7 +39,6 @@ from neuralfuse.faults import (
     Stuck,
     Synthetic,
     Transient,
-    evaluation_chips,
     from_config,
 )
 
@@ -314,7 +313,7 @@ def test_one_chip_is_the_same_whatever_seed_is_asked_for():
     wanted = packed(other.cells(SMALL, 7, CPU))
     assert all(np.array_equal(packed(model.cells(SMALL, seed, CPU)), wanted) for seed in (0, 7, 40_000))
     assert (model.ber, model.cell_rate, model.one_chip, model.permanent) == (0.1, 0.1, True, model)
-    assert len(evaluation_chips(model, 5)) == 1
+    assert len(model.chips(5)) == 1
     half = model.at(0.05)
     assert np.isin(half.cells(SMALL, 3, CPU).cell, model.cells(SMALL, 3, CPU).cell).all()
     assert from_config(model.to_config()) == model

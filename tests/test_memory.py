@@ -22,7 +22,6 @@ from neuralfuse.faults import (
     Layout,
     Reference,
     Stuck,
-    evaluation_chips,
     fault_model,
     planning_chips,
     published_chips,
@@ -348,13 +347,13 @@ def test_chips_of_training_validation_and_test_never_meet():
     assert len(training) > 2500
     validation = {chip.seed for chip in validation_chips(faults, 2500)}
     planning = {chip.seed for chip in planning_chips(faults, 2500)}
-    evaluation = {chip.seed for chip in evaluation_chips(faults, 5000)}
+    evaluation = {chip.seed for chip in faults.chips(5000)}
     published = [chip.seed for chip in published_chips(faults)]
     assert published == list(range(50_000, 50_010))
     for one, other in itertools.combinations((training, validation, planning, evaluation), 2):
         assert not one & other
     assert not (evaluation | planning) & set(published)
-    assert [chip.seed for chip in evaluation_chips(faults, 3)] == [50_010, 50_012, 50_014]
+    assert [chip.seed for chip in faults.chips(3)] == [50_010, 50_012, 50_014]
 
 
 @pytest.mark.parametrize("ber", [-0.1, 1.5, 12.5, float("nan"), float("inf"), "0.1", True, None])
@@ -371,7 +370,7 @@ def test_unknown_fault_models_and_options_are_refused():
     with pytest.raises(RateError, match="stuck_at_1 must be in"):
         fault_model("stuck", ber=0.1, stuck_at_1=2)
     with pytest.raises(ConfigError, match="chips must be in"):
-        evaluation_chips(Stuck(ber=0.1), 0)
+        Stuck(ber=0.1).chips(0)
 
 
 @pytest.mark.gpu

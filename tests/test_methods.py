@@ -19,7 +19,7 @@ from neuralfuse.data import load_data
 from neuralfuse.energy import count
 from neuralfuse.errors import NeuralFuseError
 from neuralfuse.evaluation import t_interval
-from neuralfuse.faults import Chip, OneChip, Transient, default_curve, evaluation_chips, fault_model
+from neuralfuse.faults import Chip, OneChip, Transient, default_curve, fault_model
 from neuralfuse.memory import ZeroFaultyWords, deploy
 from neuralfuse.methods import METHODS, Method, Protected, Setting, identity, measure, needs, parse, seconds
 from neuralfuse.methods.activation import activation_ranges
@@ -91,7 +91,7 @@ def by_hand(module: TwoLayers, weights: dict[str, torch.Tensor], x: torch.Tensor
 
 
 def test_batch_statistics_are_those_of_the_batch_at_hand(made, setting):
-    chip, images = evaluation_chips(FLIPS, 1)[0], setting.data.test.images[:30]
+    chip, images = FLIPS.chips(1)[0], setting.data.test.images[:30]
     x = made.deployed.input_range.from_bytes(images)
     other = protected("batch-statistics:batch=15", made, setting)
     got = other.answer(other.deployed.perturbed(chip))(x)
@@ -105,7 +105,7 @@ def test_batch_statistics_are_those_of_the_batch_at_hand(made, setting):
 
 
 def test_reestimated_statistics_are_the_mean_over_calibration_batches_on_the_faulty_weights(made, setting):
-    chip, x = evaluation_chips(FLIPS, 1)[0], plain_inputs(setting.data.test, made.deployed.input_range)
+    chip, x = FLIPS.chips(1)[0], plain_inputs(setting.data.test, made.deployed.input_range)
     other = protected("reestimate:images=20,batch=10", made, setting)
     got = other.answer(other.deployed.perturbed(chip))(x)
     weights = read_weights(made, chip)
@@ -138,7 +138,7 @@ def test_activations_stay_in_the_range_that_they_have_without_errors(made, setti
     found = activation_ranges(made.deployed, seen)
     assert list(found) == ["norm"] and found["norm"] == pytest.approx((low, high), rel=1e-5)
     assert torch.allclose(other.deployed(seen), made.deployed(seen), atol=1e-6)  # nothing is clipped without errors
-    chip = evaluation_chips(fault_model("flip", ber=0.3), 1)[0]
+    chip = fault_model("flip", ber=0.3).chips(1)[0]
     x = plain_inputs(setting.data.test, made.deployed.input_range)
     wanted = by_hand(made.model.module, read_weights(made, chip), x, mean, var, clip=(low, high))
     assert torch.allclose(other.deployed.perturbed(chip)(x), wanted, atol=1e-5)
@@ -179,7 +179,7 @@ def codes_read(made: Protected, chip: Chip) -> list[int]:
 
 def test_hardened_bits_keep_what_is_stored_word_by_word(made, setting):
     other = protected("protected-bits:bits=3", made, setting)
-    (chip,), low = evaluation_chips(FLIPS, 1), 0b11111
+    (chip,), low = FLIPS.chips(1), 0b11111
     left = Chip(other.faults_left(FLIPS), chip.seed)
     stored, plain = made.deployed.memory.codes.tolist(), codes_read(made, chip)
     wanted = [_signed((code & ~low) | (read & low)) for code, read in zip(stored, plain, strict=True)]
@@ -203,7 +203,7 @@ def _signed(code: int) -> int:
 def test_zeroed_words_are_those_with_a_faulty_cell(made, setting):
     other, stuck = protected("zero-faulty-words", made, setting), fault_model("stuck", ber=0.03)
     assert isinstance(other.deployed.memory.readout, ZeroFaultyWords)
-    (chip,), layout = evaluation_chips(stuck, 1), made.deployed.memory.layout
+    (chip,), layout = stuck.chips(1), made.deployed.memory.layout
     faulty = {cell // layout.bits for cell in stuck.cells(layout, chip.seed, torch.device("cpu")).cell.tolist()}
     stored = made.deployed.memory.codes.tolist()
     assert 0 < len(faulty) < len(stored)
@@ -228,7 +228,7 @@ def test_measuring_no_protection_is_plain_evaluation(made, setting):
     nominal, results = measure(protected("none", made, setting), setting.data.test, FLIPS, 4)
     x, labels = plain_inputs(setting.data.test, made.deployed.input_range), setting.data.test.labels
     assert nominal == accuracy(made.deployed, x, labels)
-    for chip, result in zip(evaluation_chips(FLIPS, 4), results, strict=True):
+    for chip, result in zip(FLIPS.chips(4), results, strict=True):
         assert (result.seed, result.pa) == (chip.seed, accuracy(made.deployed.perturbed(chip), x, labels))
 
 
@@ -262,7 +262,7 @@ def test_a_calibrated_module_is_trained_for_each_chip_alone(trained, setting):
     config = EopmConfig(
         ber=FLIPS.ber, faults="one-chip", labels="model", images=20, max_steps=3, epochs=3, batch=8, lr=0.01, n_chips=1
     )
-    for chip, result in zip(evaluation_chips(FLIPS, 2), results, strict=True):
+    for chip, result in zip(FLIPS.chips(2), results, strict=True):
         fuse = copy.deepcopy(made.fuse)
         train_fuse(fuse, made.deployed, setting.data, config, faults=OneChip(faults=FLIPS, seed=chip.seed))
         assert not torch.equal(fuse(x), made.fuse(x))
@@ -290,7 +290,7 @@ def test_a_tuned_module_is_fitted_by_questions_alone(trained, setting, monkeypat
     faults = fault_model("flip", ber=0.2)
     _, results = measure(made, setting.data.test, faults, 2)
     x, labels = plain_inputs(setting.data.test, made.deployed.input_range), setting.data.test.labels
-    for chip, result, record in zip(evaluation_chips(faults, 2), results, tunings, strict=True):
+    for chip, result, record in zip(faults.chips(2), results, tunings, strict=True):
         perturbed = made.deployed.perturbed(chip)
         faulty, clean = (
             Careful(Function(lambda x, model=model: model(torch.from_numpy(x)).detach().numpy(), "it"), classes=2)
@@ -350,7 +350,7 @@ def test_calibration_sees_what_the_model_sees(made, setting):
     moved = replace(made, fuse=nn.Identity())
     shifted = replace(made, fuse=_Shift())
     chip, x = (
-        evaluation_chips(fault_model("flip", ber=0.3), 1)[0],
+        fault_model("flip", ber=0.3).chips(1)[0],
         plain_inputs(setting.data.test, made.deployed.input_range),
     )
     for text in ("reestimate:images=20", "clip-activations:images=20"):

@@ -14,7 +14,7 @@ from neuralfuse.config import QatConfig
 from neuralfuse.data import load_data
 from neuralfuse.errors import NeuralFuseError
 from neuralfuse.evaluation import evaluate, t_interval
-from neuralfuse.faults import Chip, evaluation_chips, fault_model, training_chip
+from neuralfuse.faults import Chip, fault_model, training_chip
 from neuralfuse.memory import deploy
 from neuralfuse.methods import Protected, Setting, parse
 from neuralfuse.nets import base_model, load_base
@@ -128,7 +128,7 @@ def test_randbet_makes_fewer_errors_than_plain_qat(tmp_path):
         setting = Setting(data=data, faults=faults, folder=tmp_path / f"randbet-{seed}", device=device)
         models = plain.deployed, method.protect(plain, setting).deployed
         for ber in (0.005, 0.01):
-            chips = evaluation_chips(fault_model("flip", ber=ber), 20)
+            chips = fault_model("flip", ber=ber).chips(20)
             plain, randbet = (evaluate(model, data.test, chips) for model in models)
             pairs = zip(plain.per_chip, randbet.per_chip, strict=True)
             low, _ = t_interval([other.pa - one.pa for one, other in pairs])

@@ -20,7 +20,7 @@ from neuralfuse.blackbox import Careful, Function, choose, judge, tune
 from neuralfuse.cli.main import run
 from neuralfuse.config import EopmConfig, QatConfig, TuningConfig
 from neuralfuse.errors import NeuralFuseError
-from neuralfuse.faults import BitRates, Chip, evaluation_chips, fault_model
+from neuralfuse.faults import BitRates, Chip, fault_model
 from neuralfuse.files import read_json, write_json
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy
@@ -273,7 +273,7 @@ def test_a_portrait_says_what_the_model_says(fused):
     fuse, (model, base), data = fused
     record = make_portrait(fuse, (model, base), data, STUCK, chips=2, images=20, gallery=2)
     x, labels = plain_inputs(data.test, base.input_range), data.test.labels
-    chips = evaluation_chips(STUCK, 2)
+    chips = STUCK.chips(2)
     for name, inputs in (("pa", x), ("pa_nf", transform(fuse, x))):
         for label in (0, 1):
             own = labels == label

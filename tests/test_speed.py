@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from conftest import SmallNet, toy_data
 from neuralfuse.config import EopmConfig, Running
 from neuralfuse.evaluation import evaluate
-from neuralfuse.faults import Chip, FaultModel, Stuck, Transient, evaluation_chips, fault_model
+from neuralfuse.faults import Chip, FaultModel, Stuck, Transient, fault_model
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy, side_by_side
 from neuralfuse.memory.images import Images
@@ -86,16 +86,16 @@ def test_evaluations_and_trainings_on_threads_equal_those_on_one(threads):
         fuse = NeuralFuse("convs", channels=1, image_size=(8, 8), seed=0)
         state = train_fuse(fuse, base, data, config)
         told: list = []
-        result = evaluate(base, data.test, evaluation_chips(TRANSIENT, 7), fuse=fuse, report=told.append)
+        result = evaluate(base, data.test, TRANSIENT.chips(7), fuse=fuse, report=told.append)
         assert told == list(result.per_chip)
         return dict(fuse.state_dict()), state.history, [result]
 
     many, again = run(), run()
     assert many[1:] == again[1:] and all(torch.equal(many[0][name], again[0][name]) for name in many[0])
     fuse = NeuralFuse("convs", channels=1, image_size=(8, 8), seed=0).eval()
-    results = [evaluate(base, data.test, evaluation_chips(TRANSIENT, 7), fuse=fuse)]
+    results = [evaluate(base, data.test, TRANSIENT.chips(7), fuse=fuse)]
     torch.set_num_threads(1)
-    assert results == [evaluate(base, data.test, evaluation_chips(TRANSIENT, 7), fuse=fuse)]
+    assert results == [evaluate(base, data.test, TRANSIENT.chips(7), fuse=fuse)]
 
 
 def test_results_come_in_order_and_few_are_taken_ahead(threads):
@@ -163,7 +163,7 @@ def test_memory_does_not_grow_with_the_number_of_chips(threads, monkeypatch):
     for count in (5, 40):
         plan = [Pass(Chip(Stuck(ber=0.05), seed), torch.arange(len(x))) for seed in range(count)]
         gradient(base, x, labels, plan)
-        evaluate(base, toy_data().test, evaluation_chips(Stuck(ber=0.05), count))
+        evaluate(base, toy_data().test, Stuck(ber=0.05).chips(count))
     assert 1 <= len(made) <= 2 * threads  # one in work and one waiting, on each
 
 

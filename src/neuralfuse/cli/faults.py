@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from neuralfuse.errors import ConfigError, FileFormatError
 
 if TYPE_CHECKING:
-    from neuralfuse.faults import FaultModel, Mapping, VoltageCurve
+    from neuralfuse.faults import FaultModel, VoltageCurve, WordLayout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +128,10 @@ class FaultOptions(FaultDetails):
     def _curve(self) -> VoltageCurve:
         return open_curve(self.curve)
 
-    def _mapping(self) -> Mapping:
-        from neuralfuse.faults import Mapping  # noqa: PLC0415
+    def _mapping(self) -> WordLayout:
+        from neuralfuse.faults import WordLayout  # noqa: PLC0415
 
-        return replace(Mapping.of(self.mapping or "linear"), offset=self.offset)
+        return replace(WordLayout.of(self.mapping or "linear"), offset=self.offset)
 
     def _refuse(self, what: str, *names: str) -> None:
         for name in names:

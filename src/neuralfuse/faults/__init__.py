@@ -4,17 +4,21 @@ A new fault model subclasses `FaultModel` (or `IndependentCells`, where each cel
 where faults have a place in rows and columns), says in one method what fails, and is entered in `FAULT_MODELS`.
 """
 
-from neuralfuse.faults.arrays import MAPPINGS, Array, ArrayFaults, Mapping
-from neuralfuse.faults.base import FAULT_MODELS, FaultModel, FaultyCells, fault_model, from_config
-from neuralfuse.faults.cells import Asymmetric, Flip, IndependentCells, Stuck
-from neuralfuse.faults.chip import (
+from neuralfuse.faults.array_faults import ArrayFaults
+from neuralfuse.faults.arrays import WORD_LAYOUTS, Array, WordLayout
+from neuralfuse.faults.base import (
+    FAULT_MODELS,
     Chip,
-    evaluation_chips,
+    FaultModel,
+    fault_model,
+    from_config,
     planning_chips,
     published_chips,
     training_chip,
     validation_chips,
 )
+from neuralfuse.faults.behaviour import FaultyCells
+from neuralfuse.faults.cells import Asymmetric, Flip, IndependentCells, Stuck
 from neuralfuse.faults.compose import BitRates, Combined, OneChip, Transient
 from neuralfuse.faults.correlated import Clusters, Lines
 from neuralfuse.faults.layout import Layout, Region
@@ -26,8 +30,8 @@ from neuralfuse.faults.voltage import VoltageCurve, VoltagePoint, default_curve
 
 __all__ = [
     "FAULT_MODELS",
-    "MAPPINGS",
     "PROFILES",
+    "WORD_LAYOUTS",
     "Array",
     "ArrayFaults",
     "Asymmetric",
@@ -42,7 +46,6 @@ __all__ = [
     "IndependentCells",
     "Layout",
     "Lines",
-    "Mapping",
     "Measured",
     "OneChip",
     "Reference",
@@ -53,8 +56,8 @@ __all__ = [
     "Transient",
     "VoltageCurve",
     "VoltagePoint",
+    "WordLayout",
     "default_curve",
-    "evaluation_chips",
     "fault_model",
     "from_config",
     "import_map",

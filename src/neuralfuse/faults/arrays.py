@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Mapping as Table
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from neuralfuse.errors import ConfigError, require, unknown_name
-from neuralfuse.faults.base import FaultModel, FaultyCells
+from neuralfuse.faults.behaviour import FaultyCells
 from neuralfuse.faults.layout import Layout
 
 Order = Literal["rows", "interleaved"]
@@ -43,7 +42,7 @@ class Array:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mapping:
+class WordLayout:
     """Which cells of an array hold which bits of an image of words.
 
     A row holds w = columns // bits words side by side, in *slots* of ``bits`` neighbouring columns, bit 0 first;
@@ -85,18 +84,18 @@ class Mapping:
         )
 
     @staticmethod
-    def of(value: Mapping | str | Table[str, Any]) -> Mapping:
+    def of(value: WordLayout | str | Mapping[str, Any]) -> WordLayout:
         """Return a mapping from its name, its fields, or itself."""
-        if isinstance(value, Mapping):
+        if isinstance(value, WordLayout):
             return value
         if isinstance(value, str):
-            if value not in MAPPINGS:
-                raise unknown_name("mapping", value, MAPPINGS)
-            return MAPPINGS[value]
+            if value not in WORD_LAYOUTS:
+                raise unknown_name("mapping", value, WORD_LAYOUTS)
+            return WORD_LAYOUTS[value]
         try:
-            return Mapping(**value)
+            return WordLayout(**value)
         except TypeError as error:
-            raise ConfigError(f"a mapping must have fields of neuralfuse.faults.Mapping: {error}.") from error
+            raise ConfigError(f"a mapping must have fields of neuralfuse.faults.WordLayout: {error}.") from error
 
     def slots(self, array: Array, bits: int) -> int:
         """Return w, the words a row holds.
@@ -176,48 +175,10 @@ class Mapping:
         return [(0, layout.words)]
 
 
-MAPPINGS = {
-    "linear": Mapping(),
-    "per-layer": Mapping(restart=True),
-    "row-interleaved": Mapping(order="interleaved"),
-    "bit-interleaved": Mapping(bit_interleaved=True),
-    "reference": Mapping(repeat=0, restart=True),
+WORD_LAYOUTS = {
+    "linear": WordLayout(),
+    "per-layer": WordLayout(restart=True),
+    "row-interleaved": WordLayout(order="interleaved"),
+    "bit-interleaved": WordLayout(bit_interleaved=True),
+    "reference": WordLayout(repeat=0, restart=True),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArrayFaults(FaultModel):
-    """Faults that have a place in an array. Another mapping changes which weights are hit, not the chip.
-
-    Args:
-        array: Shape of the memory.
-        mapping: How words are laid onto it, or its name: linear, per-layer, row-interleaved, bit-interleaved,
-            reference.
-    """
-
-    array: Array = Array()
-    mapping: Mapping = Mapping()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        array: Any = self.array
-        if not isinstance(array, Array):
-            try:
-                object.__setattr__(self, "array", Array(**array))
-            except TypeError as error:
-                raise ConfigError(f"an array must have rows, columns and banks: {error}.") from error
-        object.__setattr__(self, "mapping", Mapping.of(self.mapping))
-
-    @abc.abstractmethod
-    def array_cells(self, banks: int, seed: int, device: torch.device) -> FaultyCells:
-        """Return the faulty cells of the first ``banks`` banks, counted (bank * rows + row) * columns + column."""
-
-    def cells(self, layout: Layout, seed: int, device: torch.device, *, read: int = 0) -> FaultyCells:
-        """Return the faulty cells; see `FaultModel.cells`."""
-        used = self.mapping.banks(layout, self.array)
-        banks = used if self.array.banks is None else min(used, self.array.banks)
-        return self.mapping.place(layout, self.array, self.array_cells(banks, seed, device))
-
-    def on_array(self, array: Array, mapping: Mapping) -> Self:
-        """Return the same faults in another array."""
-        return replace(self, array=array, mapping=mapping)

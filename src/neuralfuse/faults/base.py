@@ -1,99 +1,40 @@
-"""What a fault model is: something that names the faulty cells of a memory, and what each does to its bit."""
+"""What a fault model is: it names the faulty cells of a memory, and what each does to its bit. With a seed: a chip.
+
+Which chips train, validate, plan and test is fixed here, and never overlaps.
+"""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping as Table
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from neuralfuse.errors import ConfigError, check_ber, require, unknown_name
+from neuralfuse.faults.arrays import Array, WordLayout
+from neuralfuse.faults.behaviour import FaultyCells
 from neuralfuse.faults.layout import Layout
-from neuralfuse.faults.voltage import VoltageCurve
+from neuralfuse.faults.voltage import VoltageCurve, default_curve
 from neuralfuse.seeds import below, derive, hash64, signed64
 
-if TYPE_CHECKING:
-    from neuralfuse.faults.arrays import Array, Mapping
-
-
-@dataclass(frozen=True)
-class FaultyCells:
-    """The faulty cells of one chip and what each reads: ``bit -> (bit AND keeps) XOR flips``.
-
-    Stuck at 0 keeps nothing and flips nothing; stuck at 1 flips the 0 it has left; an inverted bit keeps and flips.
-
-    Attributes:
-        cell: int64 (k,), sorted, no cell twice; cells as `Layout` counts them.
-        keeps: bool (k,).
-        flips: bool (k,).
-    """
-
-    cell: Tensor
-    keeps: Tensor
-    flips: Tensor
-
-    def __getitem__(self, which: Tensor | slice) -> FaultyCells:
-        """Return some of them, by a mask or a slice."""
-        return FaultyCells(self.cell[which], self.keeps[which], self.flips[which])
-
-    @staticmethod
-    def of(cell: Tensor, keeps: Tensor, flips: Tensor) -> FaultyCells:
-        """Return cells (int64, any order, at most 2^61) in order; where one comes twice, its behaviours must agree."""
-        packed = distinct(cell * 4 + keeps * 2 + flips)
-        return FaultyCells(packed >> 2, (packed & 2).bool(), (packed & 1).bool())
-
-    def then(self, later: FaultyCells) -> FaultyCells:
-        """Return what two faults behind each other make of a bit: these first, ``later`` on what they read."""
-        cell, order = torch.cat([self.cell, later.cell]).sort(stable=True)
-        keeps = torch.cat([self.keeps, later.keeps])[order]
-        flips = torch.cat([self.flips, later.flips])[order]
-        twice = (cell[1:] == cell[:-1]).nonzero().squeeze(1)
-        flips[twice] = (flips[twice] & keeps[twice + 1]) ^ flips[twice + 1]
-        keeps[twice] &= keeps[twice + 1]
-        alone = torch.ones_like(keeps)
-        alone[twice + 1] = False
-        return FaultyCells(cell, keeps, flips)[alone]
-
-
-def distinct(values: Tensor) -> Tensor:
-    """Return the distinct values of an integer tensor (n,), sorted; ``values`` is used up."""
-    if values.device.type != "cpu":
-        found: Tensor = torch.unique(values)
-        return found
-    ordered = values.numpy()
-    ordered.sort()  # with vector instructions, unlike torch's
-    first = np.ones(len(ordered), bool)
-    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
-    return torch.from_numpy(ordered.compress(first))
-
-
-def room(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return an uninitialized tensor (count,); on a CPU from NumPy, which asks the system for large pages: the first
-    write to megabytes of small ones takes longer than all else that is done with them."""
-    if device.type != "cpu":
-        return torch.empty(count, dtype=dtype, device=device)
-    return torch.from_numpy(np.empty(count, {torch.int64: np.int64, torch.bool: np.bool_}[dtype]))
-
-
-def where(mask: Tensor) -> Tensor:
-    """Return the places of True in a bool tensor (n,): int64. NumPy finds them ten times faster than torch on a CPU."""
-    if mask.device.type != "cpu":
-        return mask.nonzero().squeeze(1)
-    return torch.from_numpy(np.flatnonzero(mask.numpy()))
+_TRAINING = 30_001  # seeds 0..30000; source: NeuralFuse's public code
+_VALIDATION_FROM = 40_000
+_PLANNING_FROM = 45_000
+_PUBLISHED_FROM = 50_000  # seeds 50000..50009; source: NeuralFuse's public code
+_EVALUATION_FROM = 50_010
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaultModel(abc.ABC):
-    """What makes cells fail. Together with a seed it is a chip: the same faulty cells for ever.
+    """What makes cells fail. A fault model and a seed are a `Chip`: the same faulty cells for ever.
 
     Attributes:
-        ber: The rate by which the model is asked for, a fraction in [0, 1]: of faulty cells, where its own docstring
-            says nothing else. Whether a faulty cell changes its bit is the model's matter; records report the realised
-            share of changed bits beside it.
+        ber: The rate by which the model is asked for, a fraction in [0, 1]. It counts faulty cells, unless the model's
+            own docstring says otherwise. The model decides whether a faulty cell changes its bit; records report the
+            realised share of changed bits beside the rate.
     """
 
     kind: ClassVar[str]
@@ -109,21 +50,33 @@ class FaultModel(abc.ABC):
         Args:
             layout: The address space.
             seed: Seed of the chip.
-            device: Where the result lies; its values do not depend on it.
-            read: How often the memory was read before; only transient errors ask.
+            device: Where the result lies. Its values do not depend on the device.
+            read: How often the memory was read before. Only transient errors depend on it.
         """
 
     def at(self, ber: float) -> Self:
-        """Return the same model at another rate; on one chip, the cells faulty at a rate are so at any higher one."""
+        """Return the same model at another rate. On one chip, the cells faulty at a rate are so at any higher one."""
         return replace(self, ber=ber)
 
     def at_voltage(self, voltage: float, curve: VoltageCurve) -> FaultModel:
         """Return the same model at the rate that belongs to a supply voltage."""
         return self.at(curve.ber(voltage))
 
+    def chips(self, count: int) -> list[Chip]:
+        """Return the chips on which results are measured: seeds 50010, 50012, ..., the same for every method.
+
+        Every second seed is used, because neighbouring `Reference` chips are dependent. Where all seeds are one chip,
+        the list holds only that one.
+
+        Raises:
+            ConfigError: ``count`` is not positive, or larger than the number of seeds.
+        """
+        chips = _every_second(self, count, _EVALUATION_FROM, 2**31)
+        return chips[:1] if self.one_chip else chips
+
     @property
     def cell_rate(self) -> float:
-        """Probability that a cell is faulty in whatever way: proportional to ``ber``, in most models equal to it."""
+        """Probability that a cell is faulty in any way: proportional to ``ber``, in most models equal to it."""
         return self.ber
 
     @property
@@ -133,22 +86,75 @@ class FaultModel(abc.ABC):
 
     @property
     def one_chip(self) -> bool:
-        """Whether every seed is the same chip, as of a measured one."""
+        """Whether every seed is the same chip, as with a measured one."""
         return False
 
-    def on_array(self, array: Array, mapping: Mapping) -> FaultModel:
-        """Return the same model with its faults, where they have a place in an array, in this one."""
+    def on_array(self, array: Array, mapping: WordLayout) -> FaultModel:
+        """Return the same model on another array. Only faults with a place in an array depend on it."""
         return self
 
     @property
     def permanent(self) -> FaultModel | None:
-        """The part that is the same at every read, which a test of the memory can find; None where there is none."""
+        """The part that is the same at every read, which a memory test can find. None if there is none."""
         return self
 
     def to_config(self) -> dict[str, Any]:
         """Return the model as JSON, for records and files; `from_config` reads it."""
         own = {field.name: _plain(getattr(self, field.name)) for field in fields(self) if field.init}
         return {"kind": self.kind, **own}
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One piece of hardware: the cells that a fault model makes faulty for a seed, the same for ever."""
+
+    faults: FaultModel
+    seed: int
+
+    def at(self, voltage: float, curve: VoltageCurve | None = None) -> Chip:
+        """Return this chip at another supply voltage. The cells failing at one voltage fail at any lower one.
+
+        Args:
+            voltage: In the curve's unit.
+            curve: The rate at each voltage. By default `default_curve`, a model, in units of Vmin.
+        """
+        return Chip(self.faults.at_voltage(voltage, curve or default_curve()), self.seed)
+
+
+def training_chip(faults: FaultModel, *path: str | int) -> Chip:
+    """Return the training chip of a path of names, e.g. (seed, step, k). Training seeds are 0..30000."""
+    return Chip(faults, derive(*path, "training chip") % _TRAINING)
+
+
+def validation_chips(faults: FaultModel, count: int) -> list[Chip]:
+    """Return chips for early stopping: unseen in training, never used for results. One where all seeds are one chip."""
+    if faults.one_chip:
+        return [Chip(faults, _VALIDATION_FROM)]
+    return _every_second(faults, count, _VALIDATION_FROM, _PLANNING_FROM)
+
+
+def planning_chips(faults: FaultModel, count: int) -> list[Chip]:
+    """Return chips by which a voltage is chosen: unseen in training, never used for results."""
+    chips = _every_second(faults, count, _PLANNING_FROM, _PUBLISHED_FROM)
+    return chips[:1] if faults.one_chip else chips
+
+
+def published_chips(faults: FaultModel) -> list[Chip]:
+    """Return the ten chips of the paper's tables, seeds 50000..50009. Use them only to compare with the paper.
+
+    Raises:
+        ConfigError: all seeds are one chip.
+    """
+    require(
+        not faults.one_chip, f"the published chips must be of faults drawn from a seed: {faults.kind!r} is one chip."
+    )
+    return [Chip(faults, seed) for seed in range(_PUBLISHED_FROM, _PUBLISHED_FROM + 10)]
+
+
+def _every_second(faults: FaultModel, count: int, start: int, end: int) -> list[Chip]:
+    most = (end - start) // 2
+    require(1 <= count <= most, f"chips must be in 1..{most}: got {count}.")
+    return [Chip(faults, start + 2 * k) for k in range(count)]
 
 
 FAULT_MODELS: dict[str, type[FaultModel]] = {}
@@ -178,7 +184,7 @@ def fault_model(kind: str, **options: Any) -> FaultModel:
         raise ConfigError(f"faults {kind!r} must be given {', '.join(legal)}: {error}.") from error
 
 
-def from_config(config: Table[str, Any]) -> FaultModel:
+def from_config(config: Mapping[str, Any]) -> FaultModel:
     """Return the fault model that `FaultModel.to_config` or a TOML file describes; models nest by their ``kind``.
 
     Raises:
@@ -191,7 +197,7 @@ def from_config(config: Table[str, Any]) -> FaultModel:
 
 
 def _built(value: Any) -> Any:
-    if isinstance(value, Table):
+    if isinstance(value, Mapping):
         return from_config(value) if "kind" in value else dict(value)
     return tuple(_built(one) for one in value) if isinstance(value, list | tuple) else value
 

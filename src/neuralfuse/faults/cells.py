@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from neuralfuse.errors import check_ber, require
-from neuralfuse.faults.base import FAULT_MODELS, FaultModel, FaultyCells, distinct, room
+from neuralfuse.faults.base import FAULT_MODELS, FaultModel
+from neuralfuse.faults.behaviour import FaultyCells, distinct, empty_fast
 from neuralfuse.faults.layout import Layout
 from neuralfuse.faults.voltage import VoltageCurve
 from neuralfuse.seeds import (
@@ -57,7 +58,7 @@ class IndependentCells(FaultModel):
         drawn = [_draws(size, self.cell_rate, key, device) for size, key in zip(sizes, keys, strict=True)]
         found = _all_distinct(drawn, device)
         count = sum(map(len, found))
-        every = FaultyCells(*(room(count, dtype, device) for dtype in (torch.int64, torch.bool, torch.bool)))
+        every = FaultyCells(*(empty_fast(count, dtype, device) for dtype in (torch.int64, torch.bool, torch.bool)))
         first = 0
         for region, cell in zip(layout.regions, found, strict=True):
             own = every[first : first + len(cell)]

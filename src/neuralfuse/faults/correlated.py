@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from neuralfuse.errors import check_ber, require, unknown_name
-from neuralfuse.faults.arrays import ArrayFaults
-from neuralfuse.faults.base import FAULT_MODELS, FaultyCells, distinct
+from neuralfuse.faults.array_faults import ArrayFaults
+from neuralfuse.faults.base import FAULT_MODELS
+from neuralfuse.faults.behaviour import FaultyCells, distinct
 from neuralfuse.faults.cells import hits
 from neuralfuse.seeds import derive, happens
 

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from neuralfuse.errors import FileFormatError, UnknownNameError, require, unknown_name
-from neuralfuse.faults.arrays import Array, Mapping
-from neuralfuse.faults.base import FaultModel, FaultyCells
+from neuralfuse.faults.arrays import Array, WordLayout
+from neuralfuse.faults.base import FaultModel
+from neuralfuse.faults.behaviour import FaultyCells
 from neuralfuse.faults.layout import Layout
 from neuralfuse.files import DAMAGED, read_arrays, write_arrays
 from neuralfuse.seeds import derive
@@ -236,7 +237,7 @@ def synthetic_map(
     layout = Layout.of([("array", banks * rows * columns)], 1)  # in which cell number k is the array's
     maps = {}
     for voltage, model in zip(voltages or (0.0,), models, strict=True):
-        faults = model.on_array(array, Mapping()).cells(layout, seed, torch.device("cpu"))
+        faults = model.on_array(array, WordLayout()).cells(layout, seed, torch.device("cpu"))
         kinds = torch.where(
             faults.keeps,
             torch.where(faults.flips, INVERTS, GOOD),

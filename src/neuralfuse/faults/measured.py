@@ -10,8 +10,10 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 
 from neuralfuse.errors import ConfigError, check_ber, require, unknown_name
-from neuralfuse.faults.arrays import MAPPINGS, ArrayFaults, Mapping
-from neuralfuse.faults.base import FAULT_MODELS, FaultModel, FaultyCells, distinct, part_seed
+from neuralfuse.faults.array_faults import ArrayFaults
+from neuralfuse.faults.arrays import WORD_LAYOUTS, WordLayout
+from neuralfuse.faults.base import FAULT_MODELS, FaultModel, part_seed
+from neuralfuse.faults.behaviour import FaultyCells, distinct
 from neuralfuse.faults.correlated import Clusters, Lines
 from neuralfuse.faults.layout import Layout
 from neuralfuse.faults.maps import FaultMap, as_faulty_cells
@@ -35,7 +37,7 @@ class Measured(FaultModel):
     ber: float = field(init=False)
     map: FaultMap
     voltage: float | None = None
-    mapping: Mapping = MAPPINGS["linear"]
+    mapping: WordLayout = WORD_LAYOUTS["linear"]
     random_offset: bool = False
 
     def __post_init__(self) -> None:
@@ -44,7 +46,7 @@ class Measured(FaultModel):
         require(isinstance(self.map, FaultMap), f"map must be a fault map or the NPZ file of one: got {self.map!r}.")
         own_place = self.random_offset
         require(isinstance(own_place, bool), f"random_offset must be true or false: got {own_place!r}.")
-        object.__setattr__(self, "mapping", Mapping.of(self.mapping))
+        object.__setattr__(self, "mapping", WordLayout.of(self.mapping))
         object.__setattr__(self, "ber", self.map.rate(self.voltage))
 
     def cells(self, layout: Layout, seed: int, device: torch.device, *, read: int = 0) -> FaultyCells:
@@ -52,7 +54,7 @@ class Measured(FaultModel):
         faults = as_faulty_cells(self.map.cells[self.map.index(self.voltage)], device)
         return self.placement(layout.bits, seed).place(layout, self.map.array, faults)
 
-    def placement(self, bits: int, seed: int) -> Mapping:
+    def placement(self, bits: int, seed: int) -> WordLayout:
         """Return how words of this width are laid on the chip with this seed."""
         if not self.random_offset:
             return self.mapping

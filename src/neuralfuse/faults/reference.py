@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from neuralfuse.errors import require
-from neuralfuse.faults.arrays import MAPPINGS, Array, ArrayFaults, Mapping
-from neuralfuse.faults.base import FAULT_MODELS, FaultyCells
+from neuralfuse.faults.array_faults import ArrayFaults
+from neuralfuse.faults.arrays import WORD_LAYOUTS, Array, WordLayout
+from neuralfuse.faults.base import FAULT_MODELS
+from neuralfuse.faults.behaviour import FaultyCells
 from neuralfuse.faults.layout import Layout
 
 _ARRAY = Array(rows=8192, columns=128, banks=1)
@@ -31,7 +33,7 @@ class Reference(ArrayFaults):
 
     kind: ClassVar[str] = "reference"
     array: Array = _ARRAY
-    mapping: Mapping = MAPPINGS["reference"]
+    mapping: WordLayout = WORD_LAYOUTS["reference"]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from neuralfuse.errors import ConfigError, FileFormatError, ShapeError
-from neuralfuse.faults.base import FAULT_MODELS, FaultModel, FaultyCells
-from neuralfuse.faults.chip import Chip
+from neuralfuse.faults.base import FAULT_MODELS, Chip, FaultModel
+from neuralfuse.faults.behaviour import FaultyCells
 from neuralfuse.faults.layout import Layout
 from neuralfuse.files import read_arrays, write_arrays
 

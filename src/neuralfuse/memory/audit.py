@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuralfuse.faults import Array, ArrayFaults, BitRates, Chip, Mapping, Measured, Transient
+from neuralfuse.faults import Array, ArrayFaults, BitRates, Chip, Measured, Transient, WordLayout
 from neuralfuse.faults.maps import GOOD, INVERTS, STUCK_AT_0, STUCK_AT_1, FaultMap
 from neuralfuse.memory.weights import Reading, WeightMemory
 
@@ -120,7 +120,7 @@ def on_array(memory: WeightMemory, chip: Chip, banks: int) -> FaultMap:
     elif isinstance(inner, ArrayFaults):
         array, mapping = inner.array, inner.mapping
     else:
-        array, mapping = Array(), Mapping()
+        array, mapping = Array(), WordLayout()
     own = faults.cells(memory.layout, chip.seed, memory.device)
     bank, row, column = (one.cpu().numpy() for one in mapping.locate(memory.layout, array, own.cell))
     count = max(1, min(banks, int(bank.max()) + 1 if len(bank) else 1))

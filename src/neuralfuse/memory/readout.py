@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neuralfuse.errors import require, unknown_name
 from neuralfuse.faults import Chip, FaultyCells, Layout
-from neuralfuse.faults.base import distinct, where
+from neuralfuse.faults.behaviour import distinct, nonzero_1d
 
 Words = tuple[Tensor, Tensor]
 
@@ -255,7 +255,7 @@ def changed_cells(image: Tensor, faults: FaultyCells, bits: int) -> Tensor:
     """Return the cells whose bit reads differently: int64 (k,), sorted."""
     word, bit = _split(faults.cell, bits, image.dtype)
     stored = (image.index_select(0, word) >> bit & 1).bool()
-    return faults.cell.index_select(0, where(((stored & faults.keeps) ^ faults.flips) ^ stored))
+    return faults.cell.index_select(0, nonzero_1d(((stored & faults.keeps) ^ faults.flips) ^ stored))
 
 
 def changed_words(image: Tensor, cells: Tensor, bits: int) -> Words:
@@ -269,7 +269,7 @@ def changed_words(image: Tensor, cells: Tensor, bits: int) -> Words:
     word, bit = _split(cells, bits, image.dtype)
     first = torch.ones_like(word, dtype=torch.bool)
     torch.ne(word[1:], word[:-1], out=first[1:])
-    index = word.index_select(0, where(first))
+    index = word.index_select(0, nonzero_1d(first))
     mask = torch.ones((), dtype=image.dtype, device=image.device) << bit
     difference = torch.zeros_like(index, dtype=image.dtype).index_add_(0, first.cumsum(0).sub_(1), mask)
     return index, image.index_select(0, index) ^ difference

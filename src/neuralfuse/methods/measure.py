@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neuralfuse.data import Split
 from neuralfuse.evaluation import ChipResult
-from neuralfuse.faults import Chip, FaultModel, Flip, evaluation_chips
+from neuralfuse.faults import Chip, FaultModel, Flip
 from neuralfuse.memory import Perturbed, side_by_side
 from neuralfuse.methods.base import Answer, Protected
 from neuralfuse.scoring import BATCH, accuracy, plain_inputs, transform
@@ -54,7 +54,7 @@ def measure(
     batch = math.ceil(len(labels) / math.ceil(len(labels) / BATCH))  # no short one at the end
     nominal = accuracy(made.answer(_clean(made)), inputs, labels, batch)
     the_faults = made.faults_left(faults)
-    the_chips = evaluation_chips(the_faults, chips)
+    the_chips = the_faults.chips(chips)
     if the_faults.cell_rate == 0:
         return nominal, [ChipResult(chip.seed, nominal, None, 0.0) for chip in the_chips]
     results = []

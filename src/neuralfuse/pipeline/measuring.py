@@ -10,7 +10,7 @@ from typing import Any
 from neuralfuse.data import DataSet
 from neuralfuse.errors import FileFormatError, require
 from neuralfuse.evaluation import ChipResult, Evaluation, Run, Target, evaluate, evaluation_record
-from neuralfuse.faults import FaultModel, evaluation_chips, published_chips
+from neuralfuse.faults import FaultModel, published_chips
 from neuralfuse.files import check_writable, fingerprint, read_json, write_json
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import Deployed, deploy
@@ -65,7 +65,7 @@ def measure(
     if fuse is not None and faulty_generator:
         memory = deployed.memory
         module = deploy(fuse, scheme=memory.scheme, readout=memory.readout, input_range=fuse.input_range)
-    the_chips = published_chips(faults) if chips is None else evaluation_chips(faults, chips)
+    the_chips = published_chips(faults) if chips is None else faults.chips(chips)
     config = {
         "base": {**base_config(model, deployed), "trained": model.trained},
         "fuse": None if fuse is None else {"fingerprint": fingerprint(*fuse.state_dict().values()), **fuse.trained},

@@ -13,7 +13,7 @@ from torch import Tensor
 from neuralfuse.data import DataSet, Split
 from neuralfuse.errors import ConfigError, MissingExtraError, require
 from neuralfuse.evaluation import Run, mean
-from neuralfuse.faults import Chip, FaultModel, evaluation_chips
+from neuralfuse.faults import Chip, FaultModel
 from neuralfuse.files import fingerprint
 from neuralfuse.fuse import NeuralFuse, check_same_range
 from neuralfuse.memory import Deployed, Perturbed
@@ -53,7 +53,7 @@ def make_portrait(
     model, deployed = base
     check_same_range(fuse, deployed)
     require(chips >= 1 and images >= 10, f"there must be a chip and 10 images: got {chips} and {images}.")
-    run, the_chips = Run(deployed.memory.device), evaluation_chips(faults, chips)
+    run, the_chips = Run(deployed.memory.device), faults.chips(chips)
     lay_out, half = _plane(), _at_half(faults)
     test = data.test[data.test.order(data.name, "portrait")]
     say("classes")
