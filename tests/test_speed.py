@@ -18,7 +18,7 @@ from neuralfuse.evaluation import evaluate
 from neuralfuse.faults import Chip, FaultModel, Stuck, Transient, fault_model
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy, side_by_side
-from neuralfuse.memory.images import Images
+from neuralfuse.memory.buffers import BufferPool
 from neuralfuse.memory.workers import threads_at_once
 from neuralfuse.nets.base import seeded
 from neuralfuse.train import Pass, eopm_backward, passes, train_fuse
@@ -152,14 +152,14 @@ def test_the_caller_s_autocast_holds_on_the_threads_too(threads):
 
 def test_memory_does_not_grow_with_the_number_of_chips(threads, monkeypatch):
     base, x, labels = case(dtype=torch.float32)
-    made, real = [], Images.copy_of
+    made, real = [], BufferPool.copy_of
 
-    def counted(self: Images, values: Tensor) -> Tensor:
+    def counted(self: BufferPool, values: Tensor) -> Tensor:
         if not self._free:
             made.append(values.numel())
         return real(self, values)
 
-    monkeypatch.setattr(Images, "copy_of", counted)
+    monkeypatch.setattr(BufferPool, "copy_of", counted)
     for count in (5, 40):
         plan = [Pass(Chip(Stuck(ber=0.05), seed), torch.arange(len(x))) for seed in range(count)]
         gradient(base, x, labels, plan)

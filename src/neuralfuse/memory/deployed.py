@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ from neuralfuse.files import fingerprint
 from neuralfuse.memory.activations import ActivationMemory, Activations
 from neuralfuse.memory.floats import FloatWeights, Patch
 from neuralfuse.memory.readout import Plain, Readout
-from neuralfuse.memory.running import Runner
+from neuralfuse.memory.executor import Executor
 from neuralfuse.memory.weights import Reading, WeightMemory
 from neuralfuse.quant import DEFAULT_ADAPTERS, DEFAULT_LAYERS, Adapter, FloatWords, Layers, Scheme
 from neuralfuse.ranges import InputRange
@@ -30,19 +31,18 @@ Out = TypeVar("Out")
 class Perturbed(nn.Module):
     """The perturbed model Mp: a deployed model whose weights are read through one chip.
 
-    Holds only what reads differently; the module, its biases and buffers and all other words are the deployed model's.
+    It holds only the words that read differently. The module, its biases, its buffers and all other words belong to the
+    deployed model.
 
     Attributes:
         chip: The chip.
-        reading: The words that read differently, at the latest read where errors are transient.
-        reads: How many forward passes have read the memory; only transient errors depend on it. Set it to 0 to
-            repeat them.
+        reading: The words that read differently. Where errors are transient: at the latest read.
     """
 
     def __init__(self, base: Deployed, chip: Chip) -> None:
         super().__init__()
         self.chip = chip
-        self.reads = 0
+        self._next_read = 0
         self.reading = base.memory.read(chip)
         self._read_at = 0
         self._permanent = chip.faults.permanent is chip.faults
@@ -55,14 +55,27 @@ class Perturbed(nn.Module):
         """Share of the stored bits that this chip changes."""
         return self.reading.changed_bits
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the perturbed model's output for inputs of the base model."""
+    def forward(self, x: Tensor, *, read: int | None = None) -> Tensor:
+        """Return the perturbed model's output.
+
+        Args:
+            x: Inputs of the base model, (N, C, H, W).
+            read: Which read of the memory this pass is, from 0. By default every pass is the next read. Only transient
+                errors depend on it.
+        """
         base = self._base[0]
-        read = 0 if self._permanent else self.reads
+        if read is None:
+            read, self._next_read = self._next_read, self._next_read + 1
+        if self._permanent:
+            read = 0
         if read != self._read_at:
             self.reading, self._read_at = base.memory.read(self.chip, read=read), read
-        self.reads += 1
         return base.run(x, self, self._activations, read)
+
+    def from_first_read(self) -> Callable[[Tensor], Tensor]:
+        """Return the model as a function whose passes are the reads 0, 1, 2, ...: transient errors come again."""
+        reads = count()
+        return lambda x: self(x, read=next(reads))
 
     def module(self) -> nn.Module:
         """Return an independent copy of the model that holds the weights as this chip had them read last."""
@@ -118,7 +131,7 @@ class Deployed(nn.Module):
         self._clean_activations = None if activations is None else ActivationMemory(activations)
         if activations is not None:
             activations.modules(model)
-        self._runner = Runner(self.model, memory, frozen, running, self._clean_activations)
+        self._executor = Executor(self.model, memory, frozen, running, self._clean_activations)
         self._latest = _Latest()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -138,9 +151,9 @@ class Deployed(nn.Module):
         self, x: Tensor, perturbed: Perturbed | None, activations: ActivationMemory | None = None, read: int = 0
     ) -> Tensor:
         """Return the model's output, in the type of ``x``, on clean weights or on what a chip makes of them."""
-        weights = self._runner.weights(x)
+        weights = self._executor.weights(x)
         parameters = weights.clean if perturbed is None else self.weights_through(perturbed)
-        return self._runner.run(x, parameters, activations, read)
+        return self._executor.run(x, parameters, activations, read)
 
     def holding(self, reading: Reading | None = None) -> nn.Module:
         """Return an independent copy of the model, in eval mode, that holds the stored weights, or what was read."""
@@ -160,7 +173,7 @@ class Deployed(nn.Module):
         Raises:
             ConfigError: the model has never run, and so has not chosen how to.
         """
-        weights, latest = self._runner.weights(), self._latest
+        weights, latest = self._executor.weights(), self._latest
         if latest.reading is not perturbed.reading:
             latest.reading, latest.parameters = None, {}  # the image of the one before is free, unless a graph needs it
             latest.parameters, latest.reading = weights.through(perturbed.patch(weights)), perturbed.reading
@@ -168,11 +181,11 @@ class Deployed(nn.Module):
 
     def at_once(self, x: Tensor) -> int:
         """Return how many threads may run it at a time on inputs like these: more than one on a CPU only."""
-        return self._runner.at_once(x)
+        return self._executor.at_once(x)
 
     def in_parts(self, x: Tensor, function: Callable[[slice], Out]) -> list[Out]:
         """Return what a function gives for one micro-batch of the rows of ``x`` after the other, as many as fit."""
-        return self._runner.in_parts(x, function)
+        return self._executor.in_parts(x, function)
 
     @cached_property
     def in_full_precision(self) -> Deployed:
@@ -182,7 +195,7 @@ class Deployed(nn.Module):
 
     def unquantized(self, x: Tensor) -> Tensor:
         """Return the output of the model as handed over, in floating point."""
-        return self._runner.as_handed_over(x)
+        return self._executor.as_handed_over(x)
 
     def to_config(self) -> dict[str, Any]:
         """Return what a result depends on of this model, as JSON."""

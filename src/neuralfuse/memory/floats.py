@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuralfuse.memory.images import Images
+from neuralfuse.memory.buffers import BufferPool
 from neuralfuse.memory.weights import Part, Reading, WeightMemory
 
 
@@ -39,7 +39,7 @@ class FloatWeights:
         self.memory = memory
         self._scales = {name: scale.to(memory.device) for name, scale in scales.items()}
         self._channels_last = channels_last
-        self._images = Images()
+        self._images = BufferPool()
         self._moves = {
             part.stored.parameter: _moves(part).to(memory.device) for part in memory.parts if self._is_last(part)
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from neuralfuse.config import EopmConfig
 from neuralfuse.faults import Chip, FaultModel, training_chip
-from neuralfuse.memory import Deployed, Perturbed, side_by_side
+from neuralfuse.memory import Deployed, side_by_side
 from neuralfuse.seeds import generator
 from neuralfuse.train.ranks import ALONE, Ranks
 
@@ -132,12 +133,11 @@ def _in_pieces(plan: Sequence[Pass], at_once: int) -> list[Pass]:
 
 def _differentiated(base: Deployed, chip: Chip | None, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sum of the images' losses and its gradient, as through one chip or none."""
-    model = base if chip is None else base.perturbed(chip)
+    # One read of the memory, however many micro-batches go through it.
+    model = base if chip is None else partial(base.perturbed(chip), read=0)
     scale = _FP16_SCALE if base.running.autocast == "fp16" else 1.0
 
     def part(rows: slice) -> tuple[Tensor, Tensor]:
-        if isinstance(model, Perturbed):
-            model.reads = 0  # one read of the memory, however many micro-batches go through it
         leaf = x[rows].requires_grad_()
         loss = F.cross_entropy(model(leaf), labels[rows], reduction="sum")
         (gradient,) = torch.autograd.grad(scale * loss, leaf)

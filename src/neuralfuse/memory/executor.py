@@ -46,7 +46,7 @@ class _Copy(threading.local):
     module: nn.Module | None = None
 
 
-class Runner:
+class Executor:
     """Runs a module on parameters from a memory, in any number of threads.
 
     Args:
