@@ -129,9 +129,7 @@ def plan_of(way: Way, faults: FaultModel, config: EopmConfig, count: int, step: 
 def train(way: Way, setting: Setting, seed: int, budget: int) -> tuple[NeuralFuse, float]:
     """Train until ``budget`` image passes are spent; return the module in eval mode, and the seconds it took."""
     base, data = setting.base, setting.data
-    config = EopmConfig(
-        ber=setting.faults.ber, n_chips=way.n, estimator=way.estimator, schedule=way.schedule, lr=LR, seed=seed
-    )
+    config = EopmConfig(n_chips=way.n, estimator=way.estimator, schedule=way.schedule, lr=LR, seed=seed)
     fuse = NeuralFuse("unets", channels=1, image_size=data.image_size, seed=seed).train()
     optimizer = torch.optim.Adam(fuse.parameters(), lr=LR, betas=(0.5, 0.999))
     average = Average(fuse, way.average)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,9 +23,10 @@ from neuralfuse.config import Autocast, EopmConfig, QatConfig, Running, base_rec
 from neuralfuse.data import load_data
 from neuralfuse.faults import fault_model
 from neuralfuse.files import write_json
+from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy
-from neuralfuse.nets import load_base
-from neuralfuse.pipeline import make_base, make_fuse, measure
+from neuralfuse.nets import DeployedBase, load_base
+from neuralfuse.pipeline import make_base, make_evaluation, make_fuse
 from neuralfuse.train import ProgressBar
 
 
@@ -69,9 +71,8 @@ def main() -> None:
     device = options.device
     base, generator, name, ber, target, qat, eopm = configurations(options.small)
     data = load_data(name, options.data_dir, device=device)
-    eopm = EopmConfig(
-        **{**eopm.to_config(), "ber": ber, "faults": "reference", "epochs": options.epochs or eopm.epochs}
-    )
+    eopm = replace(eopm, epochs=options.epochs or eopm.epochs)
+    faults = fault_model("reference", ber=ber)
 
     started = time.perf_counter()
     if not (options.out / "base" / "config.json").exists():
@@ -79,14 +80,16 @@ def main() -> None:
     seconds_base = time.perf_counter() - started
     model = load_base(options.out / "base")
     running = Running(autocast=options.autocast, compile=options.compile)
-    deployed = deploy(model.module.to(device), scheme=model.scheme, running=running)
+    opened = DeployedBase(model, deploy(model.module.to(device), scheme=model.scheme, running=running))
 
     clock = Clock()
     watch = [clock, ProgressBar(generator)]
-    make_fuse(generator, [(model, deployed)], data, eopm, out=options.out / "fuse", device=device, listeners=watch)
+    make_fuse(
+        generator, [opened], data, eopm, faults=faults, out=options.out / "fuse", device=device, listeners=watch
+    )  # fmt: skip
     seconds = time.perf_counter() - clock.started
-    faults = fault_model("reference", ber=ber)
-    record = measure(options.out / "fuse", (model, deployed), data, faults, chips=None)
+    fuse = NeuralFuse.from_pretrained(options.out / "fuse").to(device)
+    record = make_evaluation(fuse, opened, data, faults, chips=None)
     reached = next(((when, step) for when, step, pa_nf in clock.seen if pa_nf >= target), None)
     record["time_to_accuracy"] = {
         "target": target,

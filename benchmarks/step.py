@@ -101,8 +101,7 @@ def time_steps(options: SimpleNamespace, model: nn.Module, base: Deployed, fault
     for images in options.batches:
         x, labels = batch(images, device)
         crossed, split = (
-            OurStep(base, faults, EopmConfig(ber=faults.ber, n_chips=n, estimator=one), device)
-            for one in ("crossed", "split")
+            OurStep(base, faults, EopmConfig(n_chips=n, estimator=one), device) for one in ("crossed", "split")
         )
         ways: dict[str, Way] = {"`split`": lambda: split(x, labels)}  # noqa: B023
         if images == options.batches[0]:
@@ -122,9 +121,7 @@ def time_steps(options: SimpleNamespace, model: nn.Module, base: Deployed, fault
     head = ["step", "batch", "median", "times the reference's images a second", "floor", "over the floor"]
     print(table(head, rows) + "\n")
     x, labels = batch(128, device)
-    faulty, clean = (
-        OurStep(one, faults, EopmConfig(ber=faults.ber, n_chips=n), device) for one in (base, NoFaults(base))
-    )
+    faulty, clean = (OurStep(one, faults, EopmConfig(n_chips=n), device) for one in (base, NoFaults(base)))
     taken = in_turn({"faulty": lambda: faulty(x, labels), "clean": lambda: clean(x, labels)}, device, options.rounds)
     step, without = median(taken["faulty"]), median(taken["clean"])
     print(f"A `split` step of 128 images: {shown(step)}; all passes through the clean model: {shown(without)}.")
@@ -163,7 +160,7 @@ def time_scaling(options: SimpleNamespace, model: nn.Module, base: Deployed, fau
     device = options.device
 
     def step(n: int, images: int, estimator: str = "split", base: Deployed = base) -> Way:
-        own = OurStep(base, faults, EopmConfig(ber=faults.ber, n_chips=n, estimator=estimator), device)
+        own = OurStep(base, faults, EopmConfig(n_chips=n, estimator=estimator), device)
         x, labels = batch(images, device)
         return lambda: own(x, labels)
 
@@ -261,7 +258,7 @@ def time_processes(options: SimpleNamespace, model: nn.Module, base: Deployed, f
 def time_one_process(options: SimpleNamespace, model: nn.Module, base: Deployed, faults: FaultModel) -> None:
     """Print what a step takes in this process and those that torchrun started beside it."""
     ranks = Ranks.from_torchrun(options.device)
-    step = OurStep(base, faults, EopmConfig(ber=faults.ber, n_chips=10), options.device, ranks)
+    step = OurStep(base, faults, EopmConfig(n_chips=10), options.device, ranks)
     x, labels = batch(128, options.device)
     taken = in_turn({"step": lambda: step(x, labels)}, options.device, options.rounds)["step"]
     if ranks.first:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from neuralfuse.cli.main import main
-from neuralfuse.methods import Method, Protected, Setting
+from neuralfuse.methods import Method, Protected, TrainingContext
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Shifts(Method):
     prepares_for: ClassVar = "nothing"  # of the faults ahead
     pixels: int = 1  # an option: own_method:Shifts:pixels=2
 
-    def protect(self, made: Protected, setting: Setting) -> Protected:
+    def protect(self, made: Protected, context: TrainingContext) -> Protected:
         """Have every perturbed model answer five times."""
         moves = [(0, 0), (self.pixels, 0), (-self.pixels, 0), (0, self.pixels), (0, -self.pixels)]
 

@@ -12,7 +12,7 @@ from neuralfuse.compare.best import Difference
 from neuralfuse.compare.show import difference, rate
 from neuralfuse.compare.show import heading as comparison_heading
 from neuralfuse.compare.show import notes as comparison_notes
-from neuralfuse.pipeline import summary as evaluation_summary
+from neuralfuse.evaluation import evaluation_text
 from neuralfuse.reproduce.show import as_markdown, heading, notes
 
 RESULTS = Path(__file__).parent
@@ -106,7 +106,7 @@ def demo(name: str) -> Iterator[str]:
     """Yield what `neuralfuse demo` printed."""
     record = json.loads((RESULTS / name).read_text())
     run, torch = record["run"], record["run"]["versions"]["torch"]
-    yield from ("```", *evaluation_summary(record).splitlines(), "```", "")
+    yield from ("```", *evaluation_text(record).splitlines(), "```", "")
     yield f"{run['hardware']}, {run['threads']} threads, torch {torch}, {record['seconds']:.0f} seconds."
 
 

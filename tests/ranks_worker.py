@@ -40,7 +40,6 @@ def job(ranks: Ranks, estimator: str) -> tuple[NeuralFuse, list[dict[str, float]
     bases = [deploy(seeded(SmallNet, seed).eval().double()) for seed in (5, 6)]
     fuse = NeuralFuse("convs", channels=1, image_size=(8, 8), seed=0).double()
     config = EopmConfig(
-        ber=0.05,
         n_chips=3,
         estimator=estimator,
         batch=9,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from conftest import toy_data
 from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.errors import ConfigError
-from neuralfuse.faults import Chip
+from neuralfuse.faults import Chip, Stuck
 from neuralfuse.memory import deploy
 from neuralfuse.nets import base_model
 from neuralfuse.quant import FloatWords, Scheme
@@ -85,15 +85,15 @@ def test_a_module_is_trained_against_them(data):
     from neuralfuse.train import train_fuse
 
     module = base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
-    config = EopmConfig(ber=0.1, adversarial_bits=50, epochs=1, max_steps=2, batch=16, validation_images=20)
+    config = EopmConfig(adversarial_bits=50, epochs=1, max_steps=2, batch=16, validation_images=20)
     fuse = NeuralFuse("unets", channels=1, image_size=(8, 8), input_range=deploy(module).input_range, seed=0)
     before = copy.deepcopy(fuse.state_dict())
-    state = train_fuse(fuse, deploy(module), data, config)
+    state = train_fuse(fuse, deploy(module), data, config, faults=Stuck(ber=0.1))
     assert state.step == 2
     assert fuse.trained["adversarial_bits"] == 50
     assert any(not torch.equal(before[name], value) for name, value in fuse.state_dict().items())
     with pytest.raises(ConfigError, match="adversarial bits must be sought in one base model: got 2"):
-        train_fuse(fuse, [deploy(module), deploy(module)], data, config)
+        train_fuse(fuse, [deploy(module), deploy(module)], data, config, faults=Stuck(ber=0.1))
 
 
 def test_weights_go_up_their_gradient_by_a_share_of_their_norm_and_come_back():

@@ -15,7 +15,7 @@ from neuralfuse.cli.main import run
 from neuralfuse.compare import USUAL, Comparison, as_latex, as_markdown, as_text, memory_energy
 from neuralfuse.compare.best import LEVELS, Difference, best, together
 from neuralfuse.compare.show import difference, together_lines
-from neuralfuse.compare.steps import PARTIAL, PARTIAL_SCHEMA, ComparisonStep
+from neuralfuse.compare.steps import PARTIAL, ComparisonStep
 from neuralfuse.config import QatConfig
 from neuralfuse.data import load_data
 from neuralfuse.errors import NeuralFuseError
@@ -40,7 +40,7 @@ QUICK = Comparison(
 
 
 def steps(comparison: Comparison) -> dict[tuple[str, str], ComparisonStep]:
-    return {(text, step.faults): step for text, step in comparison.rows}
+    return {(text, step.faults.kind): step for text, step in comparison.rows}
 
 
 def test_a_neuralfuse_for_the_plain_model_is_the_one_of_the_paper_s_table():
@@ -130,7 +130,7 @@ def test_an_interrupted_measurement_goes_on(made):
     wanted = workspace.store.record(step.address)["result"]["per_chip"]
     path = workspace.store.folder(step.address) / PARTIAL
     first = {"seed": wanted["seed"][0], "pa": 12.5, "pa_nf": None, "changed_bits": 0.5, "not_finite": 0}
-    write_json(path, {"schema": PARTIAL_SCHEMA, "config": step.config(), "per_chip": [first]})
+    write_json(path, {"schema": "neuralfuse/partial-comparison/1", "config": step.config(), "per_chip": [first]})
     result = step.perform(workspace)["per_chip"]
     path.unlink()
     assert result["pa"] == [12.5, *wanted["pa"][1:]]
@@ -225,7 +225,7 @@ def test_a_model_that_was_handed_over_is_copied_and_used(tmp_path, capsys):
     own = replace(mine).base_step
     workspace.store.folder(own.address).mkdir(parents=True)
     own.perform(workspace)
-    assert own.open(workspace)[1].memory.scheme == four, "as its user stores it"
+    assert own.open(workspace).deployed.memory.scheme == four, "as its user stores it"
     make_base("vgg11-tiny", toy_data(), QatConfig(epochs=1, batch=16), out=folder, device=torch.device("cpu"))
     assert run(["compare", *where, "--dry-run"]) == 2
     assert "base model and data must have the same number of classes: got 2 and 10" in capsys.readouterr().err

@@ -204,8 +204,8 @@ def test_holdout_needs_two_of_each_class():
 
 def test_splits_are_checked():
     images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
-    with pytest.raises(ShapeError, match=r"images must be uint8 \(N, C, H, W\): got torch.float32"):
-        Split(images.float(), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ShapeError, match=r"must be uint8 pixels or float32 model inputs .*: got torch.float64"):
+        Split(images.double(), torch.zeros(3, dtype=torch.long))
     with pytest.raises(ShapeError, match="one label an image"):
         Split(images, torch.zeros(2, dtype=torch.long))
     with pytest.raises(DataError, match="at least one image"):

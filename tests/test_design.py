@@ -11,14 +11,13 @@ import pytest
 
 import neuralfuse
 from conftest import ROOT
-from neuralfuse.evaluation import t_interval
-from neuralfuse.pipeline import summary
+from neuralfuse.evaluation import evaluation_text, t_interval
 
 SOURCE = Path(neuralfuse.__file__).parent
 # From the ground up; docs/design.md says what each is for.
 ROOMS = [
     {"errors"},
-    {"seeds", "files", "ranges", "config", "published", "plugins"},
+    {"seeds", "files", "ranges", "config", "published", "plugins", "runs"},
     {"quant", "faults", "wire"},
     {"memory"},
     {"data", "nets"},
@@ -101,7 +100,7 @@ def test_pages_with_results_are_made_from_the_records():
 
 def test_the_readme_shows_the_demo_s_record():
     record = json.loads((ROOT / "results" / "demo.json").read_text(encoding="utf-8"))
-    assert f"```\n{summary(record)}\n```" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"```\n{evaluation_text(record)}\n```" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_what_the_page_says_a_generator_s_own_faults_cost_is_in_the_records():

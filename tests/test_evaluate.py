@@ -15,10 +15,10 @@ from neuralfuse.errors import ConfigError, FileFormatError
 from neuralfuse.evaluation import (
     ChipResult,
     Evaluation,
-    Run,
     Target,
     evaluate,
     evaluation_record,
+    evaluation_text,
     mean,
     sample_sd,
     t_interval,
@@ -28,8 +28,9 @@ from neuralfuse.evaluation.plot import plot_accuracy
 from neuralfuse.faults import Chip, Stuck
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy
-from neuralfuse.nets import BaseModel
-from neuralfuse.pipeline import measure, summary
+from neuralfuse.nets import BaseModel, DeployedBase
+from neuralfuse.pipeline import make_evaluation
+from neuralfuse.runs import RunInfo
 from neuralfuse.scoring import accuracy, correct
 
 
@@ -121,13 +122,14 @@ def test_known_chips_are_not_measured_again(setting):
     chips = Stuck(ber=0.05).chips(3)
     known = {chips[1].seed: ChipResult(chips[1].seed, 12.0, 34.0, 0.5)}
     measured = []
-    result = evaluate(base, data.test, chips, fuse=fuse, known=known, report=measured.append)
+    result = evaluate(base, data.test, chips, fuse=fuse, prior=known, report=measured.append)
     assert [row.seed for row in measured] == [chips[0].seed, chips[2].seed]
     assert result.per_chip[1].pa == 12.0
 
 
 def test_what_is_known_without_neuralfuse_is_not_measured_again(setting, monkeypatch):
     base, fuse, model, data = setting
+    opened = DeployedBase(model, base)
     faults = Stuck(ber=0.05)
     chips = faults.chips(3)
     whole = evaluate(base, data.test, chips, fuse=fuse)
@@ -136,13 +138,13 @@ def test_what_is_known_without_neuralfuse_is_not_measured_again(setting, monkeyp
     monkeypatch.setattr("neuralfuse.evaluation.measure.accuracy", lambda *args: scored.append(args) or accuracy(*args))
     assert evaluate(base, data.test, chips, fuse=fuse, plain=plain) == whole
     assert len(scored) == 3 + 1, "PA(NF) of three chips, and CA(NF)"
-    record = measure(None, (model, base), data, faults, chips=3)
-    again = measure(fuse, (model, base), data, faults, chips=2, plain=record)
+    record = make_evaluation(None, opened, data, faults, chips=3)
+    again = make_evaluation(fuse, opened, data, faults, chips=2, plain=record)
     assert [chip["pa"] for chip in again["per_chip"]] == [chip["pa"] for chip in record["per_chip"]][:2]
     with pytest.raises(
         ConfigError, match="the record without NeuralFuse must be of the same evaluation: faults differ"
     ):
-        measure(fuse, (model, base), data, Stuck(ber=0.06), chips=2, plain=record)
+        make_evaluation(fuse, opened, data, Stuck(ber=0.06), chips=2, plain=record)
 
 
 @pytest.mark.parametrize("until", [1e-9, 4.0, 1e9])
@@ -159,14 +161,14 @@ def test_an_evaluation_stops_once_the_interval_is_as_narrow_as_asked(setting, un
     wanted = next((count for count in range(5, 13) if widths[count - 2] <= until), 12)
     assert stopped == whole[:wanted]
     known = {one.seed: one for one in stopped[:4]}
-    assert evaluate(base, data.test, chips, fuse=fuse, until=until, known=known).per_chip == stopped
+    assert evaluate(base, data.test, chips, fuse=fuse, until=until, prior=known).per_chip == stopped
 
 
 def test_evaluation_without_neuralfuse(setting):
     base, _, _, data = setting
     result = evaluate(base, data.test, [Chip(Stuck(ber=0.05), 1)])
     assert result.ca_nf is result.pa_nf is result.rp is result.rp_ci95 is result.pa_sd is None
-    assert "PA(NF)" not in summary(evaluation_record(result, faults=Stuck(ber=0.05), config={}, run=Run()))
+    assert "PA(NF)" not in evaluation_text(evaluation_record(result, faults=Stuck(ber=0.05), config={}, run=RunInfo()))
 
 
 def test_misuse_is_refused(setting):
@@ -190,8 +192,9 @@ RECORD_KEYS = {
 
 def test_a_record_has_its_schema_s_keys(setting, tmp_path):
     base, fuse, model, data = setting
+    opened = DeployedBase(model, base)
     out = tmp_path / "record.json"
-    record = measure(fuse, (model, base), data, Stuck(ber=0.05), chips=3, out=out)
+    record = make_evaluation(fuse, opened, data, Stuck(ber=0.05), chips=3, out=out)
     assert json.loads(out.read_text()) == record
     assert set(record) == RECORD_KEYS
     assert record["schema"] == "neuralfuse/evaluation/1"
@@ -207,7 +210,8 @@ def without_run(record):
 
 def test_a_target_is_judged_by_the_chips_behind_neuralfuse(setting):
     base, fuse, model, data = setting
-    record = measure(fuse, (model, base), data, Stuck(ber=0.2), chips=12, target=Target(accuracy=50.0, confidence=0.9))
+    opened = DeployedBase(model, base)
+    record = make_evaluation(fuse, opened, data, Stuck(ber=0.2), chips=12, target=Target(accuracy=50.0, confidence=0.9))
     values = [chip["pa_nf"] for chip in record["per_chip"]]
     passed = sum(value >= 50 for value in values)
     bound = stats.beta.ppf(0.1, passed, 12 - passed + 1) if passed else 0.0
@@ -215,15 +219,18 @@ def test_a_target_is_judged_by_the_chips_behind_neuralfuse(setting):
     assert (judged["accuracy"], judged["confidence"], judged["exact"]) == (50.0, 0.9, False)
     assert (judged["passed"], judged["worst"]) == (passed, min(values))
     assert judged["share_at_least"] == pytest.approx(bound, abs=1e-9)
-    assert f"{passed} of 12 chips reach 50%, so at least {bound:.1%} of all chips do (90% sure)" in summary(record)
-    sure = measure(None, (model, base), data, Stuck(ber=0.0), chips=3, target=Target(accuracy=1.0))
+    assert f"{passed} of 12 chips reach 50%, so at least {bound:.1%} of all chips do (90% sure)" in evaluation_text(
+        record
+    )
+    sure = make_evaluation(None, opened, data, Stuck(ber=0.0), chips=3, target=Target(accuracy=1.0))
     assert sure["target"]["exact"] and sure["target"]["share_at_least"] == 1
-    assert "of all chips" not in summary(sure), "no chip differs without errors"
+    assert "of all chips" not in evaluation_text(sure), "no chip differs without errors"
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_record(setting, tmp_path):
     base, fuse, model, data = setting
-    whole = measure(fuse, (model, base), data, Stuck(ber=0.05), chips=4)
+    opened = DeployedBase(model, base)
+    whole = make_evaluation(fuse, opened, data, Stuck(ber=0.05), chips=4)
     out = tmp_path / "record.json"
     said = []
 
@@ -233,40 +240,43 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_record(setting, tmp_path)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure(fuse, (model, base), data, Stuck(ber=0.05), chips=4, out=out, say=stop)
+        make_evaluation(fuse, opened, data, Stuck(ber=0.05), chips=4, out=out, say=stop)
     assert not out.exists()
     said.clear()
-    with pytest.raises(FileFormatError, match="must belong to this very evaluation"):
-        measure(fuse, (model, base), data, Stuck(ber=0.04), chips=4, out=out, resume=True)
-    again = measure(fuse, (model, base), data, Stuck(ber=0.05), chips=4, out=out, resume=True, say=said.append)
-    assert len(said) == 2
+    with pytest.raises(FileFormatError, match="must belong to this very measurement"):
+        make_evaluation(fuse, opened, data, Stuck(ber=0.04), chips=4, out=out, resume=True)
+    again = make_evaluation(fuse, opened, data, Stuck(ber=0.05), chips=4, out=out, resume=True, say=said.append)
+    assert len(said) == 1, "a chip is kept before it is told of"
     assert without_run(again) == without_run(whole)
 
 
 def test_a_folder_cannot_be_a_record(setting, tmp_path):
     base, _, model, data = setting
+    opened = DeployedBase(model, base)
     with pytest.raises(ConfigError, match="--out must be a file for the record: .* is a folder"):
-        measure(None, (model, base), data, Stuck(ber=0.05), chips=1, out=tmp_path)
+        make_evaluation(None, opened, data, Stuck(ber=0.05), chips=1, out=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_one_chip_has_no_interval(setting):
     base, fuse, model, data = setting
-    record = measure(fuse, (model, base), data, Stuck(ber=0.05), chips=1)
+    opened = DeployedBase(model, base)
+    record = make_evaluation(fuse, opened, data, Stuck(ber=0.05), chips=1)
     assert record["rp_ci95"] is None
-    assert "interval" not in summary(record)
+    assert "interval" not in evaluation_text(record)
 
 
 def test_the_ten_published_chips(setting):
     base, _, model, data = setting
-    record = measure(None, (model, base), data, Stuck(ber=0.05), chips=None)
+    opened = DeployedBase(model, base)
+    record = make_evaluation(None, opened, data, Stuck(ber=0.05), chips=None)
     assert [chip["seed"] for chip in record["per_chip"]] == list(range(50_000, 50_010))
 
 
 def test_the_picture_is_drawn(tmp_path):
     def record(ber, pa, pa_nf):
         rows = tuple(ChipResult(seed, pa + seed, pa_nf + seed / 2, ber / 2) for seed in range(5))
-        return evaluation_record(Evaluation(98.0, 97.0, 96.0, rows), faults=Stuck(ber=ber), config={}, run=Run())
+        return evaluation_record(Evaluation(98.0, 97.0, 96.0, rows), faults=Stuck(ber=ber), config={}, run=RunInfo())
 
     records = [record(0.01, 80, 90), record(0.02, 50, 85)]
     plot_accuracy(records, tmp_path / "a.png", title="t", trained_at=0.01)

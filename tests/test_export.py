@@ -19,11 +19,10 @@ from neuralfuse.errors import DataError, MissingExtraError, NeuralFuseError, Out
 from neuralfuse.export import apply_array, apply_folder, export
 from neuralfuse.export.apply import BATCH
 from neuralfuse.export.graph import FORMATS
-from neuralfuse.faults import fault_model
+from neuralfuse.faults import Stuck, fault_model
 from neuralfuse.fuse import NeuralFuse
-from neuralfuse.memory import deploy
-from neuralfuse.nets import load_base
-from neuralfuse.pipeline import make_base, make_fuse, measure
+from neuralfuse.nets import DeployedBase, load_base
+from neuralfuse.pipeline import make_base, make_evaluation, make_fuse
 from neuralfuse.ranges import InputRange
 from neuralfuse.scoring import accuracy, plain_inputs
 from test_cli import fails
@@ -279,10 +278,9 @@ def trained(tmp_path_factory):
     folder, data = tmp_path_factory.mktemp("trained"), toy_data()
     cpu = torch.device("cpu")
     make_base("resnet8", data, QatConfig(epochs=4, batch=16, lr=0.05, augment="none"), out=folder / "base", device=cpu)
-    model = load_base(folder / "base")
-    base = model, deploy(model.module, scheme=model.scheme)
-    eopm = EopmConfig(epochs=2, batch=16, n_chips=2, ber=0.04)
-    make_fuse("convs", [base], data, eopm, out=folder / "fuse", device=cpu)
+    base = DeployedBase.of(load_base(folder / "base"))
+    eopm = EopmConfig(epochs=2, batch=16, n_chips=2)
+    make_fuse("convs", [base], data, eopm, faults=Stuck(ber=0.04), out=folder / "fuse", device=cpu)
     return folder, base, data
 
 
@@ -305,16 +303,16 @@ def test_onnx_runtime_gives_the_accuracies_of_evaluate(tmp_path, generator, inpu
         model = replace(
             model, module=torch.nn.Sequential(Widened(), model.module), input_range=InputRange.named("unit")
         )
-    base = deploy(model.module, scheme=model.scheme, input_range=model.input_range)
-    eopm = EopmConfig(epochs=2, batch=64, lr=4e-3, n_chips=2, ber=0.06)
-    make_fuse(generator, [(model, base)], data, eopm, out=tmp_path / "fuse", device=cpu)
+    base = DeployedBase.of(model)
+    eopm = EopmConfig(epochs=2, batch=64, lr=4e-3, n_chips=2)
+    make_fuse(generator, [base], data, eopm, faults=stuck, out=tmp_path / "fuse", device=cpu)
     fuse = NeuralFuse.from_pretrained(tmp_path / "fuse")
-    record = measure(fuse, (model, base), data, stuck, chips=5)
+    record = make_evaluation(fuse, base, data, stuck, chips=5)
     export(fuse, tmp_path / "fuse.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "fuse.onnx")
-    x = plain_inputs(data.test, base.input_range)
+    x = plain_inputs(data.test, base.deployed.input_range)
     made = torch.from_numpy(session.run(["y"], {"x": x.numpy()})[0])
-    got = [accuracy(base.perturbed(chip), made, data.test.labels) for chip in stuck.chips(5)]
+    got = [accuracy(base.deployed.perturbed(chip), made, data.test.labels) for chip in stuck.chips(5)]
     assert got == [chip["pa_nf"] for chip in record["per_chip"]]
     assert sum(abs(one - chip["pa"]) > 1 for one, chip in zip(got, record["per_chip"], strict=True)) > 2
 

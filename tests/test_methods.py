@@ -21,11 +21,21 @@ from neuralfuse.errors import NeuralFuseError
 from neuralfuse.evaluation import t_interval
 from neuralfuse.faults import Chip, OneChip, Transient, default_curve, fault_model
 from neuralfuse.memory import ZeroFaultyWords, deploy
-from neuralfuse.methods import METHODS, Method, Protected, Setting, identity, measure, needs, parse, seconds
+from neuralfuse.methods import (
+    METHODS,
+    Method,
+    Protected,
+    TrainingContext,
+    answer_seconds,
+    identity,
+    measure_protected,
+    needs,
+    parse,
+)
 from neuralfuse.methods.activation import activation_ranges
 from neuralfuse.methods.base import calibration_inputs
 from neuralfuse.methods.trained import same_energy_width
-from neuralfuse.nets import BaseModel, base_model, base_spec
+from neuralfuse.nets import BaseModel, DeployedBase, base_model, base_spec
 from neuralfuse.pipeline import make_base
 from neuralfuse.scoring import accuracy, plain_inputs, transform
 from neuralfuse.train import train_fuse
@@ -57,15 +67,15 @@ def made() -> Protected:
         module.norm.running_mean.copy_(torch.tensor([0.1, -0.2, 0.3]))
         module.norm.running_var.copy_(torch.tensor([0.5, 1.0, 2.0]))
     base = BaseModel(name="two-layers", module=module, classes=2, channels=1, image_size=(8, 8))
-    return Protected(model=base, deployed=deploy(module))
+    return Protected(base=DeployedBase(base, deploy(module)))
 
 
 @pytest.fixture
-def setting(data, tmp_path) -> Setting:
-    return Setting(data=data, faults=FLIPS, folder=tmp_path, device=torch.device("cpu"))
+def setting(data, tmp_path) -> TrainingContext:
+    return TrainingContext(data=data, faults=FLIPS, folder=tmp_path, device=torch.device("cpu"))
 
 
-def protected(text: str, made: Protected, setting: Setting) -> Protected:
+def protected(text: str, made: Protected, setting: TrainingContext) -> Protected:
     for method in parse(text):
         made = method.protect(made, setting)
     return made
@@ -118,9 +128,8 @@ def test_reestimated_statistics_are_the_mean_over_calibration_batches_on_the_fau
 
 def test_statistics_can_be_replaced_in_models_that_have_some_only(setting):
     module = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 2)))
-    bare = Protected(
-        model=BaseModel(name="bare", module=module, classes=2, channels=1, image_size=(8, 8)), deployed=deploy(module)
-    )
+    model = BaseModel(name="bare", module=module, classes=2, channels=1, image_size=(8, 8))
+    bare = Protected(base=DeployedBase.of(model))
     with pytest.raises(NeuralFuseError, match="must have BatchNorm"):
         protected("reestimate", bare, setting)
 
@@ -162,10 +171,10 @@ def test_clipped_quantization_cuts_the_largest_weights(made, setting):
 
 def test_hardened_bits_do_not_fail(made, setting):
     other = protected("protected-bits:bits=3", made, setting)
-    _, all_of_them = measure(protected("protected-bits:bits=8", made, setting), setting.data.test, FLIPS, 3)
-    clean, some = measure(other, setting.data.test, FLIPS, 3)
+    _, all_of_them = measure_protected(protected("protected-bits:bits=8", made, setting), setting.data.test, FLIPS, 3)
+    clean, some = measure_protected(other, setting.data.test, FLIPS, 3)
     assert {one.changed_bits for one in all_of_them} == {0.0} and {one.pa for one in all_of_them} == {clean}
-    plain = measure(made, setting.data.test, FLIPS, 3)[1]
+    plain = measure_protected(made, setting.data.test, FLIPS, 3)[1]
     assert all(0 < one.changed_bits < all_bits.changed_bits for one, all_bits in zip(some, plain, strict=True))
 
 
@@ -192,7 +201,7 @@ def test_hardened_bits_keep_what_is_stored_word_by_word(made, setting):
     norm = made.model.module.norm
     x = plain_inputs(setting.data.test, made.deployed.input_range)
     hits = by_hand(made.model.module, weights, x, norm.running_mean, norm.running_var).argmax(1)
-    (result,) = measure(other, setting.data.test, FLIPS, 1)[1]
+    (result,) = measure_protected(other, setting.data.test, FLIPS, 1)[1]
     assert result.pa == pytest.approx(100 * float((hits == setting.data.test.labels).double().mean()))
 
 
@@ -225,7 +234,7 @@ def test_the_smaller_model_is_the_widest_that_costs_no_more(trained, name):
 
 
 def test_measuring_no_protection_is_plain_evaluation(made, setting):
-    nominal, results = measure(protected("none", made, setting), setting.data.test, FLIPS, 4)
+    nominal, results = measure_protected(protected("none", made, setting), setting.data.test, FLIPS, 4)
     x, labels = plain_inputs(setting.data.test, made.deployed.input_range), setting.data.test.labels
     assert nominal == accuracy(made.deployed, x, labels)
     for chip, result in zip(FLIPS.chips(4), results, strict=True):
@@ -237,7 +246,7 @@ def test_a_module_that_is_there_protects_as_it_did_where_it_was_trained(trained,
     made.fuse.save_pretrained(tmp_path / "fuse")
     setting = replace(setting, folder=tmp_path / "given")
     again = protected(f"given:folder={tmp_path / 'fuse'}", trained, setting)
-    chips = [measure(one, setting.data.test, FLIPS, 3) for one in (made, again)]
+    chips = [measure_protected(one, setting.data.test, FLIPS, 3) for one in (made, again)]
     assert chips[0] == chips[1]
     (given,) = parse(f"given:folder={tmp_path / 'fuse'}")
     made.fuse.save_pretrained(tmp_path / "copy")
@@ -256,12 +265,10 @@ def test_a_module_that_is_there_protects_as_it_did_where_it_was_trained(trained,
 def test_a_calibrated_module_is_trained_for_each_chip_alone(trained, setting):
     setting = replace(setting, eopm=EopmConfig(epochs=1, batch=16))
     made = protected("unets+calibrate:images=20,steps=3,batch=8,lr=0.01", trained, setting)
-    nominal, results = measure(made, setting.data.test, FLIPS, 2)
+    nominal, results = measure_protected(made, setting.data.test, FLIPS, 2)
     x, labels = plain_inputs(setting.data.test, made.deployed.input_range), setting.data.test.labels
     assert nominal == accuracy(made.deployed, transform(made.fuse, x), labels)
-    config = EopmConfig(
-        ber=FLIPS.ber, faults="one-chip", labels="model", images=20, max_steps=3, epochs=3, batch=8, lr=0.01, n_chips=1
-    )
+    config = EopmConfig(labels="model", images=20, max_steps=3, epochs=3, batch=8, lr=0.01, n_chips=1)
     for chip, result in zip(FLIPS.chips(2), results, strict=True):
         fuse = copy.deepcopy(made.fuse)
         train_fuse(fuse, made.deployed, setting.data, config, faults=OneChip(faults=FLIPS, seed=chip.seed))
@@ -273,7 +280,7 @@ def test_what_comes_after_calibration_is_calibrated_for(trained, setting, monkey
     setting, seen = replace(setting, eopm=EopmConfig(epochs=1, batch=16)), []
     monkeypatch.setattr("neuralfuse.methods.calibrated.train_fuse", lambda fuse, base, *rest, **more: seen.append(base))
     made = protected("unets+calibrate:images=20+zero-faulty-words", trained, setting)
-    measure(made, setting.data.test, FLIPS, 1)
+    measure_protected(made, setting.data.test, FLIPS, 1)
     assert [type(base.memory.readout) for base in seen] == [ZeroFaultyWords]
 
 
@@ -288,7 +295,7 @@ def test_a_tuned_module_is_fitted_by_questions_alone(trained, setting, monkeypat
 
     monkeypatch.setattr("neuralfuse.methods.calibrated.tune", tuned)
     faults = fault_model("flip", ber=0.2)
-    _, results = measure(made, setting.data.test, faults, 2)
+    _, results = measure_protected(made, setting.data.test, faults, 2)
     x, labels = plain_inputs(setting.data.test, made.deployed.input_range), setting.data.test.labels
     for chip, result, record in zip(faults.chips(2), results, tunings, strict=True):
         perturbed = made.deployed.perturbed(chip)
@@ -318,8 +325,8 @@ def test_a_chip_that_was_asked_before_is_measured_from_its_first_read(trained, s
 
     plain = replace(trained, fuse=_Shift())
     assert (
-        measure(replace(plain, fitted=asks), setting.data.test, faults, 3)[1]
-        == measure(plain, setting.data.test, faults, 3)[1]
+        measure_protected(replace(plain, fitted=asks), setting.data.test, faults, 3)[1]
+        == measure_protected(plain, setting.data.test, faults, 3)[1]
     )
 
 
@@ -331,10 +338,10 @@ def test_how_a_module_is_tuned_is_part_of_what_it_is():
 
 
 def test_what_is_known_is_not_measured_again(made, setting):
-    _, results = measure(made, setting.data.test, FLIPS, 4)
+    _, results = measure_protected(made, setting.data.test, FLIPS, 4)
     told = []
     known = {one.seed: one for one in results[:3]}
-    _, again = measure(made, setting.data.test, FLIPS, 4, known=known, report=told.append)
+    _, again = measure_protected(made, setting.data.test, FLIPS, 4, prior=known, report=told.append)
     assert again == results and told == results[3:]
 
 
@@ -398,7 +405,7 @@ def test_time_is_measured_in_turn(made, setting):
     x = plain_inputs(setting.data.test, made.deployed.input_range)
     slow = made.answering(lambda model: lambda x: sum(model(x) for _ in range(40)), passes=40)
     assert (made.passes, slow.passes) == (1, 40)
-    plain, taken = seconds(slow, made, x, repeats=5)
+    plain, taken = answer_seconds(slow, made, x, repeats=5)
     assert len(plain) == len(taken) == 5
     assert 0 < median(plain) < median(taken)
 
@@ -412,7 +419,7 @@ def trained(tmp_path_factory):
     config = QatConfig(epochs=3, batch=16, lr=0.05, augment="none")
     make_base("resnet8", images, config, out=folder, device=torch.device("cpu"))
     base = load_base(folder)
-    return Protected(model=base, deployed=deploy(base.module, scheme=base.scheme))
+    return Protected(base=DeployedBase.of(base))
 
 
 def test_retraining_repeats_the_recipe_but_for_the_change(trained, setting):
@@ -518,14 +525,14 @@ def test_batch_statistics_recover_what_was_published_to_be_recoverable():
 
     train_base(module, data, QatConfig(epochs=15, batch=64))
     base = BaseModel(name="vgg11-tiny", module=module, classes=10, channels=1, image_size=(8, 8))
-    plain = Protected(model=base, deployed=deploy(module))
+    plain = Protected(base=DeployedBase(base, deploy(module)))
     order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
-    setting = Setting(data=data, faults=FLIPS, folder=None, device=torch.device("cpu"))
+    setting = TrainingContext(data=data, faults=FLIPS, folder=None, device=torch.device("cpu"))
     nominal = accuracy(plain.deployed, plain_inputs(data.test, plain.deployed.input_range), data.test.labels)
     for ber in (0.005, 0.01):
         faults = fault_model("flip", ber=ber)
         results = [
-            measure(protected(text, plain, setting), data.test[order], faults, 20)[1]
+            measure_protected(protected(text, plain, setting), data.test[order], faults, 20)[1]
             for text in ("none", "batch-statistics", "reestimate:images=100")
         ]
         for other in results[1:]:

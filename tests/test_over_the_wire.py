@@ -21,10 +21,10 @@ from conftest import ROOT
 from neuralfuse.cli.main import run
 from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.data import load_data
-from neuralfuse.faults import Chip, fault_model
+from neuralfuse.faults import Chip, Stuck, fault_model
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy
-from neuralfuse.nets import load_base
+from neuralfuse.nets import DeployedBase, load_base
 from neuralfuse.pipeline import make_base, make_fuse
 from neuralfuse.scoring import accuracy, plain_inputs, transform
 from test_cli import fails
@@ -67,10 +67,9 @@ def chain(tmp_path_factory):
         pytest.skip("needs MLServer in an environment of its own: make .mlserver/.ready, or set MLSERVER")
     folder, data, cpu = tmp_path_factory.mktemp("chain"), load_data("digits"), torch.device("cpu")
     make_base("resnet8", data, QatConfig(epochs=8, batch=64), out=folder / "base", device=cpu)
-    model = load_base(folder / "base")
-    base = deploy(model.module, scheme=model.scheme)
-    eopm = EopmConfig(epochs=4, batch=64, lr=4e-3, n_chips=2, ber=0.03)
-    make_fuse("convs", [(model, base)], data, eopm, out=folder / "fuse", device=cpu)
+    base = DeployedBase.of(load_base(folder / "base"))
+    eopm = EopmConfig(epochs=4, batch=64, lr=4e-3, n_chips=2)
+    make_fuse("convs", [base], data, eopm, faults=Stuck(ber=0.03), out=folder / "fuse", device=cpu)
     port = free_port()
     command = ["chip", "serve", "--base", str(folder / "base"), "--ber", "0.03", "--seed", "7"]
     assert run([*command, "--out", str(folder / "served"), "--port", str(port)]) == 0

@@ -32,8 +32,8 @@ from neuralfuse.faults import (
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import Activations, Deployed, deploy
 from neuralfuse.memory.readout import Secded
-from neuralfuse.nets import BaseModel
-from neuralfuse.plan import Hardware, Option, Planner, cheapest, make_plan, pareto, summary, usual_voltages
+from neuralfuse.nets import BaseModel, DeployedBase
+from neuralfuse.plan import Hardware, Option, Planner, cheapest, make_plan, pareto, plan_text, usual_voltages
 from neuralfuse.quant import Layers, Scheme
 from neuralfuse.scoring import accuracy, plain_inputs
 
@@ -153,7 +153,7 @@ def faults_at(voltage: float) -> Stuck:
 
 def base(stride: int = 2):
     module = Halves(stride).eval()
-    return BaseModel(name="halves", module=module, classes=2, channels=1, image_size=(8, 8)), deploy(module)
+    return DeployedBase.of(BaseModel(name="halves", module=module, classes=2, channels=1, image_size=(8, 8)))
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def fuse() -> NeuralFuse:
 
 def planner(**options) -> Planner:
     return Planner(
-        base()[1], faint_data().test, **{"faults_at": faults_at, "hardware": HARDWARE, "target": TARGET} | options
+        base().deployed, faint_data().test, **{"faults_at": faults_at, "hardware": HARDWARE, "target": TARGET} | options
     )
 
 
@@ -172,7 +172,7 @@ def test_every_way_is_measured_as_a_plain_loop_would(fuse):
     assert [(one.name, one.kind, one.protected) for one in found] == [
         ("no protection", "unprotected", 0), ("u", "neuralfuse", 0), ("3 bits protected", "protected bits", 3),
     ]  # fmt: skip
-    deployed, split = base()[1], faint_data().test
+    deployed, split = base().deployed, faint_data().test
     plain = plain_inputs(split, deployed.input_range)
     hardened = BitRates.protecting(Stuck(ber=0.4), msbs=3)
     with torch.no_grad():
@@ -199,7 +199,7 @@ def test_what_a_way_costs(fuse):
     assert fused.weights == pytest.approx(0.25 + 64 / 32)
     assert hardened.weights == pytest.approx((2 + 6 * 0.25) / 8)
     assert plain.weights < plain.inference < 1, "what does not scale keeps its cost"
-    half = made.smaller("small", base(stride=4)[1])
+    half = made.smaller("small", base(stride=4).deployed)
     assert [(one.voltage, one.weights) for one in half] == [(1.0, 0.25), (0.7, 0.125)]
     assert half[0].accuracies == half[1].accuracies and len(half[0].accuracies) == 1
 
@@ -283,7 +283,7 @@ def test_a_plan_is_kept_drawn_and_checked_on_other_chips_and_images(tmp_path, fu
     check = record["check"]
     assert check["meets_target"] and check["mean"] == 100 and check["chips"] == 1
     assert (check["images"], record["config"]["images"]) == (60, 60)
-    text = summary(record)
+    text = plan_text(record)
     assert "=> half" in text and "choose half at 0.7 V: 87.5% saved" in text and "the choice holds" in text
 
     hardened = plan_with(tmp_path, fuse, smaller=None, voltages=(0.5,))
@@ -298,7 +298,7 @@ def test_nothing_that_reaches_the_target_is_said_plainly(tmp_path, fuse):
     record = plan_with(tmp_path, fuse, smaller=None, voltages=(0.5,), protect=[])
     assert (record["choice"], record["alternative"], record["check"]) == (None, None, None)
     assert not (tmp_path / "check.json").exists(), "an older plan's"
-    assert "Nothing measured reaches the target." in summary(record)
+    assert "Nothing measured reaches the target." in plan_text(record)
 
 
 def without_runs(folder) -> list[dict]:
@@ -323,15 +323,15 @@ def test_an_interrupted_plan_goes_on_to_the_same_end(tmp_path, fuse, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         plan_with(tmp_path / "cut", fuse, say=stop, **options)
     assert not (tmp_path / "cut" / "plan.json").exists()
-    with pytest.raises(FileFormatError, match="must belong to this very plan to be resumed"):
+    with pytest.raises(FileFormatError, match="must belong to this very measurement to be resumed"):
         plan_with(tmp_path / "cut", fuse, resume=True, **options, chips=11)
-    kept = json.loads((tmp_path / "cut" / ".plan.partial").read_text())["known"]
+    kept = json.loads((tmp_path / "cut" / ".plan.partial").read_text())["per_chip"]
     measured = []
     original = Deployed.perturbed
     monkeypatch.setattr(Deployed, "perturbed", lambda self, chip: measured.append(chip.seed) or original(self, chip))
     plan_with(tmp_path / "cut", fuse, resume=True, **options)
     planned = [seed for seed in measured if seed < 50_000]
-    assert len(planned) == 4 * 12 - sum(len(one[0]) for key, one in kept.items() if key != "0.7 V"), "nothing twice"
+    assert len(planned) == 4 * 12 - sum(len(one) for key, one in kept.items() if key != "0.7 V"), "nothing twice"
     assert without_runs(tmp_path / "cut") == without_runs(tmp_path / "whole")
     assert not list((tmp_path / "cut").glob(".*"))
 
@@ -396,9 +396,9 @@ def test_options_are_checked_before_anything_is_measured(options, message, tmp_p
 
 
 def test_smaller_models_take_the_same_images_and_a_voltage_without_errors(tmp_path, fuse):
-    model, deployed = base(4)
+    model = replace(base(4).model, image_size=(4, 4))
     with pytest.raises(ConfigError, match=r"half must take the base model's images, \(8, 8\): got \(4, 4\)"):
-        plan_with(tmp_path, fuse, smaller={"half": (replace(model, image_size=(4, 4)), deployed)})
+        plan_with(tmp_path, fuse, smaller={"half": DeployedBase.of(model)})
     with pytest.raises(ConfigError, match="a voltage curve must reach a voltage without errors to plan with"):
         replace(HARDWARE, curve=VoltageCurve(points=CURVE.points[:2], source="x"))
 

@@ -12,12 +12,13 @@ from conftest import SHARED
 from neuralfuse import published
 from neuralfuse.data import DataSet, Split
 from neuralfuse.errors import NeuralFuseError
+from neuralfuse.evaluation import evaluation_text
 from neuralfuse.faults import Flip, Reference, Stuck
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy
 from neuralfuse.memory.readout import Secded
-from neuralfuse.nets import BaseModel
-from neuralfuse.pipeline import measure, summary
+from neuralfuse.nets import BaseModel, DeployedBase
+from neuralfuse.pipeline import make_evaluation
 
 
 def test_the_published_tables_are_the_transcription():
@@ -82,14 +83,16 @@ def test_records_hold_the_paper_s_row_where_they_measure_the_same():
     fuse = NeuralFuse("convl", image_size=(8, 8), seed=0, trained=trained).eval()
 
     def row(faults, fuse=fuse, **options):
-        return measure(fuse, (model, deploy(module, **options)), data, faults, chips=1)
+        return make_evaluation(fuse, DeployedBase(model, deploy(module, **options)), data, faults, chips=1)
 
     record = row(Reference(ber=0.01))
     assert record["published"]["table"] == "table12"
-    assert "the paper, Table 12: CA 92.6, PA 38.9 +- 12.4, CA(NF) 89.8, PA(NF) 87.8 +- 1.7, RP 48.8" in summary(record)
+    assert "the paper, Table 12: CA 92.6, PA 38.9 +- 12.4, CA(NF) 89.8, PA(NF) 87.8 +- 1.7, RP 48.8" in evaluation_text(
+        record
+    )
     assert row(Stuck(ber=0.01))["published"] is not None, "the paper's meaning of the rate"
     assert row(Flip(ber=0.01))["published"] is None, "another meaning of the rate"
     assert row(Reference(ber=0.01), readout=Secded())["published"] is None
     alone = row(Reference(ber=0.01), fuse=None)
     assert alone["published"] == {"table": "table12", "ca": 92.6, "pa": 38.9, "pa_std": 12.4, "misprint": None}
-    assert "the paper, Table 12: CA 92.6, PA 38.9 +- 12.4" in summary(alone)
+    assert "the paper, Table 12: CA 92.6, PA 38.9 +- 12.4" in evaluation_text(alone)

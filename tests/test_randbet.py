@@ -16,12 +16,12 @@ from neuralfuse.errors import NeuralFuseError
 from neuralfuse.evaluation import evaluate, t_interval
 from neuralfuse.faults import Chip, fault_model, training_chip
 from neuralfuse.memory import deploy
-from neuralfuse.methods import Protected, Setting, parse
-from neuralfuse.nets import base_model, load_base
+from neuralfuse.methods import Protected, TrainingContext, parse
+from neuralfuse.nets import DeployedBase, base_model, load_base
 from neuralfuse.pipeline import make_base
 from neuralfuse.quant import Layers, Scheme
 from neuralfuse.ranges import InputRange
-from neuralfuse.train import train_base
+from neuralfuse.train import error_config, train_base
 from neuralfuse.train.qat import _Qat
 from neuralfuse.train.randbet import perturbed_call, perturbed_parameters
 
@@ -52,13 +52,13 @@ def test_the_gradient_is_the_one_at_the_faulty_weights(small_net):
         assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-5), name
 
 
-def _task(data, config):
+def _task(data, config, ber=0.0):
     module = base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
-    return _Qat(module, data, config, InputRange(), Layers())
+    return _Qat(module, data, config, InputRange(), Layers(), fault_model("flip", ber=ber) if ber else None)
 
 
 def test_errors_begin_once_the_model_has_learned_something(data):
-    task = _task(data, replace(SHORT, ber=0.01))
+    task = _task(data, SHORT, ber=0.01)
     images, labels = data.train.images[:32], data.train.labels[:32]
     untaught = task.backward(images, labels, 0)
     assert (untaught["loss"] < 0.76 * math.log(2)) == ("perturbed" in untaught)
@@ -72,7 +72,7 @@ def test_errors_begin_once_the_model_has_learned_something(data):
 
 def test_the_step_adds_the_gradients_of_both_losses(data):
     images, labels = data.train.images[:32], data.train.labels[:32]
-    plain, both = (_task(data, replace(SHORT, ber=ber)) for ber in (0.0, 0.05))
+    plain, both = (_task(data, SHORT, ber=ber) for ber in (0.0, 0.05))
     train_base(plain.module, data, replace(SHORT, epochs=10))
     both.module.load_state_dict(plain.module.state_dict())
     for task in (plain, both):
@@ -95,23 +95,26 @@ def test_clipped_weights_stay_in_their_limits(data):
 
 
 def test_options_that_are_not_used_leave_records_as_they_were():
-    assert not {"clip", "ber", "faults"} & set(QatConfig().to_config())
+    assert "clip" not in QatConfig().to_config()
     assert QatConfig(clip=0.1).to_config()["clip"] == 0.1
-    assert {"ber": 0.01, "faults": "flip"}.items() <= QatConfig(ber=0.01).to_config().items()
+    assert error_config(None) == error_config(fault_model("flip", ber=0.0)) == {}
+    assert error_config(fault_model("flip", ber=0.01)) == {"ber": 0.01, "faults": "flip"}
+    more = fault_model("stuck", ber=0.01, stuck_at_1=0.9)
+    assert error_config(more) == {"ber": 0.01, "faults": "stuck", "fault_model": more.to_config()}
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"clip": -0.1}, "clip must be at least 0"),
-        ({"ber": 2.0}, "ber"),
-        ({"ber": 0.01, "bits": 0}, "bits must be 2 or more to train with bit errors"),
-        ({"ber": 0.01, "awp": 0.01}, "awp and ber must not be used together"),
+        ({"bits": 0}, "bits must be 2 or more to train with bit errors"),
+        ({"awp": 0.01}, "awp must be 0 to train with bit errors: got awp=0.01"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options, says):
+def test_options_that_make_no_sense_are_refused(options, says, data):
+    model = base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
     with pytest.raises(NeuralFuseError, match=says):
-        QatConfig(**options)
+        train_base(model, data, QatConfig(**options), faults=fault_model("flip", ber=0.01))
 
 
 @pytest.mark.slow
@@ -123,9 +126,9 @@ def test_randbet_makes_fewer_errors_than_plain_qat(tmp_path):
         config = QatConfig(epochs=15, batch=64, seed=seed)
         make_base("vgg11-tiny", data, config, out=tmp_path / f"plain-{seed}", device=device)
         model = load_base(tmp_path / f"plain-{seed}")
-        plain = Protected(model=model, deployed=deploy(model.module, scheme=model.scheme))
+        plain = Protected(base=DeployedBase.of(model))
         faults = fault_model("flip", ber=0.01)
-        setting = Setting(data=data, faults=faults, folder=tmp_path / f"randbet-{seed}", device=device)
+        setting = TrainingContext(data=data, faults=faults, folder=tmp_path / f"randbet-{seed}", device=device)
         models = plain.deployed, method.protect(plain, setting).deployed
         for ber in (0.005, 0.01):
             chips = fault_model("flip", ber=ber).chips(20)

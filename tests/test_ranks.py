@@ -30,7 +30,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("estimator", ["split", "crossed"])
 def test_processes_share_all_passes_equally(size, estimator):
-    config = EopmConfig(ber=0.1, n_chips=3, estimator=estimator)
+    config = EopmConfig(n_chips=3, estimator=estimator)
     plan = [Pass(None, torch.arange(10)), *passes(config, Stuck(ber=0.1), 10, 0)]
     shares = [own_share(plan, Ranks(rank, size)) for rank in range(size)]
     counts = [sum(len(one.rows) for one in share) for share in shares]
@@ -56,7 +56,7 @@ def test_the_processes_gradients_add_up_to_the_whole(size, estimator):
     base = deploy(seeded(SmallNet, 5).eval().double())
     x = torch.randn(11, 1, 8, 8, generator=draw, dtype=torch.float64)
     labels = torch.randint(0, 5, (11,), generator=draw)
-    plan = passes(EopmConfig(ber=0.05, n_chips=4, estimator=estimator), Stuck(ber=0.05), 11, 0)
+    plan = passes(EopmConfig(n_chips=4, estimator=estimator), Stuck(ber=0.05), 11, 0)
 
     def run(ranks: Ranks) -> Tensor:
         leaf = x.clone().requires_grad_()

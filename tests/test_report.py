@@ -23,9 +23,8 @@ from neuralfuse.errors import NeuralFuseError
 from neuralfuse.faults import BitRates, Chip, fault_model
 from neuralfuse.files import read_json, write_json
 from neuralfuse.fuse import NeuralFuse
-from neuralfuse.memory import deploy
-from neuralfuse.nets import load_base
-from neuralfuse.pipeline import make_base, make_fuse, measure
+from neuralfuse.nets import DeployedBase, load_base
+from neuralfuse.pipeline import make_base, make_evaluation, make_fuse
 from neuralfuse.quant import FloatWords, Scheme
 from neuralfuse.report import Report, make_portrait
 from neuralfuse.report.compared import _named, _stretch, _with_room, energy_chart, front
@@ -48,10 +47,9 @@ def fused(tmp_path_factory):
     """A small base model and a NeuralFuse for it."""
     folder, data = tmp_path_factory.mktemp("fused"), toy_data()
     make_base("resnet8", data, QatConfig(epochs=4, batch=16, lr=0.05, augment="none"), out=folder / "base", device=CPU)
-    model = load_base(folder / "base")
-    base = model, deploy(model.module, scheme=model.scheme)
-    eopm = EopmConfig(epochs=1, batch=16, n_chips=2, ber=0.04)
-    make_fuse("convs", [base], data, eopm, out=folder / "fuse", device=CPU)
+    base = DeployedBase.of(load_base(folder / "base"))
+    eopm = EopmConfig(epochs=1, batch=16, n_chips=2)
+    make_fuse("convs", [base], data, eopm, faults=STUCK, out=folder / "fuse", device=CPU)
     return NeuralFuse.from_pretrained(folder / "fuse"), base, data
 
 
@@ -61,7 +59,7 @@ def records(fused, tmp_path_factory):
     folder = tmp_path_factory.mktemp("records")
     fuse, base, data = fused
     for ber in (0.02, 0.04):
-        measure(fuse, base, data, fault_model("stuck", ber=ber), chips=3, out=folder / f"at-{ber}.json")
+        make_evaluation(fuse, base, data, fault_model("stuck", ber=ber), chips=3, out=folder / f"at-{ber}.json")
     write_json(folder / "portrait.json", make_portrait(fuse, base, data, STUCK, chips=2, images=20))
     workspace = Workspace(tmp_path_factory.mktemp("steps"))
     with engine(workers=0, threads=1, scheduler=None) as on:
@@ -117,7 +115,7 @@ def savings() -> dict:
 
 def answered(fuse, base, data) -> dict[str, dict]:
     """Records of a model that only answers: judged, chosen for, fitted to."""
-    faulty = base[1].perturbed(Chip(STUCK, 7))
+    faulty = base.deployed.perturbed(Chip(STUCK, 7))
 
     def answer(x):
         return faulty(torch.from_numpy(x)).detach().numpy()
@@ -270,8 +268,9 @@ def test_tables_are_there_as_markdown_and_latex_too(records, tmp_path):
 
 
 def test_a_portrait_says_what_the_model_says(fused):
-    fuse, (model, base), data = fused
-    record = make_portrait(fuse, (model, base), data, STUCK, chips=2, images=20, gallery=2)
+    fuse, opened, data = fused
+    base = opened.deployed
+    record = make_portrait(fuse, opened, data, STUCK, chips=2, images=20, gallery=2)
     x, labels = plain_inputs(data.test, base.input_range), data.test.labels
     chips = STUCK.chips(2)
     for name, inputs in (("pa", x), ("pa_nf", transform(fuse, x))):
@@ -469,7 +468,7 @@ def test_a_browser_draws_it(records, committed, tmp_path, which, width, scheme):
 
 @pytest.mark.slow
 def test_portrait_and_report_from_the_command_line(fused, tmp_path, capsys, monkeypatch):
-    fuse, (model, _), _ = fused
+    fuse, _, _ = fused
     options = ["--epochs", "1", "--threads", "1"]
     monkeypatch.chdir(tmp_path)
     assert run(["train-base", "--base", "resnet8", "--out", "base", *options]) == 0

@@ -85,7 +85,7 @@ def test_a_transfer_is_trained_on_another_base_model_and_at_a_higher_rate():
     step = step_of("table1", source="ResNet18", target="VGG19", ber=0.01, generator="UNetL")
     assert step.base.network == "vgg19-tiny"
     assert [base.network for base in step.module.bases] == ["resnet18-tiny"]
-    assert (step.ber, step.module.eopm.ber) == (0.03, 0.045)
+    assert (step.faults.ber, step.module.faults.ber) == (0.03, 0.045)
 
 
 def test_an_ensemble_has_two_sources():

@@ -67,7 +67,7 @@ def plainly(base, x: Tensor, labels: Tensor, plan: list[Pass], lam: float = 5.0)
 def test_threads_and_micro_batches_leave_the_gradient_unchanged(estimator, faults: FaultModel, micro_batch, threads):
     base, x, labels = case(Running(micro_batch=micro_batch))
     assert base.at_once(x) == threads
-    plan = passes(EopmConfig(ber=faults.ber, n_chips=5, estimator=estimator), faults, len(x), 2)
+    plan = passes(EopmConfig(n_chips=5, estimator=estimator), faults, len(x), 2)
     got, losses = gradient(base, x, labels, plan)
     whole = deploy(base.model, running=Running(micro_batch=0, channels_last=False, fold=False))
     torch.testing.assert_close(got, plainly(whole, x, labels, plan), rtol=1e-9, atol=1e-13)
@@ -80,11 +80,11 @@ def test_threads_and_micro_batches_leave_the_gradient_unchanged(estimator, fault
 
 def test_evaluations_and_trainings_on_threads_equal_those_on_one(threads):
     data, base = toy_data(), deploy(seeded(SmallNet, 5).eval())
-    config = EopmConfig(ber=0.02, n_chips=3, batch=16, epochs=2, generator_bits=0, patience=0)
+    config = EopmConfig(n_chips=3, batch=16, epochs=2, generator_bits=0, patience=0)
 
     def run() -> tuple[dict[str, Tensor], list[dict[str, float]], list]:
         fuse = NeuralFuse("convs", channels=1, image_size=(8, 8), seed=0)
-        state = train_fuse(fuse, base, data, config)
+        state = train_fuse(fuse, base, data, config, faults=Stuck(ber=0.02))
         told: list = []
         result = evaluate(base, data.test, TRANSIENT.chips(7), fuse=fuse, report=told.append)
         assert told == list(result.per_chip)

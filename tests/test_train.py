@@ -21,7 +21,6 @@ from neuralfuse.errors import (
     FileFormatError,
     MissingExtraError,
     OutputError,
-    RateError,
     UnknownNameError,
 )
 from neuralfuse.faults import Chip, OneChip, Stuck, fault_model
@@ -115,7 +114,7 @@ def test_the_whole_step_equals_autograd_through_the_generator(estimator, class_h
     """G's parameters get the gradient of one loss written out plainly, quantized weights and BatchNorm included."""
     fuse = NeuralFuse("convs", channels=1, image_size=(8, 8), seed=0)
     twin = copy.deepcopy(fuse).train()
-    config = EopmConfig(ber=0.05, n_chips=3, estimator=estimator, batch=8, class_head=class_head)
+    config = EopmConfig(n_chips=3, estimator=estimator, batch=8, class_head=class_head)
     images, labels = data.train.images[:8], data.train.labels[:8]
     task = _Eopm(fuse, [deploy(small_net)], data, config, Stuck(ber=0.05))
     task.backward(images, labels, step=4)
@@ -159,7 +158,7 @@ def test_images_of_a_pass_that_see_each_other_stay_together(case, monkeypatch):
 
 
 def test_split_deals_every_image_once_into_equal_groups():
-    config = EopmConfig(ber=0.1, n_chips=4)
+    config = EopmConfig(n_chips=4)
     for step in range(5):
         dealt = passes(config, Stuck(ber=0.1), 10, step)
         assert sorted(len(one.rows) for one in dealt) == [2, 2, 3, 3]
@@ -170,7 +169,7 @@ def test_split_deals_every_image_once_into_equal_groups():
 
 
 def test_chips_of_a_step_are_fresh():
-    config = EopmConfig(ber=0.1, n_chips=10)
+    config = EopmConfig(n_chips=10)
     seeds = [[one.chip.seed for one in passes(config, Stuck(ber=0.1), 20, step)] for step in range(3)]
     assert len({seed for step in seeds for seed in step}) == 30
 
@@ -180,7 +179,8 @@ def small_fuse():
 
 
 QAT = QatConfig(epochs=3, batch=16, lr=0.05, validate_every=2)
-EOPM = EopmConfig(ber=0.05, n_chips=2, epochs=2, batch=16, validate_every=3, validation_chips=2)
+FAULTS = Stuck(ber=0.05)
+EOPM = EopmConfig(n_chips=2, epochs=2, batch=16, validate_every=3, validation_chips=2)
 
 
 class Kill(Exception):
@@ -210,7 +210,7 @@ def run_base(data, folder, **options):
 
 def run_fuse(data, folder, base, config=EOPM, **options):
     fuse = small_fuse()
-    state = train_fuse(fuse, base, data, config, out=folder, **options)
+    state = train_fuse(fuse, base, data, config, faults=FAULTS, out=folder, **options)
     return fuse, state
 
 
@@ -257,7 +257,7 @@ def test_what_is_validated_and_kept_is_the_average_over_steps(data, small_net):
     fuse = small_fuse()
     average = {name: tensor.double() for name, tensor in fuse.state_dict().items()}
     seen = Weights(fuse)
-    state = train_fuse(fuse, deploy(small_net), data, config, listeners=[seen])
+    state = train_fuse(fuse, deploy(small_net), data, config, faults=FAULTS, listeners=[seen])
     assert len(seen.stepwise) == len(seen.validated_with) == state.step > 3
     for step, (latest, validated) in enumerate(zip(seen.stepwise, seen.validated_with, strict=True), 1):
         decay = min(0.8, step / (9 + step))
@@ -282,17 +282,17 @@ def test_another_run_s_checkpoint_is_refused(data, small_net, tmp_path):
     run_fuse(data, tmp_path, base)
     other = EopmConfig(**{**EOPM.to_config(), "lam": 1.0})
     with pytest.raises(FileFormatError, match=r"checkpoint of this very run .* in 'lam' \(5.0 there, 1.0 here\)"):
-        train_fuse(small_fuse(), base, data, other, out=tmp_path, resume=True)
+        train_fuse(small_fuse(), base, data, other, faults=FAULTS, out=tmp_path, resume=True)
     changed = copy.deepcopy(small_net)
     changed.norm.running_mean += 1
     with pytest.raises(FileFormatError, match="in 'bases'"):
-        train_fuse(small_fuse(), deploy(changed), data, EOPM, out=tmp_path, resume=True)
+        train_fuse(small_fuse(), deploy(changed), data, EOPM, faults=FAULTS, out=tmp_path, resume=True)
     larger = NeuralFuse("unetl", channels=1, image_size=(8, 8), seed=0)
     with pytest.raises(FileFormatError, match="in 'generator'"):
-        train_fuse(larger, base, data, EOPM, out=tmp_path, resume=True)
+        train_fuse(larger, base, data, EOPM, faults=FAULTS, out=tmp_path, resume=True)
     (tmp_path / CHECKPOINT).write_bytes(b"not a checkpoint")
     with pytest.raises(FileFormatError, match="must be a whole safetensors file"):
-        train_fuse(small_fuse(), base, data, EOPM, out=tmp_path, resume=True)
+        train_fuse(small_fuse(), base, data, EOPM, faults=FAULTS, out=tmp_path, resume=True)
 
 
 def test_another_base_s_checkpoint_is_refused(data, tmp_path):
@@ -307,7 +307,7 @@ def test_another_base_s_checkpoint_is_refused(data, tmp_path):
 
 def test_trained_generator_weights_lie_on_the_grid(data, small_net):
     fuse = small_fuse()
-    train_fuse(fuse, deploy(small_net), data, EOPM)
+    train_fuse(fuse, deploy(small_net), data, EOPM, faults=FAULTS)
     assert not fuse.training
     for stored in Layers().select(fuse):
         coded = Scheme().encode(stored.tensor)
@@ -320,7 +320,7 @@ def test_uip_and_float_generators_train(data, small_net):
         fuse = NeuralFuse(name, channels=1, image_size=(8, 8), seed=0)
         before = copy.deepcopy(fuse.state_dict())
         config = EopmConfig(**{**EOPM.to_config(), "epochs": 1, "generator_bits": bits})
-        train_fuse(fuse, deploy(small_net), data, config)
+        train_fuse(fuse, deploy(small_net), data, config, faults=FAULTS)
         assert any(not torch.equal(before[key], value) for key, value in fuse.state_dict().items())
 
 
@@ -337,7 +337,7 @@ def test_a_class_head_learns_beside_the_module_and_is_dropped(data, small_net, t
 def test_a_generator_that_does_not_look_takes_no_class_head(data, small_net):
     fuse = NeuralFuse("uip", channels=1, image_size=(8, 8), seed=0)
     with pytest.raises(ConfigError, match="only a generator that encodes the image can be taught classes: got uip"):
-        train_fuse(fuse, deploy(small_net), data, EopmConfig(ber=0.01, class_head=1.0))
+        train_fuse(fuse, deploy(small_net), data, EopmConfig(class_head=1.0), faults=FAULTS)
 
 
 @pytest.mark.parametrize("name", ["convs", "unets"])
@@ -362,7 +362,7 @@ def test_pretraining_needs_a_generator_that_looks(data):
 def test_a_module_trained_before_says_so_in_what_it_becomes(data, small_net, tmp_path):
     fuse = small_fuse()
     fuse.trained = {"task": "classes", "accuracy": 90.0}
-    train_fuse(fuse, deploy(small_net), data, EOPM, out=tmp_path)
+    train_fuse(fuse, deploy(small_net), data, EOPM, faults=FAULTS, out=tmp_path)
     assert fuse.trained["start"] == {"task": "classes", "accuracy": 90.0}
     with pytest.raises(FileFormatError, match="checkpoint of this very run"):
         run_fuse(data, tmp_path, deploy(small_net), resume=True)
@@ -470,11 +470,29 @@ def test_an_unwritable_folder_is_refused_before_training(data, tmp_path):
 
 def test_base_model_and_module_must_have_one_input_range(data, small_net):
     with pytest.raises(ConfigError, match="must have one input range"):
-        train_fuse(small_fuse(), deploy(small_net, input_range="unit"), data, EOPM)
+        train_fuse(small_fuse(), deploy(small_net, input_range="unit"), data, EOPM, faults=FAULTS)
     with pytest.raises(ConfigError, match="at least one base model"):
-        train_fuse(small_fuse(), [], data, EOPM)
-    with pytest.raises(ConfigError, match="config and fault model must agree"):
-        train_fuse(small_fuse(), deploy(small_net), data, EOPM, faults=Stuck(ber=0.01))
+        train_fuse(small_fuse(), [], data, EOPM, faults=FAULTS)
+
+
+def test_a_training_is_configured_whole_or_by_its_options(data, small_net, tmp_path):
+    """Both ways are one training; what is given twice, not at all or by a wrong name is refused."""
+    options = {name: value for name, value in EOPM.to_config().items() if value != getattr(EopmConfig, name, None)}
+    base, made = deploy(small_net), []
+    for given in ({"config": EOPM}, {**options, "seed": 0}):
+        fuse = small_fuse()
+        made.append((train_fuse(fuse, base, data, faults=FAULTS, **given).history, fuse.trained))
+    assert made[0] == made[1]
+    for given, error, message in (
+        ({}, ConfigError, "seed must be given, because training draws at random: pass seed=0"),
+        ({"epochs": 1}, ConfigError, "seed must be given"),
+        ({"config": EOPM, "epochs": 1}, ConfigError, "options must be fields of config where there is one: got epochs"),
+        ({"epoch": 1, "seed": 0}, UnknownNameError, "Did you mean 'epochs'"),
+        ({"ber": 0.05, "seed": 0}, UnknownNameError, "unknown option of EopmConfig 'ber'"),
+        ({"seed": 0, "faults": "stuck"}, ConfigError, "faults must be a fault model, e.g. Stuck"),
+    ):
+        with pytest.raises(error, match=message):
+            train_fuse(small_fuse(), base, data, **{"faults": FAULTS, **given})
 
 
 def test_a_fault_model_with_more_to_it_is_trained_against(data, small_net):
@@ -513,7 +531,7 @@ def test_no_labels_and_no_other_images_are_looked_at(small_net, data):
     without = Split(images, 1 - data.train.labels)
     other = replace(data, train=without, validation=without)
     faults = OneChip(faults=Stuck(ber=0.05), seed=3)
-    made, config = [], replace(config, ber=None, faults="one-chip")
+    made = []
     for given in (data, other):
         fuse = small_fuse()
         state = train_fuse(fuse, deploy(small_net), given, config, faults=faults)
@@ -536,7 +554,6 @@ def test_options_that_came_later_are_told_where_they_are_used_only():
         ({"labels": "modal"}, UnknownNameError, "Did you mean 'model'"),
         ({"images": -1}, ConfigError, "images must be at least 0"),
         ({"images": 1}, ConfigError, "images must be 0 or at least 2"),
-        ({"ber": 1.5}, RateError, "ber must be in"),
         ({"epochs": 0}, ConfigError, "epochs must be at least 1"),
         ({"lr": 0.0}, ConfigError, "lr must be positive"),
         ({"lr": float("nan")}, ConfigError, "lr must be positive"),
@@ -552,7 +569,7 @@ def test_options_that_came_later_are_told_where_they_are_used_only():
 )
 def test_impossible_configurations_are_refused(options, error, message):
     with pytest.raises(error, match=message):
-        EopmConfig(**{"ber": 0.01, **options})
+        EopmConfig(**options)
 
 
 def test_recipes():
@@ -562,7 +579,7 @@ def test_recipes():
 
 
 def test_schedules():
-    constant, stepped, cosine = (EopmConfig(ber=0, lr=1.0, schedule=name) for name in ("constant", "step", "cosine"))
+    constant, stepped, cosine = (EopmConfig(lr=1.0, schedule=name) for name in ("constant", "step", "cosine"))
     assert constant.lr_at(999, 1000) == 1
     assert stepped.lr_at(499, 5000) == 1
     assert stepped.lr_at(1000, 5000) == pytest.approx(0.96**2)

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
-from neuralfuse.errors import check_ber, require, unknown_name
+from neuralfuse.errors import require, unknown_name
 
 Schedule = Literal["constant", "step", "cosine"]
 Optimizer = Literal["sgd", "adam"]
@@ -130,9 +130,6 @@ class QatConfig(LoopConfig):
         awp: Adversarial weight perturbation: train at weights moved by this share of their norm to where the loss is
             worst.
         clip: Largest magnitude of a weight that the memory stores (weight clipping); 0 for no limit.
-        ber: Rate of bit errors to train with (RandBET): beside its loss as it is, the model's loss on a fresh chip in
-            every step; 0 for none.
-        faults: Name of the fault model of those.
     """
 
     epochs: int = 15
@@ -144,8 +141,6 @@ class QatConfig(LoopConfig):
     label_smoothing: float = 0.1
     awp: float = 0.0
     clip: float = 0.0
-    ber: float = 0.0
-    faults: str = "flip"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,17 +149,14 @@ class QatConfig(LoopConfig):
         require(0 <= value < 1, f"label_smoothing must be in [0, 1): got label_smoothing={value}.")
         require(0 <= self.awp < 1, f"awp must be in [0, 1): got awp={self.awp}.")
         require(self.clip >= 0 and math.isfinite(self.clip), f"clip must be at least 0: got clip={self.clip}.")
-        check_ber(self.ber)
-        require(self.bits > 0 or self.ber == 0, "bits must be 2 or more to train with bit errors: got bits=0.")
-        require(self.awp == 0 or self.ber == 0, "awp and ber must not be used together: leave one at 0.")
 
     def to_config(self) -> dict[str, Any]:
-        """Return the configuration as JSON; options that came later appear where they are used only, so that earlier
-        records and checkpoints stay equal."""
+        """Return the configuration as JSON.
+
+        Options that came later appear only where they are used, so that earlier records and checkpoints stay equal.
+        """
         made = super().to_config()
-        unused = [] if self.clip else ["clip"]
-        unused += [] if self.ber else ["ber", "faults"]
-        return {name: value for name, value in made.items() if name not in unused}
+        return {name: value for name, value in made.items() if name != "clip" or self.clip}
 
 
 # "paper" is the reference's: 300 epochs at a small constant rate, plain momentum, its own augmentation.
@@ -199,8 +191,6 @@ class EopmConfig(LoopConfig):
     """How to train NeuralFuse; the average at a constant rate of learning is what a study found best (docs/adr/0007).
 
     Attributes:
-        ber: Rate of faulty cells to train at, a fraction in [0, 1]; None where a fault model comes beside this.
-        faults: Name of the fault model to train against, e.g. flip, stuck or reference.
         lam: Weight of the perturbed models' loss against the clean model's (the paper's lambda).
         n_chips: Fresh perturbed models a step (the paper's N).
         estimator: crossed sends every image through all N, as the paper; split deals the batch out, each image through
@@ -218,8 +208,6 @@ class EopmConfig(LoopConfig):
             0 for all.
     """
 
-    ber: float | None = None
-    faults: str = "stuck"
     lam: float = 5.0
     n_chips: int = 10
     estimator: Estimator = "split"
@@ -239,8 +227,6 @@ class EopmConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ber is not None:
-            check_ber(self.ber)
         for name, weight in (("lam", self.lam), ("class_head", self.class_head)):
             require(weight >= 0 and math.isfinite(weight), f"{name} must be at least 0: got {name}={weight}.")
         self._at_least(1, "n_chips", "validation_chips", "validation_images")

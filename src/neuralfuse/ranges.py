@@ -66,10 +66,18 @@ class InputRange:
         """Return model inputs (float32) for uint8 images, shape (N, C, H, W)."""
         return self.from_pixels(images.float().div_(255.0))
 
+    def from_images(self, images: Tensor) -> Tensor:
+        """Return model inputs (float32) for images (N, C, H, W): uint8 pixels, or floats, which are inputs already."""
+        return images.float() if images.is_floating_point() else self.from_bytes(images)
+
+    def to_pixels(self, inputs: Tensor) -> Tensor:
+        """Return pixels in [0, 1] for model inputs, shape (N, C, H, W)."""
+        mean, std = self._tensors(inputs)
+        return inputs * std + mean
+
     def to_bytes(self, inputs: Tensor) -> Tensor:
         """Return uint8 images for model inputs, shape (N, C, H, W): the nearest of 256 levels."""
-        mean, std = self._tensors(inputs)
-        return ((inputs * std + mean) * 255.0).round_().clamp_(0, 255).to(torch.uint8)
+        return (self.to_pixels(inputs) * 255.0).round_().clamp_(0, 255).to(torch.uint8)
 
     def affine_to_symmetric(self) -> tuple[Tensor, Tensor]:
         """Return (scale, shift), shape (C, 1, 1) each, such that scale * x + shift lies in [-1, 1]."""

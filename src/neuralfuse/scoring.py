@@ -33,7 +33,7 @@ def correct(model: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor, b
 
 def plain_inputs(split: Split, input_range: InputRange) -> Tensor:
     """Return a split's images as model inputs, float32 (N, C, H, W)."""
-    return torch.cat([input_range.from_bytes(part) for part in torch.split(split.images, BATCH)])
+    return torch.cat([input_range.from_images(part) for part in torch.split(split.images, BATCH)])
 
 
 def transform(fuse: Callable[[Tensor], Tensor], inputs: Tensor, batch: int = BATCH) -> Tensor:

@@ -12,8 +12,9 @@ from neuralfuse.blackbox.careful import Careful
 from neuralfuse.blackbox.judge import check_fits
 from neuralfuse.data import DataSet
 from neuralfuse.errors import require
-from neuralfuse.evaluation import Run, mean, t_interval
+from neuralfuse.evaluation import mean, t_interval
 from neuralfuse.fuse import NeuralFuse
+from neuralfuse.runs import RunInfo
 from neuralfuse.scoring import plain_inputs, transform
 
 SCHEMA = "neuralfuse/choice/1"
@@ -52,7 +53,7 @@ def choose(
     for fuse in fuses.values():
         check_fits(fuse, data.validation.images, first.input_range)
     require(0 <= images <= len(data.validation), f"images must be in 0..{len(data.validation)}: got images={images}.")
-    run, most = Run(), images or len(data.validation)
+    run, most = RunInfo(), images or len(data.validation)
     chosen = data.validation[data.validation.order(data.name, "choosing")[:most]]
     x, labels = plain_inputs(chosen, first.input_range), chosen.labels.cpu()
 
@@ -88,7 +89,7 @@ def choose(
         "best_fuse": best_fuse,
         "gain": mean(gains),
         "gain_ci95": None if interval is None else list(interval),
-        "run": {**run.facts(), "asked": box.asked, "known": box.found},
+        "run": {**run.collect(), "asked": box.asked, "known": box.found},
     }
 
 

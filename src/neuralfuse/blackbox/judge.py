@@ -10,10 +10,11 @@ from torch import Tensor
 from neuralfuse.blackbox.careful import Careful
 from neuralfuse.data import DataSet
 from neuralfuse.errors import ConfigError, require
-from neuralfuse.evaluation import Run, mean, t_interval
+from neuralfuse.evaluation import mean, t_interval
 from neuralfuse.files import fingerprint
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.ranges import InputRange
+from neuralfuse.runs import RunInfo
 from neuralfuse.scoring import plain_inputs, transform
 
 SCHEMA = "neuralfuse/black-box/1"
@@ -50,7 +51,7 @@ def judge(
     if fuse is not None:
         check_fits(fuse, data.test.images, input_range or own)
     require(0 <= images <= len(data.test), f"images must be in 0..{len(data.test)}: got images={images}.")
-    run = Run()
+    run = RunInfo()
     rows = data.test.order(data.name, "black box")[: images or len(data.test)].sort().values
     test = data.test[rows]
     plain = plain_inputs(test, own)
@@ -81,7 +82,7 @@ def judge(
         "rp_ci95": None if fuse is None or interval is None else list(interval),
         "images": len(test),
         "run": {
-            **run.facts(),
+            **run.collect(),
             "asked": box.asked + (0 if nominal is None else nominal.asked),
             "known": box.found + (0 if nominal is None else nominal.found),
             "tried_again": box.tried_again + (0 if nominal is None else nominal.tried_again),

@@ -18,9 +18,10 @@ from neuralfuse.blackbox.judge import check_fits
 from neuralfuse.config import TuningConfig
 from neuralfuse.data import DataSet, Split
 from neuralfuse.errors import AnswerError, require
-from neuralfuse.evaluation import Run, mean, t_interval
+from neuralfuse.evaluation import mean, t_interval
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.quant import Scheme, snap_
+from neuralfuse.runs import RunInfo
 from neuralfuse.scoring import plain_inputs, transform
 from neuralfuse.seeds import generator
 from neuralfuse.train import training_images
@@ -63,7 +64,7 @@ def tune(
         ConfigError: module and images do not fit, or there are fewer images than asked for.
         NeuralFuseError: see `Careful`.
     """
-    tuning, run = tuning or TuningConfig(), Run()
+    tuning, run = tuning or TuningConfig(), RunInfo()
     check_fits(fuse, data.train.images, fuse.input_range)
     learn = training_images(data, images)
     judge = data.validation[data.validation.order(data.name, "black box")[: tuning.judged]]
@@ -105,7 +106,7 @@ def tune(
         "judged": len(judge),
         "history": history,
         "run": {
-            **run.facts(), "asked": box.asked, "known": box.found,
+            **run.collect(), "asked": box.asked, "known": box.found,
             "nominal_asked": 0 if nominal is None else nominal.asked,
         },
     }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from neuralfuse.cli.blackbox import BoxOptions
 from neuralfuse.cli.common import Common, DataOptions, StorageOptions, listeners, open_bases, say
-from neuralfuse.cli.faults import FaultDetails, FaultOptions
+from neuralfuse.cli.faults import FaultOptions
 from neuralfuse.config import EopmConfig, QatConfig, Running
 from neuralfuse.errors import require
 
@@ -18,7 +18,7 @@ _FLAT = Parameter(name="*")
 _COMMON, _DATA, _STORAGE, _QAT = Common(), DataOptions(), StorageOptions(), QatConfig()
 _RUNNING = Running()
 _BOX = BoxOptions()
-_EOPM, _FAULTS, _DETAILS = EopmConfig(), FaultOptions(), FaultDetails()
+_EOPM, _FAULTS = EopmConfig(), FaultOptions()
 
 
 def demo(
@@ -70,6 +70,8 @@ def train_base(
     out: Path,
     qat: Annotated[QatConfig, _FLAT] = _QAT,
     recipe: Literal["short", "paper"] = "short",
+    ber: float | None = None,
+    faults: str = "flip",
     data: Annotated[DataOptions, _FLAT] = _DATA,
     resume: bool = False,
     tensorboard: Path | None = None,
@@ -86,7 +88,12 @@ def train_base(
     out
         Folder for the trained model.
     recipe
-        Defaults of the options below: short, or the paper's 300 epochs.
+        Defaults of the training options: short, or the paper's 300 epochs.
+    ber
+        Train with bit errors at this rate too (RandBET), a fraction in [0, 1]: every step adds the model's loss on a
+        fresh chip.
+    faults
+        The fault model of those errors: a name, or a TOML or JSON file that describes one.
     resume
         Go on from the checkpoint in --out.
     tensorboard
@@ -97,7 +104,8 @@ def train_base(
     device = common.set_up()
     images = data.load(device)
     watch = listeners(f"train-base {base}", tensorboard)
-    record = make_base(base, images, qat, out=out, resume=resume, listeners=watch, device=device)
+    errors = None if ber is None else FaultOptions(ber=ber, faults=faults).model()
+    record = make_base(base, images, qat, faults=errors, out=out, resume=resume, listeners=watch, device=device)
     text = f"{base}: {record['ca']:.2f}% of the test images (floating point {record['ca_float']:.2f}%). Wrote {out}."
     common.show(record, text)
 
@@ -148,7 +156,7 @@ def train(
     generator: str = "convl",
     start: Path | None = None,
     fit: Literal["exact", "pad"] = "exact",
-    details: Annotated[FaultDetails, _FLAT] = _DETAILS,
+    faults: Annotated[FaultOptions, _FLAT] = _FAULTS,
     data: Annotated[DataOptions, _FLAT] = _DATA,
     storage: Annotated[StorageOptions, _FLAT] = _STORAGE,
     running: Annotated[Running, _FLAT] = _RUNNING,
@@ -184,8 +192,7 @@ def train(
     from neuralfuse.pipeline import make_fuse  # noqa: PLC0415
     from neuralfuse.train import Ranks  # noqa: PLC0415
 
-    model = FaultOptions(ber=eopm.ber, faults=eopm.faults, **asdict(details)).model()
-    eopm = replace(eopm, ber=model.ber, faults=model.kind)
+    model = faults.model()
     device = common.set_up()
     bases, images = open_bases(base, data, storage, device, running)
     ranks = Ranks.from_torchrun(device)
@@ -255,8 +262,9 @@ def evaluate(
         Go on from an interrupted evaluation with the same --out.
     """
     from neuralfuse.blackbox import is_box  # noqa: PLC0415
-    from neuralfuse.evaluation import Target  # noqa: PLC0415
-    from neuralfuse.pipeline import measure, summary  # noqa: PLC0415
+    from neuralfuse.evaluation import Target, evaluation_text  # noqa: PLC0415
+    from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
+    from neuralfuse.pipeline import make_evaluation  # noqa: PLC0415
 
     if is_box(base):
         own = (faults, replace(storage, input_range=None), running)
@@ -271,9 +279,10 @@ def evaluate(
     model = faults.model(chips)
     device = common.set_up()
     bases, images = open_bases([base], data, storage, device, running)
-    record = measure(
-        fuse, bases[0], images, model,
+    module = None if fuse is None else NeuralFuse.from_pretrained(fuse).to(device)
+    record = make_evaluation(
+        module, bases[0], images, model,
         chips=None if published_chips else chips, faulty_generator=faulty_generator,
         until=until, target=goal, operating_point=faults.operating_point(model), out=out, resume=resume, say=say,
     )  # fmt: skip
-    common.show(record, summary(record))
+    common.show(record, evaluation_text(record))

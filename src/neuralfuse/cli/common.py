@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from neuralfuse.data import DataSet
     from neuralfuse.memory import Deployed
-    from neuralfuse.nets import BaseModel
+    from neuralfuse.nets import BaseModel, DeployedBase
     from neuralfuse.quant import FloatWords, Scheme
     from neuralfuse.train import Listener
 
@@ -174,7 +174,7 @@ def open_bases(
     storage: StorageOptions,
     device: torch.device,
     running: Running,
-) -> tuple[list[tuple[BaseModel, Deployed]], DataSet]:
+) -> tuple[list[DeployedBase], DataSet]:
     """Open and deploy base models, and load the images that fit them.
 
     Raises:
@@ -182,6 +182,7 @@ def open_bases(
         FileFormatError: a folder is none of a base model.
     """
     from neuralfuse.memory.deployed import check_output  # noqa: PLC0415
+    from neuralfuse.nets import DeployedBase  # noqa: PLC0415
     from neuralfuse.nets.base import check_base  # noqa: PLC0415
     from neuralfuse.nets.store import load_base, load_factory  # noqa: PLC0415
 
@@ -199,7 +200,7 @@ def open_bases(
         check_base(model, classes=len(images.classes), channels=images.channels)
         deployed = storage.deploy(model, device, running)
         check_output(deployed, images.test.images[:2], len(images.classes))
-        bases.append((model, deployed))
+        bases.append(DeployedBase(model, deployed))
     return bases, images
 
 

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FaultDetails:
-    """What a name and a rate leave open about faults.
+class FaultOptions:
+    """Which cells fail.
 
     Attributes:
+        ber: Rate of faulty cells, a fraction in [0, 1].
+        faults: A name (flip, stuck, asymmetric, lines, clusters, synthetic, reference), a TOML or JSON file that
+            describes a fault model, a fault map (NPZ, from `neuralfuse chip import`), or a chip (NPZ, from
+            `neuralfuse chip new`).
         stuck_at_1: Share of the stuck cells that read 1 (0.5 by default).
         voltage: Supply voltage, in the place of --ber; a fault map has its own.
         curve: CSV file with the rate at each voltage (voltage,ber[,energy], and a line "# source: ..."), or the name of
@@ -28,26 +32,13 @@ class FaultDetails:
         offset: Number of the array's word at which the first one lies.
     """
 
+    ber: float | None = None
+    faults: str = "stuck"
     stuck_at_1: float | None = None
     voltage: float | None = None
     curve: str | None = None
     mapping: str | None = None
     offset: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class FaultOptions(FaultDetails):
-    """Which cells fail.
-
-    Attributes:
-        ber: Rate of faulty cells, a fraction in [0, 1].
-        faults: A name (flip, stuck, asymmetric, lines, clusters, synthetic, reference), a TOML or JSON file that
-            describes a fault model, a fault map (NPZ, from `neuralfuse chip import`), or a chip (NPZ, from
-            `neuralfuse chip new`).
-    """
-
-    ber: float | None = None
-    faults: str = "stuck"
 
     def model(self, placements: int = 1) -> FaultModel:
         """Return the fault model; a fault map is laid under the words in ``placements`` places, one a seed."""

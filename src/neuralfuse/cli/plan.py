@@ -87,7 +87,7 @@ def plan(
     from neuralfuse.energy import Counts, Supply  # noqa: PLC0415
     from neuralfuse.evaluation import Target  # noqa: PLC0415
     from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
-    from neuralfuse.plan import Hardware, make_plan, summary  # noqa: PLC0415
+    from neuralfuse.plan import Hardware, make_plan, plan_text  # noqa: PLC0415
 
     device = common.set_up()
     curve = open_curve(hardware.curve, hardware.energy_law)
@@ -109,7 +109,7 @@ def plan(
     if len(others) < len(bases) - 1:
         raise ConfigError("folders of --smaller must have different names: got two of one.")
     if protect is None:
-        protect = tuple(count for count in (2, 4) if count < bases[0][1].memory.layout.bits)
+        protect = tuple(count for count in (2, 4) if count < bases[0].deployed.memory.layout.bits)
     record = make_plan(
         bases[0], modules, images_of,
         faults_at=lambda voltage: replace(options, voltage=voltage).model(), hardware=made, target=goal,
@@ -117,4 +117,4 @@ def plan(
         out=out, resume=resume, say=say,
     )  # fmt: skip
     wrote = "plan.json and plan.png" if record["check"] is None else "plan.json, plan.png and check.json"
-    common.show(record, f"{summary(record)}\n\nWrote {wrote} to {out}.")
+    common.show(record, f"{plan_text(record)}\n\nWrote {wrote} to {out}.")

@@ -12,7 +12,7 @@ from typing import Any
 from neuralfuse.compare.steps import ComparisonStep, GivenBase, ProtectionStep, digest_of
 from neuralfuse.errors import require, unknown_name
 from neuralfuse.evaluation import mean, sample_sd, t_interval
-from neuralfuse.faults import default_curve, fault_model
+from neuralfuse.faults import FaultModel, default_curve, fault_model
 from neuralfuse.methods import Method, needs, parse
 from neuralfuse.methods.trained import Smaller
 from neuralfuse.nets import base_spec, load_base
@@ -119,15 +119,20 @@ class Comparison:
     def protection(self, chain: tuple[Method, ...], faults: str) -> ProtectionStep:
         """Return the step that protects the base model by some methods, one after the other."""
         recipe = self.recipe
-        eopm = replace(recipe.eopm, ber=self.train_rate, faults=faults, seed=self.seed)
+        eopm = replace(recipe.eopm, seed=self.seed)
         pretrain = None if recipe.pretrain is None else replace(recipe.pretrain, seed=self.seed)
-        return ProtectionStep(self.base_step, chain, eopm, pretrain)
+        return ProtectionStep(self.base_step, chain, fault_model(faults, ber=self.train_rate), eopm, pretrain)
 
     @cached_property
     def rows(self) -> list[tuple[str, ComparisonStep]]:
         """Each row: what was asked for, and the step that measures it."""
         return [
-            (text, ComparisonStep(self.protection(chain, faults), faults, rate, self.measured, self.scale.test_images))
+            (
+                text,
+                ComparisonStep(
+                    self.protection(chain, faults), fault_model(faults, ber=rate), self.measured, self.scale.test_images
+                ),
+            )
             for faults in self.faults
             for rate in self.rates
             for text, chain in self.chains.items()
@@ -158,20 +163,20 @@ class Comparison:
     def record(self, workspace: Workspace) -> dict[str, Any]:
         """Return the comparison as it stands: each row with what was measured, None where it was not yet."""
         used, rows = Provenance(workspace), []
-        plain: dict[tuple[str, float], tuple[Any, Any]] = {}  # by faults and rate: no protection
+        plain: dict[FaultModel, tuple[Any, Any]] = {}  # no protection, by the faults
         for text, step in self.rows:
             found = used.record(step.protection), used.record(step)
             if text == NONE:
-                plain[step.faults, step.ber] = found
-            known = [one for one in (*found, *plain[step.faults, step.ber]) if one is not None]
+                plain[step.faults] = found
+            known = [one for one in (*found, *plain[step.faults]) if one is not None]
             rows.append(
                 {
                     "method": text,
                     "needs": needs(step.protection.methods),
                     "stages": [method.to_config() for method in step.protection.methods],
-                    "faults": step.faults,
-                    "ber": step.ber,
-                    "measured": _values(step.ber, *known) if len(known) == 4 else None,
+                    "faults": step.faults.kind,
+                    "ber": step.faults.ber,
+                    "measured": _values(step.faults.ber, *known) if len(known) == 4 else None,
                     "step": step.address,
                 }
             )

@@ -12,23 +12,22 @@ import torch
 from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.data import Split
 from neuralfuse.energy import GENERATOR_LAYERS, count
-from neuralfuse.errors import FileFormatError, require
-from neuralfuse.evaluation import ChipResult, Run
-from neuralfuse.faults import fault_model
-from neuralfuse.files import read_json, write_json
-from neuralfuse.methods import Method, Protected, Setting, identity, measure, seconds
+from neuralfuse.errors import require
+from neuralfuse.evaluation import ChipResult, PartialRecord
+from neuralfuse.faults import FaultModel
+from neuralfuse.methods import Method, Protected, TrainingContext, answer_seconds, identity, measure_protected
 from neuralfuse.methods.calibrated import Calibrated, Tuned
 from neuralfuse.methods.trained import Fused, Given
 from neuralfuse.nets import load_base
+from neuralfuse.runs import RunInfo
 from neuralfuse.steps.scale import FACTS
 from neuralfuse.steps.step import Step, counts
 from neuralfuse.steps.store import file_digest
-from neuralfuse.steps.trainings import BaseStep, ModuleStep, ProgressNote, StartStep
+from neuralfuse.steps.trainings import BaseStep, ModuleStep, ProgressNote, StartStep, training_config
 from neuralfuse.steps.workspace import Workspace
 
 PARTIAL = "evaluation.json"
 _TIMED = 100  # images
-PARTIAL_SCHEMA = "neuralfuse/partial-comparison/1"
 
 
 @dataclass(frozen=True)
@@ -49,14 +48,14 @@ class GivenBase(BaseStep):
 
     def perform(self, workspace: Workspace) -> dict[str, Any]:
         """See `Step`."""
-        run = Run()
+        run = RunInfo()
         for name in ("config.json", "model.safetensors"):
             shutil.copyfile(self.folder / name, workspace.store.folder(self.address) / name)
         copied = digest_of(workspace.store.folder(self.address))
         require(copied == self.digest, f"{self.folder} must stay as it is while it is compared: it was changed.")
         trained = load_base(workspace.store.folder(self.address)).trained
         data = workspace.images(self.images).to_config()
-        return {"config": {**trained.get("config", {}), "data": data}, "run": run.facts()}
+        return {"config": {**trained.get("config", {}), "data": data}, "run": run.collect()}
 
     @property
     def title(self) -> str:
@@ -76,12 +75,14 @@ class ProtectionStep(Step):
     Attributes:
         base: The base model.
         methods: Those before it, then itself.
-        eopm: How a NeuralFuse is trained, with the faults that the methods prepare for.
+        faults: The faults that the methods prepare for.
+        eopm: How a NeuralFuse is trained.
         pretrain: How generators are taught the classes before that; None where they are not.
     """
 
     base: BaseStep
     methods: tuple[Method, ...]
+    faults: FaultModel
     eopm: EopmConfig
     pretrain: QatConfig | None = None
 
@@ -106,7 +107,7 @@ class ProtectionStep(Step):
         last = self.methods[-1]
         if self.before is not None or not isinstance(last, Fused):
             return None
-        return ModuleStep((self.base,), last.generator, last.training(self.eopm), self.start)
+        return ModuleStep((self.base,), last.generator, self.faults, last.training(self.eopm), self.start)
 
     @property
     def needs(self) -> tuple[Step, ...]:
@@ -120,8 +121,8 @@ class ProtectionStep(Step):
             "base": self.base.address,
             "before": None if self.before is None else self.before.address,
             **identity(last),
-            **({"eopm": self.eopm.to_config()} if last.prepares_for == "faults" else {}),
-            **({"ber": self.eopm.ber} if last.prepares_for == "rate" else {}),
+            **({"eopm": training_config(self.eopm, self.faults)} if last.prepares_for == "faults" else {}),
+            **({"ber": self.faults.ber} if last.prepares_for == "rate" else {}),
             **({} if self.start is None else {"start": self.start.address}),
         }
 
@@ -129,24 +130,23 @@ class ProtectionStep(Step):
         """Return the protected model; what its methods train is trained where it is not yet."""
         made = self._plain(workspace) if self.before is None else self.before.protected(workspace)
         store = workspace.store
-        setting = Setting(
+        context = TrainingContext(
             data=workspace.images(self.base.images),
-            faults=fault_model(self.eopm.faults, ber=self.eopm.ber),
+            faults=self.faults,
             eopm=self.eopm,
             starts={} if self.start is None else {self.start.generator: store.folder(self.start.address)},
             folder=store.folder((self.module or self).address),
             device=torch.device(workspace.device),
             listeners=[ProgressNote(store, self.address)],
         )
-        return self.methods[-1].protect(made, setting)
+        return self.methods[-1].protect(made, context)
 
     def _plain(self, workspace: Workspace) -> Protected:
-        model, deployed = self.base.open(workspace)
-        return Protected(model=model, deployed=deployed)
+        return Protected(base=self.base.open(workspace))
 
     def perform(self, workspace: Workspace) -> dict[str, Any]:
         """See `Step`."""
-        run = Run(torch.device(workspace.device))
+        run = RunInfo(torch.device(workspace.device))
         made = self.protected(workspace)
         channels, *size = workspace.images(self.base.images).test.images.shape[1:]
         layers = made.deployed.memory.layers
@@ -156,7 +156,7 @@ class ProtectionStep(Step):
             added = count(made.fuse, channels=channels, image_size=(size[0], size[1]), layers=GENERATOR_LAYERS)
         memory = made.deployed.memory
         images = workspace.images(self.base.images).test.images[:_TIMED]
-        plain, taken = seconds(made, self._plain(workspace), made.deployed.input_range.from_bytes(images))
+        plain, taken = answer_seconds(made, self._plain(workspace), made.deployed.input_range.from_images(images))
         return {
             "parameters": model.parameters,
             "added_parameters": 0 if added is None else added.parameters,
@@ -165,7 +165,7 @@ class ProtectionStep(Step):
             "overhead": memory.readout.overhead(memory.layout),
             "hardened": made.hardened / memory.layout.bits,
             "passes": made.passes,
-            "run": {**run.facts(), "seconds_a_batch": {"images": len(images), "plain": plain, "protected": taken}},
+            "run": {**run.collect(), "seconds_a_batch": {"images": len(images), "plain": plain, "protected": taken}},
         }
 
     @property
@@ -179,7 +179,7 @@ class ProtectionStep(Step):
         """See `Step`."""
         last = self.methods[-1]
         if isinstance(last, Fused):
-            return 0.0 if self.module else ModuleStep((self.base,), last.generator, self.eopm, None).macs
+            return 0.0 if self.module else ModuleStep((self.base,), last.generator, self.faults, self.eopm).macs
         anew = BaseStep(self.base.images, self.base.network, self.base.qat)  # a given one takes none itself
         return 2 * anew.macs if last.first else 0.0
 
@@ -189,8 +189,7 @@ class ComparisonStep(Step):
     """Measure a protected model on unseen chips."""
 
     protection: ProtectionStep
-    faults: str
-    ber: float
+    faults: FaultModel
     chips: int
     test_images: int = 0
 
@@ -210,29 +209,27 @@ class ComparisonStep(Step):
         """See `Step`."""
         return {
             "protection": self.protection.address,
-            "faults": fault_model(self.faults, ber=self.ber).to_config(),
+            "faults": self.faults.to_config(),
             "chips": self.chips,
             "test_images": self.test_images,
         }
 
     def perform(self, workspace: Workspace) -> dict[str, Any]:
         """See `Step`."""
-        run = Run(torch.device(workspace.device))
-        store, path = workspace.store, workspace.store.folder(self.address) / PARTIAL
-        found = _known(path, self.config())
+        run = RunInfo(torch.device(workspace.device))
+        store = workspace.store
+        partial = PartialRecord(store.folder(self.address) / PARTIAL, self.config(), resume=True)
 
         def keep(result: ChipResult) -> None:
-            found.append(result)
-            values = [asdict(one) for one in found]
-            write_json(path, {"schema": PARTIAL_SCHEMA, "config": self.config(), "per_chip": values})
-            store.tell(self.address, done=len(found), total=self.chips, note=f"accuracy {result.pa:.2f}%")
+            done = partial.add(result)
+            store.tell(self.address, done=done, total=self.chips, note=f"accuracy {result.pa:.2f}%")
 
-        nominal, results = measure(
-            self.protection.protected(workspace), self._test_images(workspace), fault_model(self.faults, ber=self.ber),
-            self.chips, known={one.seed: one for one in found}, report=keep,
+        nominal, results = measure_protected(
+            self.protection.protected(workspace), self._test_images(workspace), self.faults, self.chips,
+            prior=partial.prior(ChipResult), report=keep,
         )  # fmt: skip
         chips = {name: [getattr(one, name) for one in results] for name in ("seed", "pa", "changed_bits")}
-        return {"ca": nominal, "per_chip": chips, "run": run.facts()}
+        return {"ca": nominal, "per_chip": chips, "run": run.collect()}
 
     def _test_images(self, workspace: Workspace) -> Split:
         """Return test images in an order that mixes the classes, the same for ever: some methods look at batches."""
@@ -243,7 +240,7 @@ class ComparisonStep(Step):
     @property
     def title(self) -> str:
         """See `Step`."""
-        return f"{self.protection.title.replace('protect', 'measure', 1)}, {self.ber:.4g} {self.faults}"
+        return f"{self.protection.title.replace('protect', 'measure', 1)}, {self.faults.ber:.4g} {self.faults.kind}"
 
     @property
     def macs(self) -> float:
@@ -261,7 +258,7 @@ class ComparisonStep(Step):
             if isinstance(one, (Fused, Given)):
                 generator = one.generator
             elif isinstance(one, Calibrated):
-                macs += ModuleStep((base,), generator, one.training(self.protection.eopm), None).macs
+                macs += ModuleStep((base,), generator, self.protection.faults, one.training(self.protection.eopm)).macs
             elif isinstance(one, Tuned):
                 macs += one.queries * (counts(generator, images).macs + 2 * counts(base.network, images).macs)
         return macs
@@ -270,13 +267,3 @@ class ComparisonStep(Step):
 def digest_of(folder: Path) -> str:
     """Return a digest of a trained base model's files."""
     return "-".join(str(file_digest(folder / name)) for name in ("config.json", "model.safetensors"))
-
-
-def _known(path: Path, config: dict[str, Any]) -> list[ChipResult]:
-    """Return what an interrupted run had measured."""
-    if not path.exists():
-        return []
-    kept = read_json(path, PARTIAL_SCHEMA)
-    if kept["config"] != config:
-        raise FileFormatError(f"{path} must belong to this very comparison: it is of another.")
-    return [ChipResult(**one) for one in kept["per_chip"]]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neuralfuse.errors import require, unknown_name
+from neuralfuse.ranges import InputRange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,21 @@ class Augment:
         require(0 < self.area <= 1, f"area must be in (0, 1]: got area={self.area}.")
         require(0 < self.scale[0] <= self.scale[1], f"scale must be a positive (low, high): got scale={self.scale}.")
 
+    def inputs(self, images: Tensor, input_range: InputRange, draw: torch.Generator) -> Tensor:
+        """Return changed images as model inputs, float32 (N, C, H, W).
+
+        Args:
+            images: uint8 pixels, or floats in the model's own input space, (N, C, H, W).
+            input_range: The model's.
+            draw: On the images' device.
+        """
+        if images.is_floating_point():
+            return images if self == Augment() else input_range.from_pixels(self(input_range.to_pixels(images), draw))
+        return input_range.from_pixels(self(images, draw))
+
     def __call__(self, images: Tensor, draw: torch.Generator) -> Tensor:
-        """Return changed pixels in [0, 1], float32, for uint8 images (N, C, H, W); ``draw`` lies on their device."""
-        pixels = images.float().div_(255.0)
+        """Return changed pixels in [0, 1], float32 (N, C, H, W), for uint8 images or such pixels, on their device."""
+        pixels = images if images.is_floating_point() else images.float().div_(255.0)
         if self.translate > 0 or self.scale != (1.0, 1.0):
             pixels = self._affine(pixels, draw)
         if self.area < 1:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from neuralfuse.errors import DataError, ShapeError, require
 from neuralfuse.files import fingerprint
@@ -18,7 +19,7 @@ class Split:
     """Images and labels that belong together.
 
     Attributes:
-        images: uint8 (N, C, H, W).
+        images: (N, C, H, W): uint8 pixels, or float32 in the model's own input space.
         labels: int64 (N,).
         groups: int64 (N,) or None: images of one group (frames of one film, say) must not be torn apart.
     """
@@ -28,14 +29,42 @@ class Split:
     groups: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.images.dim() != 4 or self.images.dtype != torch.uint8:
-            raise ShapeError(f"images must be uint8 (N, C, H, W): got {self.images.dtype} {tuple(self.images.shape)}.")
+        if self.images.dim() != 4 or self.images.dtype not in (torch.uint8, torch.float32):
+            raise ShapeError(
+                "images must be uint8 pixels or float32 model inputs (N, C, H, W): got "
+                f"{self.images.dtype} {tuple(self.images.shape)}."
+            )
         if self.labels.shape != self.images.shape[:1]:
             raise ShapeError(
                 f"there must be one label an image: got {tuple(self.labels.shape)} for {len(self.images)} images."
             )
         if len(self.images) == 0:
             raise DataError("a split must hold at least one image: got none.")
+
+    @staticmethod
+    def of(source: SplitLike) -> Split:
+        """Return images and labels from wherever they are as a split.
+
+        Args:
+            source: A split, a pair (images, labels) of tensors, or a DataLoader that yields such pairs. A DataLoader
+                is read once, in its order. Images are uint8 pixels, or floats in the model's own input space.
+        Raises:
+            DataError: the source is none of these, or yields something else.
+        """
+        if isinstance(source, Split):
+            return source
+        if isinstance(source, DataLoader):
+            with torch.random.fork_rng(devices=[]):  # a loader draws from the global generator
+                pairs = [_pair(batch, "a DataLoader must yield") for batch in source]
+            if not pairs:
+                raise DataError("a DataLoader must yield at least one batch: got none.")
+        else:
+            pairs = [_pair(source, "images must be a Split, a DataLoader, or")]
+        kinds = {(images.dtype, images.shape[1:]) for images, _ in pairs}
+        if len(kinds) > 1:
+            raise DataError(f"all batches of a DataLoader must have images of one type and size: got {len(kinds)}.")
+        images, labels = zip(*pairs, strict=True)
+        return Split(torch.cat(images), torch.cat(labels))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -53,9 +82,39 @@ class Split:
         return Split(self.images.to(device), self.labels.to(device), groups)
 
 
+SplitLike = Split | tuple[Tensor, Tensor] | DataLoader[Any]
+
+
+def _pair(batch: object, wanted: str) -> tuple[Tensor, Tensor]:
+    """Return a pair of images (uint8 or float32) and labels (int64); raise a `DataError` for anything else."""
+    pair = tuple(batch) if isinstance(batch, list | tuple) else ()
+    if len(pair) == 2 and all(isinstance(one, Tensor) for one in pair):
+        images, labels = pair
+        whole = not (labels.is_floating_point() or labels.is_complex()) and labels.dtype != torch.bool
+        if images.dim() == 4 and labels.shape == images.shape[:1] and whole:
+            if images.dtype == torch.uint8:
+                return images, labels.long()
+            if images.is_floating_point():
+                return images.float(), labels.long()
+    raise DataError(
+        f"{wanted} pairs (images, labels) of tensors, uint8 or float (N, C, H, W) and whole numbers (N,): got "
+        f"{_described(batch)}."
+    )
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {value.dtype} {tuple(value.shape)}"
+    if isinstance(value, list | tuple):
+        return f"({', '.join(_described(one) for one in value)})"
+    return f"a {type(value).__name__}"
+
+
 @dataclass(frozen=True)
 class DataSet:
     """A data set split for honest work: train on one part, choose by the second, report on the third.
+
+    Each part may be given as whatever `Split.of` takes.
 
     Attributes:
         name: ``digits``, ``gtsrb``, ...
@@ -72,6 +131,10 @@ class DataSet:
     validation: Split
     test: Split
     files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for part in ("train", "validation", "test"):
+            object.__setattr__(self, part, Split.of(getattr(self, part)))
 
     @property
     def channels(self) -> int:

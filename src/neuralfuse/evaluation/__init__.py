@@ -1,7 +1,8 @@
 """Chips -> raw per-chip accuracies -> means, intervals and records."""
 
+from neuralfuse.evaluation.chips import PartialRecord, measure_chips
 from neuralfuse.evaluation.measure import ChipResult, Evaluation, evaluate
-from neuralfuse.evaluation.record import EVALUATION_SCHEMA, Run, evaluation_record
+from neuralfuse.evaluation.record import EVALUATION_SCHEMA, evaluation_record
 from neuralfuse.evaluation.stats import (
     chips_for_share,
     mean,
@@ -12,18 +13,21 @@ from neuralfuse.evaluation.stats import (
     t_quantile,
 )
 from neuralfuse.evaluation.target import Target
+from neuralfuse.evaluation.text import evaluation_text
 
 __all__ = [
     "EVALUATION_SCHEMA",
     "ChipResult",
     "Evaluation",
-    "Run",
+    "PartialRecord",
     "Target",
     "chips_for_share",
     "evaluate",
     "evaluation_record",
+    "evaluation_text",
     "mean",
     "mean_at_least",
+    "measure_chips",
     "sample_sd",
     "share_at_least",
     "t_interval",

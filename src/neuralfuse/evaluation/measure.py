@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
-from neuralfuse.data import Split
+from neuralfuse.data import Split, SplitLike
 from neuralfuse.errors import require
+from neuralfuse.evaluation.chips import measure_chips
 from neuralfuse.evaluation.stats import mean, sample_sd, t_interval
-from neuralfuse.faults import Chip, Measured
+from neuralfuse.evaluation.text import result_lines
+from neuralfuse.faults import Chip, FaultModel, Measured
 from neuralfuse.fuse import check_same_range
 from neuralfuse.memory import Deployed, side_by_side
 from neuralfuse.scoring import accuracy, plain_inputs, transform
 
-_FEWEST = 5  # chips before an interval is believed
+_FEWEST = 5  # chips before an interval is trusted
 
 
 @dataclass(frozen=True)
 class ChipResult:
-    """One chip: accuracies in percent; ``pa_nf`` is None where no NeuralFuse was asked for.
+    """One chip: accuracies in percent; ``pa_nf`` is None without a NeuralFuse.
 
     ``not_finite`` counts the weights that read as infinity or NaN, as floating-point words may.
     """
@@ -36,19 +38,21 @@ class ChipResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured; accuracies in percent, recovery in percentage points.
+    """What was measured. Accuracies are in percent, recovery is in percentage points. ``print`` shows a table.
 
     Attributes:
         ca_float: Accuracy of the model before quantization.
         ca: Accuracy of the base model, without bit errors.
         ca_nf: The same behind NeuralFuse; None without one.
         per_chip: The raw values.
+        faults: The fault model of the chips; None if unknown.
     """
 
     ca_float: float
     ca: float
     ca_nf: float | None
     per_chip: tuple[ChipResult, ...]
+    faults: FaultModel | None = None
 
     @property
     def pa(self) -> float:
@@ -85,6 +89,31 @@ class Evaluation:
         """Mean share of the stored bits that a chip changes."""
         return mean([chip.changed_bits for chip in self.per_chip])
 
+    def values(self) -> dict[str, Any]:
+        """Return all means, spreads and intervals by the names that records use."""
+        interval = self.rp_ci95
+        return {
+            "changed_bits": self.changed_bits,
+            "chips": len(self.per_chip),
+            "ca_float": self.ca_float,
+            "ca": self.ca,
+            "pa": self.pa,
+            "pa_sd": self.pa_sd,
+            "ca_nf": self.ca_nf,
+            "pa_nf": self.pa_nf,
+            "pa_nf_sd": self.pa_nf_sd,
+            "rp": self.rp,
+            "rp_ci95": None if interval is None else list(interval),
+        }
+
+    def __str__(self) -> str:
+        """Return a table of the means, their spread over chips, and the recovery with its interval."""
+        values = self.values()
+        rate = "" if self.faults is None else f"{100 * self.faults.ber:.4g}% faulty ({self.faults.kind}); "
+        chips = f"{values['chips']} chip{'s' * (values['chips'] > 1)}"
+        first = f"{rate}{values['changed_bits']:.3%} of the stored bits changed; {chips}"
+        return "\n".join([first, *result_lines(values)])
+
     @property
     def _with_nf(self) -> list[float]:
         return [chip.pa_nf for chip in self.per_chip if chip.pa_nf is not None]
@@ -95,8 +124,11 @@ class Evaluation:
 
 
 def generator_chip(chip: Chip, base: Deployed) -> Chip:
-    """Return where the weights of G lie, where they are faulty too: behind the base model's on a fault map, and on
-    other cells of the same kind else."""
+    """Return the chip of the generator's own weights, where they are faulty too.
+
+    On a fault map, the generator's weights lie behind the base model's. Otherwise they get a chip of their own, with
+    faults of the same kind.
+    """
     faults = chip.faults
     if isinstance(faults, Measured) and not faults.random_offset:
         offset = faults.mapping.offset + base.memory.layout.words
@@ -106,11 +138,11 @@ def generator_chip(chip: Chip, base: Deployed) -> Chip:
 
 def evaluate(
     base: Deployed,
-    split: Split,
+    images: SplitLike,
     chips: Sequence[Chip],
     *,
     fuse: nn.Module | None = None,
-    known: Mapping[int, ChipResult] | None = None,
+    prior: Mapping[int, ChipResult] | None = None,
     plain: Evaluation | None = None,
     report: Callable[[ChipResult], None] | None = None,
     until: float | None = None,
@@ -119,57 +151,54 @@ def evaluate(
 
     Args:
         base: The deployed model.
-        split: Test images.
-        chips: Chips unseen in training, for instance `evaluation_chips`.
+        images: Test images with labels: a `Split`, a pair of tensors, or a DataLoader; see `Split.of`.
+        chips: Chips unseen in training, for instance ``faults.chips(30)``.
         fuse: A trained NeuralFuse (or any module on the model's inputs), on the same device, in eval mode. A deployed
-            one (`deploy(fuse)`) has faulty weights too: each chip's other memory, see `generator_chip`.
-        known: Results by chip seed from an interrupted run of the very same evaluation; not measured again.
-        plain: The same evaluation without NeuralFuse; its CA and the PA of its chips are not measured again.
+            one (`deploy(fuse)`) has faulty weights too, in a memory of its own; see `generator_chip`.
+        prior: Results by chip seed from an interrupted run of the very same evaluation. Those chips are not measured
+            again.
+        plain: The same evaluation without NeuralFuse. Its CA and the PA of its chips are not measured again.
         report: Called after each newly measured chip, in their order.
-        until: Stop once the 95% interval of PA(NF), of PA without a NeuralFuse, is at most this many points wide, after
-            five chips at the earliest. Stopping at a look makes intervals a little too narrow.
+        until: Stop once the 95% interval of PA(NF), or of PA without a NeuralFuse, is at most this many points wide,
+            after five chips at the earliest. Stopping at a look makes intervals a little too narrow.
     Raises:
-        ConfigError: ``fuse`` is in training mode, or made for inputs of another kind.
+        ConfigError: ``fuse`` is in training mode, or made for another input range.
+        DataError: ``images`` are no images with labels.
     """
     require(len(chips) >= 1, "there must be at least one chip: got none.")
     require(until is None or until > 0, f"until must be positive: got until={until}.")
     if fuse is not None:
         require(not fuse.training, "NeuralFuse must be in eval mode to be evaluated: call fuse.eval() first.")
         check_same_range(fuse, base)
-    images, labels = plain_inputs(split, base.input_range), split.labels
-    clean = None if fuse is None else transform(fuse, images)
+    split = Split.of(images)
+    inputs, labels = plain_inputs(split, base.input_range), split.labels
+    fused = None if fuse is None else transform(fuse, inputs)
     before = {} if plain is None else {chip.seed: chip for chip in plain.per_chip}
 
     def one(chip: Chip) -> ChipResult:
-        if known is not None and chip.seed in known:
-            return known[chip.seed]
         model = base.perturbed(chip)
         result = before.get(chip.seed)
         if result is None:
-            pa = accuracy(model, images, labels)
+            pa = accuracy(model.from_first_read(), inputs, labels)
             result = ChipResult(chip.seed, pa, None, model.changed_bits, model.reading.not_finite)
-            model.reads = 0  # transient errors, too, are the same with and without NeuralFuse
-        fused = transform(fuse.perturbed(generator_chip(chip, base)), images) if isinstance(fuse, Deployed) else clean
-        return result if fused is None else replace(result, pa_nf=accuracy(model, fused, labels))
+        x = transform(fuse.perturbed(generator_chip(chip, base)), inputs) if isinstance(fuse, Deployed) else fused
+        # Transient errors, too, are the same with and without NeuralFuse.
+        return result if x is None else replace(result, pa_nf=accuracy(model.from_first_read(), x, labels))
 
-    results: list[ChipResult] = []
-    at_once = min(model.at_once(images[:1]) for model in (base, fuse) if isinstance(model, Deployed))
-    with closing(side_by_side(one, chips, at_once)) as measured:
-        for result in measured:
-            results.append(result)
-            if report is not None and (known is None or result.seed not in known):
-                report(result)
-            if until is not None and len(results) >= _FEWEST and _width(results) <= until:
-                break
+    at_once = min(model.at_once(inputs[:1]) for model in (base, fuse) if isinstance(model, Deployed))
+    results = measure_chips(
+        one, chips, at_once=at_once, prior=prior, report=report,
+        is_enough=lambda results: until is not None and len(results) >= _FEWEST and _width(results) <= until,
+    )  # fmt: skip
     without_errors: list[tuple[Callable[[Tensor], Tensor], Tensor]] = []
     if plain is None:
-        without_errors = [(base.unquantized, images), (base, images)]
-    if clean is not None:
-        without_errors.append((base, clean))
+        without_errors = [(base.unquantized, inputs), (base, inputs)]
+    if fused is not None:
+        without_errors.append((base, fused))
     clean_accuracies = list(side_by_side(lambda pair: accuracy(*pair, labels), without_errors, at_once))
-    ca_nf = None if clean is None else clean_accuracies.pop()
+    ca_nf = None if fused is None else clean_accuracies.pop()
     ca_float, ca = clean_accuracies if plain is None else (plain.ca_float, plain.ca)
-    return Evaluation(ca_float, ca, ca_nf, tuple(results))
+    return Evaluation(ca_float, ca, ca_nf, tuple(results), chips[0].faults)
 
 
 def _width(results: Sequence[ChipResult]) -> float:

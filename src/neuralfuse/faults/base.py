@@ -103,6 +103,10 @@ class FaultModel(abc.ABC):
         own = {field.name: _plain(getattr(self, field.name)) for field in fields(self) if field.init}
         return {"kind": self.kind, **own}
 
+    def short_config(self) -> dict[str, Any]:
+        """Return the model's rate and name, as records keep them among the options of a training."""
+        return {"ber": self.ber, "faults": self.kind}
+
 
 @dataclass(frozen=True)
 class Chip:

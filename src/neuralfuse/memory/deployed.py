@@ -18,9 +18,9 @@ from neuralfuse.errors import ConfigError
 from neuralfuse.faults import Chip
 from neuralfuse.files import fingerprint
 from neuralfuse.memory.activations import ActivationMemory, Activations
+from neuralfuse.memory.executor import Executor
 from neuralfuse.memory.floats import FloatWeights, Patch
 from neuralfuse.memory.readout import Plain, Readout
-from neuralfuse.memory.executor import Executor
 from neuralfuse.memory.weights import Reading, WeightMemory
 from neuralfuse.quant import DEFAULT_ADAPTERS, DEFAULT_LAYERS, Adapter, FloatWords, Layers, Scheme
 from neuralfuse.ranges import InputRange
@@ -220,12 +220,12 @@ class Deployed(nn.Module):
 
 
 def check_output(base: Deployed, images: Tensor, classes: int) -> None:
-    """Run a model on some images (uint8) and raise a `ConfigError` unless it gives one logit for each class."""
+    """Run a model on some images and raise a `ConfigError` unless it gives one logit for each class."""
     base.input_range.check_channels(images.shape[1])
     sizes = f"images of {images.shape[1]} channels and {images.shape[2]}x{images.shape[3]} pixels"
     try:
         with torch.inference_mode():
-            shape = tuple(base(base.input_range.from_bytes(images)).shape)
+            shape = tuple(base(base.input_range.from_images(images)).shape)
     except Exception as error:  # the model is the user's, and may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"the base model must take {sizes}: {reason}") from error

@@ -3,8 +3,8 @@
 A new method subclasses `Method`: a dataclass with a name, what access it needs, and `protect`.
 """
 
-from neuralfuse.methods.base import Access, Method, Preparation, Protected, Setting
-from neuralfuse.methods.measure import measure, seconds
+from neuralfuse.methods.base import Access, Method, Preparation, Protected, TrainingContext
+from neuralfuse.methods.measuring import answer_seconds, measure_protected
 from neuralfuse.methods.registry import METHODS, identity, needs, parse
 
 __all__ = [
@@ -13,10 +13,10 @@ __all__ = [
     "Method",
     "Preparation",
     "Protected",
-    "Setting",
+    "TrainingContext",
+    "answer_seconds",
     "identity",
-    "measure",
+    "measure_protected",
     "needs",
     "parse",
-    "seconds",
 ]

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from neuralfuse.memory import Deployed
-from neuralfuse.methods.base import Access, Method, Preparation, Protected, Setting, calibration_inputs, check_option
+from neuralfuse.methods.base import (
+    Access,
+    Method,
+    Preparation,
+    Protected,
+    TrainingContext,
+    calibration_inputs,
+    check_option,
+)
 
 
 @dataclass(frozen=True)
@@ -36,9 +44,9 @@ class ClippedActivations(Method):
     def __post_init__(self) -> None:
         check_option("images", self.images, 1)
 
-    def protect(self, made: Protected, setting: Setting) -> Protected:
+    def protect(self, made: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        ranges = activation_ranges(made.deployed, calibration_inputs(made, setting, self.images))
+        ranges = activation_ranges(made.deployed, calibration_inputs(made, context, self.images))
         module = copy.deepcopy(made.model.module)
         for name, (low, high) in ranges.items():
             module.get_submodule(name).register_forward_hook(_Clip(low, high))

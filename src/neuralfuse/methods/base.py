@@ -17,7 +17,7 @@ from neuralfuse.data import DataSet
 from neuralfuse.errors import require
 from neuralfuse.faults import BitRates, FaultModel
 from neuralfuse.memory import Deployed, Perturbed, Readout, deploy
-from neuralfuse.nets import BaseModel
+from neuralfuse.nets import BaseModel, DeployedBase
 from neuralfuse.scoring import transform
 from neuralfuse.train import Listener
 
@@ -29,18 +29,18 @@ Answer = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """Where a method works: what it may learn from, and where it keeps what it has learned.
+class TrainingContext:
+    """What a method may learn from, and where it keeps what it has learned.
 
     Attributes:
-        data: Images; methods train on the training images and calibrate on the validation images, never on the test
+        data: Images. Methods train on the training images and calibrate on the validation images, never on the test
             images.
         faults: The faults to prepare for.
-        eopm: How a NeuralFuse is trained, but for the faults.
+        eopm: How a NeuralFuse is trained.
         starts: Folders of generators that know the classes, by name, for a NeuralFuse to start from.
-        folder: For what is trained; what an interrupted run left there is gone on from.
+        folder: For what is trained. A training that an interrupted run left there is continued.
         device: Where to compute.
-        listeners: Who to tell of a training's steps.
+        listeners: Told of a training's steps.
     """
 
     data: DataSet
@@ -57,26 +57,34 @@ class Protected:
     """A model in its memory, with all that protects it.
 
     Attributes:
-        model: The base model, as a method left it.
-        deployed: The same in its memory.
-        fuse: What its inputs pass through first; None for nothing.
-        fitted: What each chip makes of ``fuse`` once, for itself alone, from its perturbed model and the model in the
-            memory; None for nothing.
-        prepared: What each chip makes of its perturbed model once, before it answers; None for nothing. Called on
-            several threads.
-        changes: What is put around whatever answers on a chip, the innermost first.
+        base: The base model in its memory, as a method left it.
+        fuse: The transform of the model's inputs; None for none.
+        fitted: Makes a chip's own ``fuse``, once, from its perturbed model and the model in the memory; None where all
+            chips share one.
+        prepared: Makes what answers on a chip, once, from its perturbed model; None where that answers itself. Called
+            on several threads.
+        changes: Wrappers around what answers on a chip, the innermost first.
         hardened: Most significant bits of every word whose cells do not fail.
         passes: How often the model runs for one image.
     """
 
-    model: BaseModel
-    deployed: Deployed
+    base: DeployedBase
     fuse: nn.Module | None = None
     fitted: Callable[[Perturbed, Deployed], nn.Module] | None = None
     prepared: Callable[[Perturbed], Answer] | None = None
     changes: tuple[Callable[[Answer], Answer], ...] = ()
     hardened: int = 0
     passes: int = 1
+
+    @property
+    def model(self) -> BaseModel:
+        """The base model."""
+        return self.base.model
+
+    @property
+    def deployed(self) -> Deployed:
+        """The base model on stored weights."""
+        return self.base.deployed
 
     def holding(self, module: nn.Module, *, readout: Readout | None = None, **running: Any) -> Protected:
         """Return the same with another module, or another readout, in the memory.
@@ -92,7 +100,7 @@ class Protected:
             module, scheme=old.memory.scheme, layers=old.memory.layers, input_range=old.input_range,
             readout=readout or old.memory.readout, activations=old.activations, running=replace(old.running, **running),
         )  # fmt: skip
-        return replace(self, model=replace(self.model, module=module), deployed=deployed)
+        return replace(self, base=DeployedBase(replace(self.model, module=module), deployed))
 
     def answer(self, perturbed: Perturbed) -> Answer:
         """Return what answers on a chip, inputs of the model -> logits."""
@@ -132,10 +140,10 @@ class Method(ABC):
     first: ClassVar[bool] = False
 
     @abstractmethod
-    def protect(self, made: Protected, setting: Setting) -> Protected:
+    def protect(self, made: Protected, context: TrainingContext) -> Protected:
         """Return the model with this protection added to what protects it already.
 
-        Whatever is trained lies in ``setting.folder``; the same call again must find it there.
+        Whatever is trained lies in ``context.folder``; the same call again must find it there.
         """
 
     @property
@@ -161,16 +169,16 @@ class NoProtection(Method):
     needs: ClassVar[tuple[Access, ...]] = ()
     prepares_for: ClassVar[Preparation] = "nothing"
 
-    def protect(self, made: Protected, setting: Setting) -> Protected:
+    def protect(self, made: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
         return made
 
 
-def calibration_inputs(made: Protected, setting: Setting, count: int) -> Tensor:
+def calibration_inputs(made: Protected, context: TrainingContext, count: int) -> Tensor:
     """Return what the model sees of the first validation images of an order that is the same for ever."""
-    data = setting.data
+    data = context.data
     images = data.validation.images[data.validation.order(data.name, "calibration images")[:count]]
-    inputs = made.deployed.input_range.from_bytes(images)
+    inputs = made.deployed.input_range.from_images(images)
     return inputs if made.fuse is None else transform(made.fuse, inputs)
 
 

@@ -19,7 +19,7 @@ from neuralfuse.errors import ConfigError, require
 from neuralfuse.faults import OneChip
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import Deployed, Perturbed
-from neuralfuse.methods.base import Access, Answer, Method, Protected, Setting, check_option
+from neuralfuse.methods.base import Access, Answer, Method, Protected, TrainingContext, check_option
 from neuralfuse.train import train_fuse, training_images
 
 
@@ -36,7 +36,7 @@ class Fitted(Method):
     def __post_init__(self) -> None:
         check_option("images", self.images, 0)
 
-    def protect(self, made: Protected, setting: Setting) -> Protected:
+    def protect(self, made: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
         fuse, name = made.fuse, self.name
         if not isinstance(fuse, NeuralFuse):
@@ -45,22 +45,22 @@ class Fitted(Method):
         require(
             made.fitted is None, f"a NeuralFuse must be fitted to a chip once: {name} came after another that does."
         )
-        training_images(setting.data, self.images)
+        training_images(context.data, self.images)
 
         def fitted(chip: Perturbed, deployed: Deployed) -> NeuralFuse:
-            return self.fit(fuse, chip, deployed, setting)
+            return self.fit(fuse, chip, deployed, context)
 
         return replace(made, fitted=fitted)
 
     @abstractmethod
-    def fit(self, fuse: NeuralFuse, chip: Perturbed, deployed: Deployed, setting: Setting) -> NeuralFuse:
+    def fit(self, fuse: NeuralFuse, chip: Perturbed, deployed: Deployed, context: TrainingContext) -> NeuralFuse:
         """Return the module for one chip; ``fuse``, the one for all, stays as it is.
 
         Args:
             fuse: In eval mode.
             chip: The model on the chip.
             deployed: The model in its memory, without faults.
-            setting: What may be learned from.
+            context: What may be learned from.
         """
 
 
@@ -89,11 +89,10 @@ class Calibrated(Fitted):
         check_option("batch", self.batch, 2)
         check_option("lr", self.lr, 1e-9, 1.0)
 
-    def fit(self, fuse: NeuralFuse, chip: Perturbed, deployed: Deployed, setting: Setting) -> NeuralFuse:
+    def fit(self, fuse: NeuralFuse, chip: Perturbed, deployed: Deployed, context: TrainingContext) -> NeuralFuse:
         """See `Fitted`."""
         own, faults = copy.deepcopy(fuse), OneChip(faults=chip.chip.faults, seed=chip.chip.seed)
-        config = replace(self.training(setting.eopm), ber=faults.ber)
-        train_fuse(own, deployed, setting.data, config, faults=faults)
+        train_fuse(own, deployed, context.data, self.training(context.eopm), faults=faults)
         return own
 
     def training(self, eopm: EopmConfig) -> EopmConfig:
@@ -132,12 +131,12 @@ class Tuned(Fitted):
         usual = {name: value for name, value in asdict(self.tuning()).items() if name != "seed"}
         return {**super().to_config(), **usual}
 
-    def fit(self, fuse: NeuralFuse, chip: Perturbed, deployed: Deployed, setting: Setting) -> NeuralFuse:
+    def fit(self, fuse: NeuralFuse, chip: Perturbed, deployed: Deployed, context: TrainingContext) -> NeuralFuse:
         """See `Fitted`."""
         with ExitStack() as stack:
-            faulty, clean = (stack.enter_context(_box(model, fuse, setting.data)) for model in (chip, deployed))
+            faulty, clean = (stack.enter_context(_box(model, fuse, context.data)) for model in (chip, deployed))
             made, _ = tune(
-                fuse, faulty, setting.data, self.tuning(setting.eopm.seed), images=self.images, nominal=clean
+                fuse, faulty, context.data, self.tuning(context.eopm.seed), images=self.images, nominal=clean
             )
         return made
 

@@ -19,7 +19,7 @@ from neuralfuse.methods.base import (
     Method,
     Preparation,
     Protected,
-    Setting,
+    TrainingContext,
     calibration_inputs,
     check_option,
 )
@@ -45,7 +45,7 @@ class BatchStatistics(Method):
     def __post_init__(self) -> None:
         check_option("batch", self.batch, 2, BATCH)
 
-    def protect(self, made: Protected, setting: Setting) -> Protected:
+    def protect(self, made: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
         require(
             made.fitted is None, "batch-statistics must come before what fits a NeuralFuse to a chip, or without it."
@@ -81,7 +81,7 @@ class Reestimated(Method):
         check_option("images", self.images, 2)
         check_option("batch", self.batch, 2)
 
-    def protect(self, made: Protected, setting: Setting) -> Protected:
+    def protect(self, made: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
         require(
             made.prepared is None and made.fitted is None,
@@ -89,7 +89,7 @@ class Reestimated(Method):
         )
         tracked = all(norm.running_mean is not None for norm in _norms(made.model.module))
         require(tracked, "the model must have running statistics to be estimated anew: a method before took them away.")
-        inputs = calibration_inputs(made, setting, self.images)
+        inputs = calibration_inputs(made, context, self.images)
 
         def prepared(chip: Perturbed) -> Answer:
             module = estimate_statistics(chip.module(), inputs, self.batch)

@@ -10,7 +10,7 @@ import torch
 
 from neuralfuse.errors import require
 from neuralfuse.memory import ZeroFaultyWords
-from neuralfuse.methods.base import Access, Method, Preparation, Protected, Setting, check_option
+from neuralfuse.methods.base import Access, Method, Preparation, Protected, TrainingContext, check_option
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ClippedQuantization(Method):
     def __post_init__(self) -> None:
         check_option("keep", self.keep, 0, 1)
 
-    def protect(self, made: Protected, setting: Setting) -> Protected:
+    def protect(self, made: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
         module = copy.deepcopy(made.model.module)
         with torch.no_grad():
@@ -58,7 +58,7 @@ class ProtectedBits(Method):
     def __post_init__(self) -> None:
         check_option("bits", self.bits, 0, 16)
 
-    def protect(self, made: Protected, setting: Setting) -> Protected:
+    def protect(self, made: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
         width = made.deployed.memory.layout.bits
         require(0 <= self.bits <= width, f"protected bits must be in 0..{width}: got {self.bits}.")
@@ -73,6 +73,6 @@ class ZeroedWords(Method):
     needs: ClassVar[tuple[Access, ...]] = ("memory", "fault map")
     prepares_for: ClassVar[Preparation] = "nothing"
 
-    def protect(self, made: Protected, setting: Setting) -> Protected:
+    def protect(self, made: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
         return made.holding(made.model.module, readout=ZeroFaultyWords())

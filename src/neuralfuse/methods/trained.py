@@ -14,10 +14,10 @@ import torch
 from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.energy import count
 from neuralfuse.errors import require, unknown_name
-from neuralfuse.faults import FaultModel, default_curve
+from neuralfuse.faults import FaultModel, default_curve, from_config
 from neuralfuse.fuse import NeuralFuse, check_same_range
-from neuralfuse.methods.base import Access, Method, Preparation, Protected, Setting, check_option
-from neuralfuse.nets import BASE_MODELS, GENERATORS, BaseModel, base_spec, load_base
+from neuralfuse.methods.base import Access, Method, Preparation, Protected, TrainingContext, check_option
+from neuralfuse.nets import BASE_MODELS, GENERATORS, BaseModel, DeployedBase, base_spec, load_base
 from neuralfuse.pipeline import make_base, make_fuse
 
 
@@ -29,27 +29,38 @@ class Retrained(Method):
     first: ClassVar[bool] = True
 
     @abstractmethod
-    def changes(self, setting: Setting) -> dict[str, Any]:
-        """Return the fields of `QatConfig` that differ."""
+    def changes(self) -> dict[str, Any]:
+        """Return the fields of `QatConfig` that differ from the base model's recipe."""
 
-    def protect(self, made: Protected, setting: Setting) -> Protected:
+    def errors(self, context: TrainingContext) -> FaultModel | None:
+        """Return the bit errors to train with; None for those of the base model's recipe, if it had any."""
+        return None
+
+    def protect(self, made: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        return trained_anew(made, setting, made.model.name, replace(recipe_of(made.model), **self.changes(setting)))
+        recipe, errors = recipe_of(made.model)
+        return trained_anew(
+            made, context, made.model.name, replace(recipe, **self.changes()), self.errors(context) or errors
+        )
 
 
-def trained_anew(made: Protected, setting: Setting, name: str, recipe: QatConfig) -> Protected:
-    """Return the same with a network of the registry that is trained, unless it lies in the folder already."""
-    folder = setting.folder
+def trained_anew(
+    made: Protected, context: TrainingContext, name: str, recipe: QatConfig, errors: FaultModel | None
+) -> Protected:
+    """Return the same with a trained network of the registry. The network is trained unless the folder holds it."""
+    folder = context.folder
     if not (folder / "config.json").exists():
         make_base(
-            name, setting.data, recipe, out=folder, resume=True, listeners=setting.listeners, device=setting.device
-        )
-    base = load_base(folder)
-    return replace(made.holding(base.module.to(setting.device)), model=base)
+            name, context.data, recipe, faults=errors, out=folder, resume=True, listeners=context.listeners,
+            device=context.device,
+        )  # fmt: skip
+    model = load_base(folder)
+    held = made.holding(model.module.to(context.device))
+    return replace(held, base=DeployedBase(model, held.deployed))
 
 
-def recipe_of(model: BaseModel) -> QatConfig:
-    """Return how a base model was trained.
+def recipe_of(model: BaseModel) -> tuple[QatConfig, FaultModel | None]:
+    """Return how a base model was trained, and the bit errors that it was trained with (RandBET), if any.
 
     Raises:
         ConfigError: it is not known.
@@ -59,7 +70,11 @@ def recipe_of(model: BaseModel) -> QatConfig:
         model.name.partition("@")[0] in BASE_MODELS and "epochs" in config,
         f"to be trained anew, a base model must come from neuralfuse train-base: {model.name} does not.",
     )
-    return QatConfig(**{name: value for name, value in config.items() if name in known})
+    recipe = QatConfig(**{name: value for name, value in config.items() if name in known})
+    if not config.get("ber"):
+        return recipe, None
+    named = {"kind": config["faults"], "ber": config["ber"]}
+    return recipe, from_config(config.get("fault_model", named))
 
 
 @dataclass(frozen=True)
@@ -79,7 +94,7 @@ class WeightClipping(Retrained):
     def __post_init__(self) -> None:
         check_option("limit", self.limit, 0)
 
-    def changes(self, setting: Setting) -> dict[str, Any]:
+    def changes(self) -> dict[str, Any]:
         """See `Retrained`."""
         return {"clip": self.limit}
 
@@ -100,9 +115,13 @@ class RandBet(Retrained):
     def __post_init__(self) -> None:
         check_option("limit", self.limit, 0)
 
-    def changes(self, setting: Setting) -> dict[str, Any]:
+    def changes(self) -> dict[str, Any]:
         """See `Retrained`."""
-        return {"clip": self.limit, "ber": setting.faults.ber, "faults": setting.faults.kind}
+        return {"clip": self.limit}
+
+    def errors(self, context: TrainingContext) -> FaultModel:
+        """See `Retrained`."""
+        return context.faults
 
 
 @dataclass(frozen=True)
@@ -122,7 +141,7 @@ class AdversarialWeights(Retrained):
     def __post_init__(self) -> None:
         check_option("gamma", self.gamma, 0, 0.99)
 
-    def changes(self, setting: Setting) -> dict[str, Any]:
+    def changes(self) -> dict[str, Any]:
         """See `Retrained`."""
         return {"awp": self.gamma}
 
@@ -147,11 +166,10 @@ class Smaller(Method):
     def __post_init__(self) -> None:
         check_option("width", self.width, 0, 4096)
 
-    def protect(self, made: Protected, setting: Setting) -> Protected:
+    def protect(self, made: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        recipe = recipe_of(made.model)
-        width = self.width or same_energy_width(made.model, setting.faults)
-        held = trained_anew(made, setting, f"{made.model.name.partition('@')[0]}@{width}", recipe)
+        width = self.width or same_energy_width(made.model, context.faults)
+        held = trained_anew(made, context, f"{made.model.name.partition('@')[0]}@{width}", *recipe_of(made.model))
         return replace(held, hardened=held.deployed.memory.layout.bits)
 
 
@@ -187,18 +205,17 @@ class Fused(Method):
         if self.generator not in GENERATORS:
             raise unknown_name("generator", self.generator, GENERATORS)
 
-    def protect(self, made: Protected, setting: Setting) -> Protected:
+    def protect(self, made: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
         _check_place(made)
-        folder, faults = setting.folder, made.faults_left(setting.faults)
+        folder, faults = context.folder, made.faults_left(context.faults)
         if not (folder / "config.json").exists():
             make_fuse(
-                self.generator, [(made.model, made.deployed)], setting.data,
-                replace(self.training(setting.eopm), ber=faults.ber, faults=faults.kind), faults=faults,
-                start=setting.starts.get(self.generator), out=folder, resume=True,
-                listeners=setting.listeners, device=setting.device,
+                self.generator, [made.base], context.data, self.training(context.eopm), faults=faults,
+                start=context.starts.get(self.generator), out=folder, resume=True,
+                listeners=context.listeners, device=context.device,
             )  # fmt: skip
-        return replace(made, fuse=NeuralFuse.from_pretrained(folder).to(setting.device))
+        return replace(made, fuse=NeuralFuse.from_pretrained(folder).to(context.device))
 
     def training(self, eopm: EopmConfig) -> EopmConfig:
         """Return how this generator is trained: one that does not look at the image learns no classes."""
@@ -241,17 +258,17 @@ class Given(Method):
         """The generator's name."""
         return self.what[0]
 
-    def protect(self, made: Protected, setting: Setting) -> Protected:
+    def protect(self, made: Protected, context: TrainingContext) -> Protected:
         """See `Method`; the module is copied, so that it stays what it was."""
         _check_place(made)
-        own = setting.folder
+        own = context.folder
         if not (own / "config.json").exists():
             require(
                 replace(self).what == self.what,
                 f"{self.folder} must stay as it was while it is compared: it holds another module now.",
             )
             NeuralFuse.from_pretrained(self.folder).save_pretrained(own)
-        fuse = NeuralFuse.from_pretrained(own).to(setting.device)
+        fuse = NeuralFuse.from_pretrained(own).to(context.device)
         check_same_range(fuse, made.deployed)
         return replace(made, fuse=fuse)
 

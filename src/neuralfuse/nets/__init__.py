@@ -2,6 +2,7 @@
 
 from neuralfuse.nets.base import BASE_MODELS, BaseModel, base_model, base_spec, parameter_count
 from neuralfuse.nets.catalogue import catalogue
+from neuralfuse.nets.deployed import DeployedBase
 from neuralfuse.nets.generators import GENERATORS, check_size, generator
 from neuralfuse.nets.store import load_base, save_base
 
@@ -9,6 +10,7 @@ __all__ = [
     "BASE_MODELS",
     "GENERATORS",
     "BaseModel",
+    "DeployedBase",
     "base_model",
     "base_spec",
     "catalogue",

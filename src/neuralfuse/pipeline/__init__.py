@@ -1,6 +1,6 @@
-"""The steps from images to a record, with what each leaves on disk: base model, NeuralFuse, evaluation."""
+"""From images to a record, with what each stage leaves on disk: base model, start, NeuralFuse, evaluation."""
 
-from neuralfuse.pipeline.measuring import measure, summary
-from neuralfuse.pipeline.training import base_config, make_base, make_fuse, make_start
+from neuralfuse.pipeline.measuring import make_evaluation
+from neuralfuse.pipeline.training import make_base, make_fuse, make_start
 
-__all__ = ["base_config", "make_base", "make_fuse", "make_start", "measure", "summary"]
+__all__ = ["make_base", "make_evaluation", "make_fuse", "make_start"]

@@ -11,17 +11,17 @@ import torch
 from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.data import DataSet
 from neuralfuse.errors import require
-from neuralfuse.evaluation import Run
 from neuralfuse.faults import FaultModel
 from neuralfuse.files import fingerprint, write_json
 from neuralfuse.fuse import Fit, NeuralFuse
-from neuralfuse.memory import Deployed, deploy
-from neuralfuse.nets import BaseModel, base_model, save_base
+from neuralfuse.memory import deploy
+from neuralfuse.nets import BaseModel, DeployedBase, base_model, save_base
 from neuralfuse.quant import Scheme
 from neuralfuse.ranges import InputRange
+from neuralfuse.runs import RunInfo
 from neuralfuse.scoring import accuracy, plain_inputs
 from neuralfuse.seeds import derive
-from neuralfuse.train import ALONE, Listener, Ranks, pretrain, train_base, train_fuse
+from neuralfuse.train import ALONE, Listener, Ranks, error_config, pretrain, train_base, train_fuse
 
 TRAINING_SCHEMA = "neuralfuse/training/1"
 
@@ -31,13 +31,17 @@ def make_base(
     data: DataSet,
     config: QatConfig,
     *,
+    faults: FaultModel | None = None,
     out: Path,
     resume: bool = False,
     listeners: Sequence[Listener] = (),
     device: torch.device,
 ) -> dict[str, Any]:
-    """Train a base model of the registry and write its folder; return the record of the training."""
-    run = Run(device)
+    """Train a base model of the registry and write its folder; return the record of the training.
+
+    With ``faults``, the model is trained with such bit errors (RandBET).
+    """
+    run = RunInfo(device)
     module = base_model(
         name,
         classes=len(data.classes),
@@ -45,7 +49,7 @@ def make_base(
         image_size=data.image_size,
         seed=derive(config.seed, "base", name) >> 1,
     ).to(device)
-    state = train_base(module, data, config, out=out, resume=resume, listeners=listeners)
+    state = train_base(module, data, config, faults=faults, out=out, resume=resume, listeners=listeners)
     scheme, input_range = Scheme(bits=config.bits or 8), InputRange()
     inputs, labels = plain_inputs(data.test, input_range), data.test.labels
     results = {
@@ -53,7 +57,10 @@ def make_base(
         "ca_float": accuracy(module, inputs, labels),
         "ca": accuracy(deploy(module, scheme=scheme), inputs, labels),
     }
-    trained: dict[str, Any] = {"config": {**config.to_config(), "data": data.to_config()}, **results}
+    trained: dict[str, Any] = {
+        "config": {**config.to_config(), **error_config(faults), "data": data.to_config()},
+        **results,
+    }
     save_base(
         BaseModel(
             name=name,
@@ -73,7 +80,7 @@ def make_base(
         "best_step": state.best_step,
         **results,
         "history": state.history,
-        "run": run.facts(),
+        "run": run.collect(),
     }
     write_json(out / "training.json", record)
     return record
@@ -91,7 +98,7 @@ def make_start(
     device: torch.device,
 ) -> dict[str, Any]:
     """Teach a generator the classes and write its folder, for `make_fuse` to start from; return the record."""
-    run = Run(device)
+    run = RunInfo(device)
     fuse = _untrained(generator, data, InputRange(), fit, config.seed).to(device)
     state = pretrain(fuse, data, config, out=out, resume=resume, listeners=listeners)
     fuse.save_pretrained(out)
@@ -101,7 +108,7 @@ def make_start(
         "best_step": state.best_step,
         "accuracy": state.best_score,
         "history": state.history,
-        "run": run.facts(),
+        "run": run.collect(),
     }
     write_json(out / "training.json", record)
     return record
@@ -109,12 +116,12 @@ def make_start(
 
 def make_fuse(
     generator: str,
-    bases: Sequence[tuple[BaseModel, Deployed]],
+    bases: Sequence[DeployedBase],
     data: DataSet,
     config: EopmConfig,
     *,
+    faults: FaultModel,
     start: Path | None = None,
-    faults: FaultModel | None = None,
     fit: Fit = "exact",
     out: Path,
     resume: bool = False,
@@ -130,18 +137,18 @@ def make_fuse(
     Raises:
         ConfigError: ``start`` holds another kind of module.
     """
-    run = Run(device)
-    fuse = _untrained(generator, data, bases[0][1].input_range, fit, config.seed)
+    run = RunInfo(device)
+    fuse = _untrained(generator, data, bases[0].deployed.input_range, fit, config.seed)
     if start is not None:
         _begin_with(fuse, start)
     fuse.to(device)
-    deployed = [one for _, one in bases]
+    deployed = [base.deployed for base in bases]
     state = train_fuse(
         fuse, deployed, data, config,
         faults=faults, out=out, resume=resume, listeners=listeners if ranks.first else (), ranks=ranks,
     )  # fmt: skip
     best = next(entry for entry in state.history if entry["step"] == state.best_step)
-    fuse.trained["bases"] = [base_config(*base) for base in bases]
+    fuse.trained["bases"] = [base.to_config() for base in bases]
     if ranks.first:
         fuse.save_pretrained(out)
     record = {
@@ -151,7 +158,7 @@ def make_fuse(
         "ca_nf": best["ca_nf"],
         "pa_nf": best["pa_nf"],
         "history": state.history,
-        "run": {**run.facts(), "processes": ranks.size},
+        "run": {**run.collect(), "processes": ranks.size},
     }
     if ranks.first:
         write_json(out / "training.json", record)
@@ -180,8 +187,3 @@ def _kind(fuse: NeuralFuse) -> str:
     """Return what two modules must have in common to have the same weights."""
     size = f" of {fuse.image_size[0]}x{fuse.image_size[1]}" if fuse.name == "uip" else ""
     return f"{fuse.name} for {fuse.channels} channels{size}"
-
-
-def base_config(model: BaseModel, deployed: Deployed) -> dict[str, Any]:
-    """Return what a result depends on of a base model."""
-    return {"name": model.name, **deployed.to_config()}

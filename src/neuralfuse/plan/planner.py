@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -13,16 +12,15 @@ from torch import Tensor, nn
 from neuralfuse.data import Split
 from neuralfuse.energy import GENERATOR_LAYERS, Counts, Supply, SystolicArray, Technology, count
 from neuralfuse.errors import require
-from neuralfuse.evaluation import Target, mean
+from neuralfuse.evaluation import PartialRecord, Target, mean, measure_chips
 from neuralfuse.faults import BitRates, Chip, FaultModel, VoltageCurve, planning_chips
 from neuralfuse.fuse import NeuralFuse, check_same_range
-from neuralfuse.memory import Deployed, side_by_side
+from neuralfuse.memory import Deployed
 from neuralfuse.quant import Layers
 from neuralfuse.scoring import accuracy, plain_inputs, transform
 
 Kind = Literal["neuralfuse", "unprotected", "protected bits", "smaller model"]
 By = Literal["weights", "inference"]
-Known = dict[str, list[list[float]]]  # by what was measured: for each set of inputs, one accuracy a chip
 MOST_CHIPS = 2500  # of `planning_chips`
 _GENERATOR_BITS = 8  # NeuralFuse is trained for 8-bit weights
 
@@ -60,6 +58,14 @@ class Hardware:
             "bank_kib": self.kib,
             "inference_seconds": self.seconds,
         }
+
+
+@dataclass(frozen=True)
+class ChipAccuracies:
+    """One chip: the accuracy for each set of inputs, in percent."""
+
+    seed: int
+    accuracies: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +118,7 @@ class Planner:
         hardware: What it is planned for.
         target: What is asked; chips are measured no further once no way can reach it.
         chips: How many chips at most; by default as many as the target needs.
-        known: What an interrupted run had measured.
-        keep: Told of all that is measured, after each chip.
+        partial: What an interrupted run had measured, and where each chip's result is kept; None for nowhere.
         say: Told of every tenth chip.
     Raises:
         ConfigError: a layer cannot be counted, a module does not fit, or there are too few chips for the target.
@@ -129,8 +134,7 @@ class Planner:
         hardware: Hardware,
         target: Target,
         chips: int | None = None,
-        known: Known | None = None,
-        keep: Callable[[Known], None] = lambda known: None,
+        partial: PartialRecord | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         least = 2 if target.share is None else target.chips
@@ -138,7 +142,8 @@ class Planner:
         require(target.chips <= MOST_CHIPS, f"a plan can draw {MOST_CHIPS} chips: {target} takes {target.chips}.")
         self.base, self.split = base, split
         self.hardware, self.target, self.chips = hardware, target, chips or target.chips
-        self.known, self.keep, self.say = dict(known or {}), keep, say
+        self.say = say
+        self.partial = partial or PartialRecord(None, {}, resume=False)
         self._faults_at = faults_at
         self.counts = self._count(base.model, base.memory.layers)
         self.fuse_counts: dict[str, Counts] = {}
@@ -193,39 +198,35 @@ class Planner:
         )
         return faults
 
-    def _measured(self, key: str, model: Deployed, inputs: Sequence[Tensor], faults: FaultModel) -> list[list[float]]:
+    def _measured(
+        self, part: str, model: Deployed, inputs: Sequence[Tensor], faults: FaultModel
+    ) -> list[tuple[float, ...]]:
         """Return, for each set of inputs, the accuracy on each chip; one without errors where no cell fails."""
-        found, labels = self.known.setdefault(key, [[] for _ in inputs]), self.split.labels
-        if faults.cell_rate == 0:
-            if not found[0]:
-                self.known[key] = found = [[accuracy(model, one, labels)] for one in inputs]
-                self.keep(self.known)
-            return found
+        labels = self.split.labels
+        chips = planning_chips(faults, self.chips if faults.cell_rate > 0 else 1)
 
-        def measure(chip: Chip) -> list[float]:
-            perturbed, values = model.perturbed(chip), []
-            for one in inputs:
-                perturbed.reads = 0  # transient errors, too, are the same for all of them
-                values.append(accuracy(perturbed, one, labels))
-            return values
+        def measure(chip: Chip) -> ChipAccuracies:
+            if faults.cell_rate == 0:
+                return ChipAccuracies(chip.seed, tuple(accuracy(model, one, labels) for one in inputs))
+            perturbed = model.perturbed(chip)  # transient errors, too, are the same for all inputs
+            return ChipAccuracies(
+                chip.seed, tuple(accuracy(perturbed.from_first_read(), one, labels) for one in inputs)
+            )  # fmt: skip
 
-        chips = planning_chips(faults, self.chips)
+        def keep(result: ChipAccuracies) -> None:
+            done = self.partial.add(result, part)
+            if done % 10 == 0:
+                self.say(f"{part}: {done} of {len(chips)} chips")
 
-        def is_over() -> bool:
-            return len(found[0]) == len(chips) or all(self.target.is_lost(own, len(chips)) for own in found)
+        def by_inputs(results: Sequence[ChipAccuracies]) -> list[tuple[float, ...]]:
+            return list(zip(*(one.accuracies for one in results), strict=True))
 
-        if is_over():
-            return found
-        with closing(side_by_side(measure, chips[len(found[0]) :], model.at_once(inputs[0][:1]))) as results:
-            for values in results:
-                for own, value in zip(found, values, strict=True):
-                    own.append(value)
-                self.keep(self.known)
-                if len(found[0]) % 10 == 0:
-                    self.say(f"{key}: {len(found[0])} of {len(chips)} chips")
-                if is_over():
-                    break
-        return found
+        results = measure_chips(
+            measure, chips, at_once=model.at_once(inputs[0][:1]), prior=self.partial.prior(ChipAccuracies, part),
+            report=keep,
+            is_enough=lambda found: all(self.target.is_lost(own, len(chips)) for own in by_inputs(found)),
+        )  # fmt: skip
+        return by_inputs(results)
 
     def _option(
         self,

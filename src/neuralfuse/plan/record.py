@@ -8,24 +8,23 @@ from pathlib import Path
 from typing import Any, get_args
 
 from neuralfuse.data import DataSet
-from neuralfuse.errors import FileFormatError, require
-from neuralfuse.evaluation import Run, Target, mean
+from neuralfuse.errors import require
+from neuralfuse.evaluation import PartialRecord, Target, mean
 from neuralfuse.faults import BitRates, FaultModel
-from neuralfuse.files import check_writable, fingerprint, read_json, write_json
+from neuralfuse.files import check_writable, fingerprint, write_json
 from neuralfuse.fuse import NeuralFuse
-from neuralfuse.memory import Deployed
-from neuralfuse.nets import BaseModel
-from neuralfuse.pipeline import base_config, measure
+from neuralfuse.nets import DeployedBase
+from neuralfuse.pipeline import make_evaluation
 from neuralfuse.plan.draw import draw_plan
-from neuralfuse.plan.planner import By, Hardware, Kind, Known, Option, Planner, cheapest, pareto
+from neuralfuse.plan.planner import By, Hardware, Kind, Option, Planner, cheapest, pareto
+from neuralfuse.runs import RunInfo
 
 SCHEMA = "neuralfuse/plan/1"
-PARTIAL_SCHEMA = "neuralfuse/partial-plan/1"
 WITHOUT: Container[Kind] = [kind for kind in get_args(Kind) if kind != "neuralfuse"]
 
 
 def make_plan(
-    base: tuple[BaseModel, Deployed],
+    base: DeployedBase,
     fuses: Mapping[str, NeuralFuse],
     data: DataSet,
     *,
@@ -37,7 +36,7 @@ def make_plan(
     chips: int | None = None,
     images: int = 2000,
     protect: Sequence[int] = (),
-    smaller: Mapping[str, tuple[BaseModel, Deployed]] | None = None,
+    smaller: Mapping[str, DeployedBase] | None = None,
     out: Path,
     resume: bool = False,
     say: Callable[[str], None] = lambda text: None,
@@ -47,7 +46,7 @@ def make_plan(
     One half of the test images chooses, the other half checks the choice, on chips that had no part in it.
 
     Args:
-        base: The base model, and its deployed form.
+        base: The base model in its memory.
         fuses: Trained NeuralFuse modules by name.
         data: Images.
         faults_at: The fault model at a voltage.
@@ -66,15 +65,15 @@ def make_plan(
         ConfigError: an option is not legal, or a layer cannot be counted.
         FileFormatError: what an interrupted run left belongs to another plan.
     """
-    run = Run(base[1].memory.device)
-    bits = base[1].memory.layout.bits
+    run = RunInfo(base.deployed.memory.device)
+    bits = base.deployed.memory.layout.bits
     require(images >= 1, f"images must be at least 1: got images={images}.")
     require(len(data.test) >= 2, f"there must be at least 2 test images to plan with: got {len(data.test)}.")
     legal = all(1 <= msbs <= bits for msbs in protect)
     require(legal, f"protected bits (--protect) must be in 1..{bits}: got {', '.join(map(str, protect))}.")
-    for name, (other, _) in (smaller or {}).items():
-        size = base[0].image_size
-        require(other.image_size == size, f"{name} must take the base model's images, {size}: got {other.image_size}.")
+    for name, other in (smaller or {}).items():
+        size, own = base.model.image_size, other.model.image_size
+        require(own == size, f"{name} must take the base model's images, {size}: got {own}.")
     check_writable(out)
     if not resume:
         (out / "check.json").unlink(missing_ok=True)  # of an older plan
@@ -83,9 +82,9 @@ def make_plan(
     choosing, checking = data.test[rows[:half][:images]], data.test[rows[half:]]
     grid = sorted(set(voltages) or set(usual_voltages(hardware)), reverse=True)
     config = {
-        "base": base_config(*base),
+        "base": base.to_config(),
         "fuses": {name: {"fingerprint": _print(fuse), **fuse.trained} for name, fuse in fuses.items()},
-        "smaller": {name: base_config(*one) for name, one in (smaller or {}).items()},
+        "smaller": {name: one.to_config() for name, one in (smaller or {}).items()},
         "data": data.to_config(),
         "images": len(choosing),
         "faults": faults_at(grid[-1]).to_config(),
@@ -96,22 +95,18 @@ def make_plan(
         "target": {**asdict(target), "text": str(target)},
         "by": by,
     }
-    partial = out / ".plan.partial"
-
-    def keep(known: Known) -> None:
-        write_json(partial, {"schema": PARTIAL_SCHEMA, "config": config, "known": known})
-
+    partial = PartialRecord(out / ".plan.partial", config, resume=resume)
     planner = Planner(
-        base[1], choosing, fuses, faults_at=faults_at, hardware=hardware, target=target, chips=chips,
-        known=_known(partial, config) if resume and partial.exists() else None, keep=keep, say=say,
+        base.deployed, choosing, fuses, faults_at=faults_at, hardware=hardware, target=target, chips=chips,
+        partial=partial, say=say,
     )  # fmt: skip
     options: list[Option] = []
     for voltage in grid:
         found = planner.at(voltage, protect)
         options += found
         say(_line(found, hardware, by))
-    for name, (_, deployed) in (smaller or {}).items():
-        found = planner.smaller(name, deployed)
+    for name, other in (smaller or {}).items():
+        found = planner.smaller(name, other.deployed)
         options += found
         say(_line(found[:1], hardware, by))
     choice, alternative = cheapest(options, target, by), cheapest(options, target, by, kinds=WITHOUT)
@@ -130,8 +125,8 @@ def make_plan(
         fuse = fuses[choice.name] if choice.kind == "neuralfuse" else None
         faults = faults_at(choice.voltage)
         if choice.protected:
-            faults = BitRates.protecting(faults, msbs=choice.protected, bits=base[1].memory.layout.bits)
-        evaluation = measure(
+            faults = BitRates.protecting(faults, msbs=choice.protected, bits=base.deployed.memory.layout.bits)
+        evaluation = make_evaluation(
             fuse, model, replace(data, test=checking), faults, chips=1 if choice.exact else chips or target.chips,
             out=out / "check.json", resume=resume, say=say,
         )  # fmt: skip
@@ -140,10 +135,10 @@ def make_plan(
             "record": "check.json", "chips": len(values), "images": len(checking),
             **target.judge(values, exact=choice.exact), "meets_target": target.is_met(values, exact=choice.exact),
         }  # fmt: skip
-    record["run"] = run.facts()
+    record["run"] = run.collect()
     draw_plan(record, out / "plan.png")
     write_json(out / "plan.json", record)
-    partial.unlink(missing_ok=True)
+    partial.remove()
     return record
 
 
@@ -159,7 +154,7 @@ def usual_voltages(hardware: Hardware) -> list[float]:
     return [curve.voltage(0), *inner, curve.voltage(high)]
 
 
-def summary(record: Mapping[str, Any]) -> str:
+def plan_text(record: Mapping[str, Any]) -> str:
     """Return a plan as text."""
     curve, by = record["config"]["hardware"]["curve"], record["config"]["by"]
     what = "the weights' memory" if by == "weights" else "the whole inference"
@@ -208,13 +203,3 @@ def _line(options: Sequence[Option], hardware: Hardware, by: By) -> str:
 
 def _print(fuse: NeuralFuse) -> str:
     return fingerprint(*fuse.state_dict().values())
-
-
-def _known(path: Path, config: Mapping[str, Any]) -> Known:
-    kept = read_json(path, PARTIAL_SCHEMA)
-    if kept["config"] != config:
-        raise FileFormatError(
-            f"{path} must belong to this very plan to be resumed: its models, data, voltages or target differ. "
-            "Pass the same options, or leave --resume out."
-        )
-    return kept["known"]  # type: ignore[no-any-return]

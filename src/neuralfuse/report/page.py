@@ -17,9 +17,9 @@ from neuralfuse.compare.show import grids, latex_table
 from neuralfuse.compare.show import heading as comparison_heading
 from neuralfuse.compare.show import notes as comparison_notes
 from neuralfuse.errors import FileFormatError
+from neuralfuse.evaluation import evaluation_text
 from neuralfuse.files import write_text
-from neuralfuse.pipeline import summary as evaluation_summary
-from neuralfuse.plan import summary as plan_summary
+from neuralfuse.plan import plan_text
 from neuralfuse.report import compared, figures
 from neuralfuse.report.figures import Figure
 from neuralfuse.report.records import Found, collect, of_kind
@@ -204,7 +204,7 @@ def _evaluation(found: Found) -> Section:
     title = f"{config['base']['name']} on {config['data']['name']}, {behind}"
     rate = f"{100 * found.record['ber']:.3g}% {found.record['ber_kind']}"
     rate += ", the generator in faulty memory too" * ("generator_memory" in config)
-    return Section(title, rate, found, text=evaluation_summary(found.record))
+    return Section(title, rate, found, text=evaluation_text(found.record))
 
 
 def _portrait(found: Found) -> Section:
@@ -216,7 +216,7 @@ def _portrait(found: Found) -> Section:
 
 
 def _plan(found: Found) -> Section:
-    return Section("A plan", "which voltage, which protection", found, text=plan_summary(found.record))
+    return Section("A plan", "which voltage, which protection", found, text=plan_text(found.record))
 
 
 def _black_box(found: Found) -> Section:

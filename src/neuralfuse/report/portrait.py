@@ -12,13 +12,13 @@ from torch import Tensor
 
 from neuralfuse.data import DataSet, Split
 from neuralfuse.errors import ConfigError, MissingExtraError, require
-from neuralfuse.evaluation import Run, mean
+from neuralfuse.evaluation import mean
 from neuralfuse.faults import Chip, FaultModel
 from neuralfuse.files import fingerprint
 from neuralfuse.fuse import NeuralFuse, check_same_range
 from neuralfuse.memory import Deployed, Perturbed
-from neuralfuse.nets import BaseModel
-from neuralfuse.pipeline import base_config
+from neuralfuse.nets import DeployedBase
+from neuralfuse.runs import RunInfo
 from neuralfuse.scoring import BATCH, accuracy, correct, plain_inputs, transform
 
 SCHEMA = "neuralfuse/portrait/1"
@@ -27,7 +27,7 @@ BINS = 60
 
 def make_portrait(
     fuse: NeuralFuse,
-    base: tuple[BaseModel, Deployed],
+    base: DeployedBase,
     data: DataSet,
     faults: FaultModel,
     *,
@@ -40,7 +40,7 @@ def make_portrait(
 
     Args:
         fuse: The module, in eval mode.
-        base: The base model, and its deployed form.
+        base: The base model in its memory.
         data: Whose test images.
         faults: The fault model.
         chips: Unseen chips over which a class's accuracy is averaged; the first one stands for the others elsewhere.
@@ -50,10 +50,10 @@ def make_portrait(
     Raises:
         MissingExtraError: scikit-learn is not there.
     """
-    model, deployed = base
+    deployed = base.deployed
     check_same_range(fuse, deployed)
     require(chips >= 1 and images >= 10, f"there must be a chip and 10 images: got {chips} and {images}.")
-    run, the_chips = Run(deployed.memory.device), faults.chips(chips)
+    run, the_chips = RunInfo(deployed.memory.device), faults.chips(chips)
     lay_out, half = _plane(), _at_half(faults)
     test = data.test[data.test.order(data.name, "portrait")]
     say("classes")
@@ -66,7 +66,7 @@ def make_portrait(
     return {
         "schema": SCHEMA,
         "config": {
-            "base": base_config(model, deployed),
+            "base": base.to_config(),
             "fuse": {"fingerprint": fingerprint(*fuse.state_dict().values()), "generator": fuse.name, **fuse.trained},
             "data": data.to_config(),
             "faults": faults.to_config(),
@@ -79,7 +79,7 @@ def make_portrait(
         "gallery": shown,
         "outputs": outputs,
         "weights": _weights(deployed, the_chips[0]),
-        "run": run.facts(),
+        "run": run.collect(),
     }
 
 
@@ -110,7 +110,7 @@ def _gallery(fuse: NeuralFuse, test: Split, names: Sequence[str], count: int) ->
         if len(rows) == 0:
             continue
         image = test.images[rows[:1]]
-        x = fuse.input_range.from_bytes(image)
+        x = fuse.input_range.from_images(image)
         before = fuse.symmetric(x)
         with torch.inference_mode():
             added = fuse.perturbation(before)

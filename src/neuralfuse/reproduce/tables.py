@@ -10,7 +10,7 @@ from neuralfuse import published
 from neuralfuse.energy import efficiency_ratio, energy_saving, mac_saving
 from neuralfuse.errors import require, unknown_name
 from neuralfuse.evaluation import t_interval
-from neuralfuse.faults import default_curve
+from neuralfuse.faults import FaultModel, default_curve, fault_model
 from neuralfuse.nets import GENERATORS
 from neuralfuse.published import Measurement
 from neuralfuse.steps.measurements import EvaluationStep, LatencyStep
@@ -63,21 +63,26 @@ class Request:
         """Return what a rate of the paper is at this scale."""
         return min(1.0, round(ber * self.scale.rate_factor, 12))
 
+    def fault_model(self, ber: float) -> FaultModel:
+        """Return the faults at a rate of the paper."""
+        return fault_model(self.faults, ber=self.rate(ber))
+
     def evaluation(self, of: Measurement, **eopm: Any) -> EvaluationStep:
         """Return the step that measures what a row of the paper measures."""
         recipe, scale = self.scale.recipe(of.data), self.scale
         generator, looks = of.generator.lower(), of.generator != "UIP"  # one that does not look learns no classes
         bases = tuple(self.base(of.data, name) for name in of.sources)
         trained = replace(
-            recipe.eopm, ber=self.rate(of.train_ber), faults=self.faults, lam=of.lam, seed=self.seed,
+            recipe.eopm, lam=of.lam, seed=self.seed,
             adversarial_bits=_same_share(of, bases[0]), class_head=recipe.eopm.class_head * looks, **eopm,
         )  # fmt: skip
         start = None
         if recipe.pretrain and looks:
             start = StartStep(recipe.images, generator, replace(recipe.pretrain, seed=self.seed))
         return EvaluationStep(
-            self.base(of.data, of.base), ModuleStep(bases, generator, trained, start), self.faults,
-            self.rate(of.ber), scale.chips, of.bits, scale.until, scale.test_images,
+            self.base(of.data, of.base),
+            ModuleStep(bases, generator, self.fault_model(of.train_ber), trained, start),
+            self.fault_model(of.ber), scale.chips, of.bits, scale.until, scale.test_images,
         )  # fmt: skip
 
 

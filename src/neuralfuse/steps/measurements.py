@@ -9,14 +9,14 @@ import torch
 
 from neuralfuse.data import DataSet
 from neuralfuse.energy import latency
-from neuralfuse.evaluation import Run
-from neuralfuse.faults import fault_model
+from neuralfuse.faults import FaultModel
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy
 from neuralfuse.nets import base_model
-from neuralfuse.pipeline import measure
+from neuralfuse.pipeline import make_evaluation
 from neuralfuse.quant import Scheme
 from neuralfuse.ranges import InputRange
+from neuralfuse.runs import RunInfo
 from neuralfuse.seeds import derive
 from neuralfuse.steps.scale import FACTS, ImageSpec
 from neuralfuse.steps.step import Step, counts
@@ -30,8 +30,7 @@ class EvaluationStep(Step):
 
     base: BaseStep
     module: ModuleStep | None
-    faults: str
-    ber: float
+    faults: FaultModel
     chips: int
     bits: int = 8
     until: float | None = None
@@ -54,7 +53,7 @@ class EvaluationStep(Step):
         return {
             "base": self.base.address,
             "module": None if self.module is None else self.module.address,
-            "faults": fault_model(self.faults, ber=self.ber).to_config(),
+            "faults": self.faults.to_config(),
             "bits": self.bits,
             **({} if self.bits == Scheme.bits else {"rounding": Scheme.rounding}),
             "chips": self.chips,
@@ -76,10 +75,12 @@ class EvaluationStep(Step):
         if self.module is not None:
             before = store.record(self.alone.address)
             plain = None if before is None else before["result"]
-        record = measure(
-            None if self.module is None else store.folder(self.module.address), self.base.open(workspace, self.bits),
-            self._data(workspace), fault_model(self.faults, ber=self.ber), chips=self.chips, until=self.until,
-            plain=plain, out=folder / "evaluation.json", resume=True, say=say,
+        fuse = None
+        if self.module is not None:
+            fuse = NeuralFuse.from_pretrained(store.folder(self.module.address)).to(workspace.device)
+        record = make_evaluation(
+            fuse, self.base.open(workspace, self.bits), self._data(workspace), self.faults, chips=self.chips,
+            until=self.until, plain=plain, out=folder / "evaluation.json", resume=True, say=say,
         )  # fmt: skip
         return (
             record if plain is None else {**record, "alone": {name: plain[name] for name in ("pa", "pa_sd", "chips")}}
@@ -98,7 +99,8 @@ class EvaluationStep(Step):
         """See `Step`."""
         bits = "" if self.bits == Scheme.bits else f", {self.bits} bits"
         fuse = "" if self.module is None else f", behind {self.module.generator} ({self.module.against})"
-        return f"evaluate {self.base.network} on {self.base.images.name}, {self.ber:.4g} {self.faults}{bits}{fuse}"
+        at = f"{self.faults.ber:.4g} {self.faults.kind}"
+        return f"evaluate {self.base.network} on {self.base.images.name}, {at}{bits}{fuse}"
 
     @property
     def macs(self) -> float:
@@ -126,7 +128,7 @@ class LatencyStep(Step):
 
     def perform(self, workspace: Workspace) -> dict[str, Any]:
         """See `Step`; all that is measured varies from run to run."""
-        run = Run(torch.device(workspace.device))
+        run = RunInfo(torch.device(workspace.device))
         facts = FACTS[self.images.name]
         size = (self.images.size or facts.size,) * 2
         seed = derive("latency") >> 1
@@ -138,7 +140,7 @@ class LatencyStep(Step):
                 self.generator, channels=facts.channels, image_size=size, input_range=InputRange(), seed=seed
             ).to(workspace.device).eval()  # fmt: skip
         image = torch.zeros(1, facts.channels, *size, device=workspace.device)
-        return {"run": {**run.facts(), "latency_seconds": latency(deployed, fuse, image)}}
+        return {"run": {**run.collect(), "latency_seconds": latency(deployed, fuse, image)}}
 
     @property
     def title(self) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from neuralfuse.config import EopmConfig, LoopConfig, QatConfig
-from neuralfuse.memory import Deployed, deploy
-from neuralfuse.nets import BaseModel, load_base
+from neuralfuse.faults import FaultModel
+from neuralfuse.nets import DeployedBase, load_base
 from neuralfuse.pipeline import make_base, make_fuse, make_start
 from neuralfuse.quant import Scheme
 from neuralfuse.steps.scale import FACTS, ImageSpec
@@ -42,11 +42,11 @@ class BaseStep(Step):
             listeners=[ProgressNote(workspace.store, self.address)], device=torch.device(workspace.device),
         )  # fmt: skip
 
-    def open(self, workspace: Workspace, bits: int | None = None) -> tuple[BaseModel, Deployed]:
-        """Return the trained model, deployed; in another width than its own, with weights rounded anew."""
+    def open(self, workspace: Workspace, bits: int | None = None) -> DeployedBase:
+        """Return the trained model in its memory. At another word width than its own, weights are rounded anew."""
         model = load_base(workspace.store.folder(self.address))
         scheme = model.scheme if bits in (None, model.scheme.bits) else Scheme(bits=bits)
-        return model, deploy(model.module.to(workspace.device), scheme=scheme, input_range=model.input_range)
+        return DeployedBase.of(model, workspace.device, scheme=scheme)
 
     @property
     def title(self) -> str:
@@ -100,6 +100,7 @@ class ModuleStep(Step):
 
     bases: tuple[BaseStep, ...]
     generator: str
+    faults: FaultModel
     eopm: EopmConfig
     start: StartStep | None = None
 
@@ -115,16 +116,16 @@ class ModuleStep(Step):
         return {
             "bases": [base.address for base in self.bases],
             "generator": self.generator,
-            "eopm": self.eopm.to_config(),
+            "eopm": training_config(self.eopm, self.faults),
             **({} if self.start is None else {"start": self.start.address}),
         }
 
     def perform(self, workspace: Workspace) -> dict[str, Any]:
         """See `Step`."""
+        start = None if self.start is None else workspace.store.folder(self.start.address)
         return make_fuse(
             self.generator, [base.open(workspace) for base in self.bases], workspace.images(self.bases[0].images),
-            self.eopm, start=None if self.start is None else workspace.store.folder(self.start.address),
-            out=workspace.store.folder(self.address), resume=True,
+            self.eopm, faults=self.faults, start=start, out=workspace.store.folder(self.address), resume=True,
             listeners=[ProgressNote(workspace.store, self.address)], device=torch.device(workspace.device),
         )  # fmt: skip
 
@@ -138,7 +139,9 @@ class ModuleStep(Step):
     def against(self) -> str:
         """What it is trained against, in a few words."""
         eopm = self.eopm
-        bits = f"{eopm.adversarial_bits} worst bits" if eopm.adversarial_bits else f"{eopm.ber:.4g} {eopm.faults}"
+        bits = f"{eopm.adversarial_bits} worst bits"
+        if not eopm.adversarial_bits:
+            bits = f"{self.faults.ber:.4g} {self.faults.kind}"
         changed = [("lambda", eopm.lam, EopmConfig.lam), ("N", eopm.n_chips, EopmConfig.n_chips)]
         return ", ".join([bits, *(f"{name} {value:g}" for name, value, usual in changed if value != usual)])
 
@@ -150,6 +153,11 @@ class ModuleStep(Step):
         passes = 1 + (eopm.n_chips if eopm.estimator == "crossed" else 1) + (eopm.adversarial_bits > 0)
         bases = sum(counts(base.network, images).macs for base in self.bases) / len(self.bases)
         return seen * (3 * counts(self.generator, images).macs + 2 * passes * bases)
+
+
+def training_config(eopm: EopmConfig, faults: FaultModel) -> dict[str, Any]:
+    """Return how a NeuralFuse is trained, and against what, as JSON; steps keep their addresses by it."""
+    return {**eopm.to_config(), **faults.short_config()}
 
 
 class ProgressNote:

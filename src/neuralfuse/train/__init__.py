@@ -5,7 +5,7 @@ from neuralfuse.train.eopm import train_fuse, training_images
 from neuralfuse.train.gradient import Pass, eopm_backward, passes
 from neuralfuse.train.listeners import Listener, ProgressBar, TensorBoard
 from neuralfuse.train.loop import State
-from neuralfuse.train.qat import train_base
+from neuralfuse.train.qat import error_config, train_base
 from neuralfuse.train.ranks import ALONE, Ranks
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "State",
     "TensorBoard",
     "eopm_backward",
+    "error_config",
     "passes",
     "pretrain",
     "train_base",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from neuralfuse.config import EopmConfig
 from neuralfuse.data import DataSet, Split, augmentation
-from neuralfuse.errors import require
-from neuralfuse.faults import FaultModel, fault_model, validation_chips
+from neuralfuse.errors import require, unknown_name
+from neuralfuse.faults import FaultModel, validation_chips
 from neuralfuse.fuse import NeuralFuse, check_same_range
 from neuralfuse.memory import Deployed, side_by_side
 from neuralfuse.quant import Scheme, quantized_call, snap_
@@ -60,6 +60,7 @@ class _Eopm(Task):
             "generator": fuse.name,
             "fit": fuse.fit,
             **config.to_config(),
+            **faults.short_config(),
             "fault_model": faults.to_config(),
             "bases": [base.to_config() for base in bases],
             "data": data.to_config(),
@@ -69,7 +70,7 @@ class _Eopm(Task):
     def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
         fuse, config = self.fuse, self.config
         draw = generator(config.seed, "augment", step, device=images.device)
-        x = fuse.input_range.from_pixels(self.augment(images, draw)).to(fuse.scale.dtype)
+        x = self.augment.inputs(images, fuse.input_range, draw).to(fuse.scale.dtype)
         if config.labels == "model":
             with torch.no_grad():
                 labels = self._answers(x)
@@ -140,49 +141,46 @@ def train_fuse(
     fuse: NeuralFuse,
     bases: Deployed | Sequence[Deployed],
     data: DataSet,
-    config: EopmConfig,
+    config: EopmConfig | None = None,
     *,
-    faults: FaultModel | None = None,
+    faults: FaultModel,
     out: Path | str | None = None,
     resume: bool = False,
     listeners: Sequence[Listener] = (),
     ranks: Ranks = ALONE,
+    **options: Any,
 ) -> State:
     """Train NeuralFuse by EOPM, in place, against frozen base models on its own device.
 
     Args:
-        fuse: The module to train, from the weights that it has; it ends with its best validated, quantized ones;
+        fuse: The module to train, from the weights that it has. It ends with its best validated, quantized ones;
             ``trained`` says against what.
         bases: One base model, or several surrogates whose losses are averaged.
         data: Training and validation images.
-        config: How.
-        faults: The fault model to train against, if it has more to it than the name and rate in ``config``; leave
-            the rate out of ``config`` then, or give the same one.
+        config: How to train. In its place, fields of `EopmConfig` may be given by name, ``seed`` among them:
+            ``train_fuse(fuse, base, data, faults=faults, epochs=12, seed=0)``.
+        faults: The fault model to train against.
         out: Folder for checkpoints.
         resume: Go on from the checkpoint there.
-        listeners: Who to tell of steps and validations.
-        ranks: The processes that train together, each with the same arguments: every one runs the generator on the
+        listeners: Told of steps and validations.
+        ranks: The processes that train together, each with the same arguments. Every one runs the generator on the
             whole mini-batch, and they share the base models' passes. The first one writes, and tells its listeners.
+        options: Fields of `EopmConfig`, where no ``config`` is given.
     Returns:
         The run's state. ``best_score`` weighs the validation accuracies as the loss weighs its terms:
         (CA(NF) + lam * PA(NF)) / (1 + lam).
     Raises:
-        ConfigError: a base model's inputs are made of something else than the module's, or ``faults`` contradicts
-            ``config``.
+        ConfigError: a base model has another input range than the module, options are illegal, or ``seed`` is missing.
     """
+    config = _config(config, options)
     bases = [bases] if isinstance(bases, Deployed) else list(bases)
     require(len(bases) > 0, "there must be at least one base model: got none.")
+    require(isinstance(faults, FaultModel), f"faults must be a fault model, e.g. Stuck(ber=0.01): got {faults!r}.")
     for base in bases:
         check_same_range(fuse, base)
     require(
         not config.adversarial_bits or len(bases) == 1,
         f"adversarial bits must be sought in one base model: got {len(bases)}.",
-    )
-    faults = faults or fault_model(config.faults, ber=config.ber)
-    config = replace(config, faults=faults.kind, ber=faults.ber if config.ber is None else config.ber)
-    require(
-        faults.ber == config.ber,
-        f"config and fault model must agree on the rate: got ber={config.ber} and ber={faults.ber}.",
     )
     task = _Eopm(fuse, bases, data, config, faults, ranks)
     folder = None if out is None else Path(out)
@@ -192,3 +190,18 @@ def train_fuse(
     fuse.trained = {**task.description, "best_step": state.best_step}
     fuse.eval()
     return state
+
+
+def _config(config: EopmConfig | None, options: Mapping[str, Any]) -> EopmConfig:
+    """Return the configuration that was given, whole or as its fields."""
+    if config is not None:
+        require(
+            not options, f"options must be fields of config where there is one: got {', '.join(options)} beside it."
+        )
+        return config
+    legal = [one.name for one in fields(EopmConfig)]
+    for name in options:
+        if name not in legal:
+            raise unknown_name("option of EopmConfig", name, legal)
+    require("seed" in options, "seed must be given, because training draws at random: pass seed=0, or a config.")
+    return EopmConfig(**options)

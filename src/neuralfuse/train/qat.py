@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from neuralfuse.config import QatConfig
 from neuralfuse.data import DataSet, augmentation
-from neuralfuse.faults import fault_model, training_chip
+from neuralfuse.errors import ConfigError, require
+from neuralfuse.faults import Chip, FaultModel, fault_model, training_chip
 from neuralfuse.memory import deploy
 from neuralfuse.quant import DEFAULT_LAYERS, Layers, Scheme, quantized_call
 from neuralfuse.ranges import InputRange
@@ -30,19 +31,25 @@ _LEARNED = 0.76  # errors begin where the loss is below this share of guessing's
 
 class _Qat(Task):
     def __init__(
-        self, model: nn.Module, data: DataSet, config: QatConfig, input_range: InputRange, layers: Layers
+        self,
+        model: nn.Module,
+        data: DataSet,
+        config: QatConfig,
+        input_range: InputRange,
+        layers: Layers,
+        faults: FaultModel | None = None,
     ) -> None:
         self.module = model
         self.data, self.config, self.input_range, self.layers = data, config, input_range, layers
         self.augment = augmentation(config.augment, data.name)
         self.scheme = Scheme(bits=config.bits) if config.bits else None
         self.validation = plain_inputs(data.validation, input_range)
-        self.faults = fault_model(config.faults, ber=config.ber)
+        self.faults = faults
         self.layout = fastest_layout(model, self.validation[:2])
 
     def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
         draw = generator(self.config.seed, "augment", step, device=images.device)
-        x = self.input_range.from_pixels(self.augment(images, draw)).contiguous(memory_format=self.layout)
+        x = self.augment.inputs(images, self.input_range, draw).contiguous(memory_format=self.layout)
         self.module.train()
 
         def loss() -> Tensor:
@@ -53,14 +60,13 @@ class _Qat(Task):
             with worst_weights(self.module, self._weights(), loss, self.config.awp):
                 return {"loss": _add_gradient(loss())}
         losses = {"loss": _add_gradient(loss())}
-        if self.config.ber and losses["loss"] < _LEARNED * math.log(len(self.data.classes)):
-            losses["perturbed"] = self._add_perturbed(x, labels, step)
+        if self.faults is not None and losses["loss"] < _LEARNED * math.log(len(self.data.classes)):
+            losses["perturbed"] = self._add_perturbed(x, labels, training_chip(self.faults, self.config.seed, step))
         return losses
 
-    def _add_perturbed(self, x: Tensor, labels: Tensor, step: int) -> float:
-        """Add the gradient on a fresh chip; running statistics see its images too."""
+    def _add_perturbed(self, x: Tensor, labels: Tensor, chip: Chip) -> float:
+        """Add the gradient on a chip; running statistics see its images too."""
         config = self.config
-        chip = training_chip(self.faults, config.seed, step)
         logits = perturbed_call(self.module, x, chip, Scheme(bits=config.bits), self.layers)
         return _add_gradient(F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing))
 
@@ -84,6 +90,7 @@ class _Qat(Task):
         return {
             "task": "qat",
             **self.config.to_config(),
+            **error_config(self.faults),
             "data": self.data.to_config(),
             "input_range": self.input_range.to_config(),
             "layers": self.layers.to_config(),
@@ -112,6 +119,17 @@ def fastest_layout(model: nn.Module, sample: Tensor) -> torch.memory_format:
     return torch.channels_last if same else torch.contiguous_format
 
 
+def error_config(faults: FaultModel | None) -> dict[str, Any]:
+    """Return the bit errors of a base model's training as JSON: rate and name, and all options if they are unusual."""
+    if faults is None or faults.cell_rate == 0:
+        return {}
+    try:
+        usual = fault_model(faults.kind, ber=faults.ber).to_config() == faults.to_config()
+    except ConfigError:  # a model that a name and a rate do not make
+        usual = False
+    return faults.short_config() | ({} if usual else {"fault_model": faults.to_config()})
+
+
 def _add_gradient(loss: Tensor) -> float:
     loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach())
@@ -122,6 +140,7 @@ def train_base(
     data: DataSet,
     config: QatConfig | None = None,
     *,
+    faults: FaultModel | None = None,
     input_range: InputRange | str = "symmetric",
     layers: Layers = DEFAULT_LAYERS,
     out: Path | str | None = None,
@@ -134,7 +153,8 @@ def train_base(
         model: (N, C, H, W) -> (N, classes) logits.
         data: Training and validation images.
         config: The recipe.
-        input_range: What the model's inputs are made of, or its name.
+        faults: Train with bit errors too (RandBET): every step adds the model's loss on a fresh chip. None for none.
+        input_range: The model's input range, or its name.
         layers: Which weights the memory will store.
         out: Folder for checkpoints.
         resume: Go on from the checkpoint there.
@@ -145,7 +165,11 @@ def train_base(
     config = config or QatConfig()
     if isinstance(input_range, str):
         input_range = InputRange.named(input_range)
-    task = _Qat(model, data, config, input_range, layers)
+    faults = None if faults is None or faults.cell_rate == 0 else faults
+    if faults is not None:
+        require(config.bits > 0, "bits must be 2 or more to train with bit errors: got bits=0.")
+        require(config.awp == 0, f"awp must be 0 to train with bit errors: got awp={config.awp}.")
+    task = _Qat(model, data, config, input_range, layers, faults)
     state = fit(task, data.train, config, out=None if out is None else Path(out), resume=resume, listeners=listeners)
     model.eval()
     return state

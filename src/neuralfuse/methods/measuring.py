@@ -1,79 +1,71 @@
-"""What a protected model is worth: its accuracy without bit errors, and on each of some chips."""
+"""What a protected model is worth: its accuracy without bit errors and on each of some chips, and its latency."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 
 import torch
 from torch import Tensor
 
 from neuralfuse.data import Split
-from neuralfuse.evaluation import ChipResult
+from neuralfuse.evaluation import ChipResult, measure_chips
 from neuralfuse.faults import Chip, FaultModel, Flip
-from neuralfuse.memory import Perturbed, side_by_side
+from neuralfuse.memory import Perturbed
 from neuralfuse.methods.base import Answer, Protected
 from neuralfuse.scoring import BATCH, accuracy, plain_inputs, transform
 
 
-def measure(
+def measure_protected(
     made: Protected,
     split: Split,
     faults: FaultModel,
     chips: int,
     *,
-    known: Mapping[int, ChipResult] | None = None,
+    prior: Mapping[int, ChipResult] | None = None,
     report: Callable[[ChipResult], None] = lambda result: None,
 ) -> tuple[float, list[ChipResult]]:
     """Return the accuracy without bit errors and that on each unseen chip, in percent, all with the protection.
 
-    Where chips fit the NeuralFuse to themselves, the first is the accuracy behind the one that they all begin with.
+    Where chips fit the NeuralFuse to themselves, the first is the accuracy behind the module that they all start from.
 
     Args:
         made: The protected model.
-        split: Test images; methods that look at batches see them in this order.
+        split: Test images. Methods that look at batches see them in this order.
         faults: Of the cells that are not hardened.
         chips: How many; the same ones for every method.
-        known: Results by chip seed from an interrupted run; not measured again.
+        prior: Results by chip seed from an interrupted run. Those chips are not measured again.
         report: Called after each newly measured chip, in their order.
     """
     plain, labels = plain_inputs(split, made.deployed.input_range), split.labels
     inputs = plain if made.fuse is None else transform(made.fuse, plain)
+    batch = math.ceil(len(labels) / math.ceil(len(labels) / BATCH))  # no short one at the end
 
     def one(chip: Chip) -> ChipResult:
-        if known is not None and chip.seed in known:
-            return known[chip.seed]
+        own = inputs
+        if made.fitted is not None:
+            own = transform(made.fitted(made.deployed.perturbed(chip), made.deployed), plain)
         perturbed = made.deployed.perturbed(chip)
-        own = inputs if made.fitted is None else transform(made.fitted(perturbed, made.deployed), plain)
-        perturbed.reads = 0  # whatever a method has asked it before
         value = accuracy(made.answer(perturbed), own, labels, batch)
         return ChipResult(chip.seed, value, None, perturbed.changed_bits, perturbed.reading.not_finite)
 
-    batch = math.ceil(len(labels) / math.ceil(len(labels) / BATCH))  # no short one at the end
     nominal = accuracy(made.answer(_clean(made)), inputs, labels, batch)
     the_faults = made.faults_left(faults)
     the_chips = the_faults.chips(chips)
     if the_faults.cell_rate == 0:
         return nominal, [ChipResult(chip.seed, nominal, None, 0.0) for chip in the_chips]
-    results = []
     at_once = made.deployed.at_once(inputs[:2]) if made.fitted is None else 1  # a training keeps all cores busy itself
-    with closing(side_by_side(one, the_chips, at_once)) as measured:
-        for result in measured:
-            results.append(result)
-            if known is None or result.seed not in known:
-                report(result)
-    return nominal, results
+    return nominal, measure_chips(one, the_chips, at_once=at_once, prior=prior, report=report)
 
 
-def seconds(
+def answer_seconds(
     made: Protected, plain: Protected, inputs: Tensor, repeats: int = 15
 ) -> tuple[Sequence[float], Sequence[float]]:
     """Return the seconds in which the plain model, and the protected one, answer a batch of inputs, turn by turn.
 
     Args:
-        made: The protected model, at full voltage; what a chip does once, before it answers, is not counted.
+        made: The protected model, at full voltage. What a chip does once, before it answers, is not counted.
         plain: The model without protection.
         inputs: (N, C, H, W), on the models' device.
         repeats: How often.
