@@ -107,7 +107,7 @@ def demo(name: str) -> Iterator[str]:
     record = json.loads((RESULTS / name).read_text())
     run, torch = record["run"], record["run"]["versions"]["torch"]
     yield from ("```", *evaluation_text(record).splitlines(), "```", "")
-    yield f"{run['hardware']}, {run['threads']} threads, torch {torch}, {record['seconds']:.0f} seconds."
+    yield f"{run['hardware']}, {run['threads']} threads, torch {torch}, {record['run']['seconds']:.0f} seconds."
 
 
 def gateway(name: str) -> Iterator[str]:

@@ -20,19 +20,18 @@ from neuralfuse.blackbox import Careful, Function, choose, judge, tune
 from neuralfuse.cli.main import run
 from neuralfuse.config import EopmConfig, QatConfig, TuningConfig
 from neuralfuse.errors import NeuralFuseError
-from neuralfuse.faults import BitRates, Chip, fault_model
+from neuralfuse.faults import Chip, fault_model
 from neuralfuse.files import read_json, write_json
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.nets import DeployedBase, load_base
 from neuralfuse.pipeline import make_base, make_evaluation, make_fuse
-from neuralfuse.quant import FloatWords, Scheme
 from neuralfuse.report import Report, make_portrait
 from neuralfuse.report.compared import _named, _stretch, _with_room, energy_chart, front
 from neuralfuse.report.page import Cell, Table
-from neuralfuse.report.portrait import SCHEMA
 from neuralfuse.report.records import collect
 from neuralfuse.report.svg import SERIES, chart, inline
 from neuralfuse.reproduce import TABLES
+from neuralfuse.runs import given_command
 from neuralfuse.scoring import accuracy, plain_inputs, transform
 from neuralfuse.steps import Workspace, engine
 from test_compare import QUICK
@@ -58,8 +57,9 @@ def records(fused, tmp_path_factory):
     """A folder with a record of every kind that is quick to make, and a paper's table that nothing was measured for."""
     folder = tmp_path_factory.mktemp("records")
     fuse, base, data = fused
-    for ber in (0.02, 0.04):
-        make_evaluation(fuse, base, data, fault_model("stuck", ber=ber), chips=3, out=folder / f"at-{ber}.json")
+    make_evaluation(fuse, base, data, fault_model("stuck", ber=0.02), chips=3, out=folder / "at-0.02.json")
+    with given_command(["evaluate", "fuse", "--ber", "0.04"]):
+        make_evaluation(fuse, base, data, fault_model("stuck", ber=0.04), chips=3, out=folder / "at-0.04.json")
     write_json(folder / "portrait.json", make_portrait(fuse, base, data, STUCK, chips=2, images=20))
     workspace = Workspace(tmp_path_factory.mktemp("steps"))
     with engine(workers=0, threads=1, scheduler=None) as on:
@@ -172,9 +172,7 @@ def test_every_record_is_shown_with_its_command_and_numbers(records):
     assert any(title.startswith("Transfer, ") for title in titles)
     assert "Accuracy against energy saved" in titles
     commands = {section.found.path.name: section.found.command for section in report.sections}
-    assert commands["figure6.json"].endswith("reproduce figure6 --scale smoke --faults reference --rows base=VGG11")
-    assert "--data digits --base vgg11-tiny" in commands["comparison.json"]
-    assert commands["choice.json"] == "neuralfuse choose runs/a --base call:faulty:answer --data toy"
+    assert commands["at-0.04.json"] == "neuralfuse evaluate fuse --ber 0.04" and commands["at-0.02.json"] == ""
     assert [figure.title for figure in report.across] == ["resnet8 against the rate"]
 
 
@@ -202,29 +200,6 @@ def test_names_that_would_hide_others_are_left_out_or_moved():
     assert abs(placed["beside it"][1] - placed["first"][1]) > 0.04  # above or below
     assert placed["at the end"][0] < 0.9  # before its point
     assert "in the crowd" not in placed
-
-
-def test_the_command_of_a_scale_of_one_s_own_names_its_file(tmp_path):
-    record = savings()
-    record["config"]["scale"] = "ten-times-longer"
-    write_json(tmp_path / "record.json", record)
-    (found,), _ = collect(tmp_path)
-    assert "--scale DIR/ten-times-longer.toml" in found.command
-
-
-@pytest.mark.parametrize(
-    ("faults", "said"),
-    [
-        (fault_model("reference", ber=0.01), "--ber 0.01 --faults reference"),
-        (fault_model("stuck", ber=0.01, stuck_at_1=0.3), "--faults FILE.toml"),
-        (BitRates.protecting(fault_model("flip", ber=0.01), msbs=1, bits=8), "--faults FILE.toml"),
-    ],
-)
-def test_the_command_names_faults_that_have_a_name(faults, said, tmp_path):
-    config = {"data": {"name": "gtsrb"}, "faults": json.loads(json.dumps(faults.to_config())), "ber": 0.01, "chips": 2}
-    write_json(tmp_path / "record.json", {"schema": SCHEMA, "config": config})
-    (found,), _ = collect(tmp_path)
-    assert said in found.command
 
 
 def test_colours_say_how_far_from_the_paper(records):
@@ -308,14 +283,6 @@ def test_charts_take_the_page_s_colours():
     assert 'aria-label="a &quot;line&quot;"' in svg
 
 
-def test_the_command_of_no_protection_alone_measures_that_alone(records, tmp_path):
-    record = read_json(records / "below" / "comparison.json")
-    record["rows"] = [row for row in record["rows"] if row["method"] == "none"]
-    write_json(tmp_path / "comparison.json", record)
-    (section,) = Report.of(tmp_path, "Alone").sections
-    assert section.found.command.startswith("neuralfuse compare none --scale")
-
-
 @pytest.mark.parametrize("missing", [0, 1])  # no protection, and a method
 def test_a_comparison_that_is_not_finished_is_shown_as_far_as_it_is(missing, records, tmp_path):
     record = read_json(records / "below" / "comparison.json")
@@ -338,7 +305,6 @@ def test_evaluations_of_different_things_are_not_joined(records, tmp_path):
         "2% stuck",
         "4% stuck, the generator in faulty memory too",
     ]
-    assert "--faulty-generator" in report.sections[1].found.command
 
 
 def test_faults_that_differ_in_more_than_their_rate_are_no_curve(records, tmp_path):
@@ -347,19 +313,6 @@ def test_faults_that_differ_in_more_than_their_rate_are_no_curve(records, tmp_pa
         record["config"]["faults"]["stuck_at_1"] = share
         write_json(tmp_path / f"{name}.json", record)
     assert not Report.of(tmp_path, "Two").across
-
-
-def test_the_command_of_an_evaluation_says_how_weights_are_stored(records, tmp_path):
-    record = read_json(records / "at-0.02.json")
-    for scheme, said in (
-        (Scheme(), ""),
-        (Scheme(bits=6, rounding="floor", granularity="channel"), "--bits 6 --rounding floor --granularity channel"),
-        (FloatWords(coding="fp16"), "--coding fp16"),
-    ):
-        record["config"]["base"]["scheme"] = scheme.to_config()
-        write_json(tmp_path / "record.json", record)
-        (found,), _ = collect(tmp_path)
-        assert found.command.split(" --chips 3 ")[1:] == ([said] if said else []) or found.command.endswith("--chips 3")
 
 
 def test_what_cannot_be_shown_is_said(tmp_path, records, capsys):

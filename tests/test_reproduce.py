@@ -16,6 +16,7 @@ from conftest import ROOT, child_environment
 from neuralfuse import published
 from neuralfuse.cli.main import run
 from neuralfuse.errors import ConfigError, DataError, FileFormatError, OutputError, UnfinishedError, UnknownNameError
+from neuralfuse.faults import Stuck
 from neuralfuse.reproduce import TABLES, Job, Request, as_markdown, as_text, read_prior
 from neuralfuse.reproduce.prior import joined
 from neuralfuse.reproduce.record import table_record
@@ -176,7 +177,8 @@ def test_equal_steps_have_one_address_in_all_tables():
 def test_an_address_says_what_a_result_depends_on():
     step = step_of("table12", base="VGG11", ber=0.01, generator="UNetS")
     changes = [
-        replace(step, chips=5), replace(step, bits=7), replace(step, faults="stuck"), replace(step, test_images=7),
+        replace(step, chips=5), replace(step, bits=7), replace(step, faults=Stuck(ber=0.01)),
+        replace(step, test_images=7),
         replace(step, base=replace(step.base, qat=replace(step.base.qat, lr=0.2))),
         replace(step, module=replace(step.module, eopm=replace(step.module.eopm, lam=1.0))),
     ]  # fmt: skip

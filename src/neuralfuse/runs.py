@@ -1,4 +1,7 @@
-"""What varies from run to run of the same work, for the ``run`` of records: command, time, versions, hardware."""
+"""What varies from run to run of the same work, for the ``run`` of records: command, time, versions, hardware.
+
+The command line imports this module, and must start without torch: torch is imported where it is needed.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _COMMAND: ContextVar[str | None] = ContextVar("command", default=None)
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
@@ -56,12 +59,16 @@ class RunInfo:
     def __init__(self, device: torch.device | None = None) -> None:
         self._gpu = device if device is not None and device.type == "cuda" else None
         if self._gpu is not None:
+            import torch  # noqa: PLC0415
+
             torch.cuda.reset_peak_memory_stats(self._gpu)
         self._started = time.monotonic()
         self._commit = _commit()
 
     def collect(self) -> dict[str, Any]:
         """Return the ``run`` part of a record whose work ends now."""
+        import torch  # noqa: PLC0415
+
         hardware, device_memory = _processor(), {}
         if self._gpu is not None:
             hardware += f", {torch.cuda.get_device_name(self._gpu)}"
@@ -78,7 +85,7 @@ class RunInfo:
             "versions": {
                 "neuralfuse": version("neuralfuse"),
                 "torch": str(torch.__version__),
-                "numpy": np.__version__,
+                "numpy": version("numpy"),
                 "python": platform.python_version(),
             },
             "commit": self._commit,

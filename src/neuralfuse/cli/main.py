@@ -26,6 +26,7 @@ from neuralfuse.cli.reproduce import reproduce
 from neuralfuse.cli.serve import serve
 from neuralfuse.config import base_recipe
 from neuralfuse.errors import ConfigError, NeuralFuseError, UnfinishedError, unknown_name
+from neuralfuse.runs import given_command
 
 DONE, OUR_FAILURE, USERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS: dict[str, Callable[..., None] | App] = {
@@ -77,7 +78,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         _check_processes(tokens)
         app.config = _configuration(tokens)
-        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        with given_command(tokens):
+            app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except (NeuralFuseError, CycloptsError) as error:
         code = OUR_FAILURE if isinstance(error, UnfinishedError) else USERS_MISTAKE
         return _fail(" ".join(str(error).split()), code, "--debug" in tokens)

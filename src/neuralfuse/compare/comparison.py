@@ -17,6 +17,7 @@ from neuralfuse.methods import Method, needs, parse
 from neuralfuse.methods.trained import Smaller
 from neuralfuse.nets import base_spec, load_base
 from neuralfuse.nets.base import check_base
+from neuralfuse.runs import command
 from neuralfuse.steps.provenance import Provenance
 from neuralfuse.steps.scale import FACTS, Recipe, Scale
 from neuralfuse.steps.store import address
@@ -163,12 +164,15 @@ class Comparison:
     def record(self, workspace: Workspace) -> dict[str, Any]:
         """Return the comparison as it stands: each row with what was measured, None where it was not yet."""
         used, rows = Provenance(workspace), []
+        timings: dict[str, dict[str, float]] = {}
         plain: dict[FaultModel, tuple[Any, Any]] = {}  # no protection, by the faults
         for text, step in self.rows:
             found = used.record(step.protection), used.record(step)
             if text == NONE:
                 plain[step.faults] = found
             known = [one for one in (*found, *plain[step.faults]) if one is not None]
+            if len(known) == 4:
+                timings[step.address] = {"time": _slowdown(known[0])}
             rows.append(
                 {
                     "method": text,
@@ -187,7 +191,7 @@ class Comparison:
             "data": None if base is None else base["result"]["config"]["data"],
             "rows": rows,
             "steps": used.configs,
-            "run": used.runs,
+            "run": {**command(), **used.runs, "timings": timings},
         }
 
 
@@ -198,8 +202,7 @@ def _values(
     plain_cost: Mapping[str, Any],
     plain: Mapping[str, Any],
 ) -> dict[str, Any]:
-    taken, cost = cost["run"]["seconds_a_batch"], cost["result"]
-    result, before = result["result"], plain["result"]["per_chip"]["pa"]
+    cost, result, before = cost["result"], result["result"], plain["result"]["per_chip"]["pa"]
     accuracies = result["per_chip"]["pa"]
     gains = [one - other for one, other in zip(accuracies, before, strict=True)]
     return {
@@ -210,11 +213,16 @@ def _values(
         "gain": mean(gains),
         "gain_ci95": t_interval(gains),
         "energy": memory_energy(ber, cost, plain_cost["result"]["accesses"]),
-        "time": median(one / other for one, other in zip(taken["protected"], taken["plain"], strict=True)),
         "parameters": cost["parameters"] + cost["added_parameters"],
         "changed_bits": mean(result["per_chip"]["changed_bits"]),
         "per_chip": result["per_chip"],
     }
+
+
+def _slowdown(cost: Mapping[str, Any]) -> float:
+    """Return the time of an answer with the protection, over that of the plain model, timed in turn."""
+    taken = cost["run"]["seconds_a_batch"]
+    return float(median(one / other for one, other in zip(taken["protected"], taken["plain"], strict=True)))
 
 
 def weight_energy(ber: float) -> float | None:

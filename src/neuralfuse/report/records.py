@@ -1,20 +1,16 @@
-"""The records below a folder, and the commands that made them."""
+"""The records below a folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuralfuse.errors import DataError, NeuralFuseError
-from neuralfuse.faults import fault_model
-from neuralfuse.quant import Scheme
-from neuralfuse.steps import SCALES
+from neuralfuse.errors import DataError
 
-Record = Mapping[str, Any]
 KINDS = ("table", "comparison", "evaluation", "portrait", "plan", "black-box", "choice", "tuning")
 
 
@@ -40,107 +36,8 @@ class Found:
 
     @property
     def command(self) -> str:
-        """The command that makes such a record; capitals stand for what it does not hold."""
-        return f"neuralfuse {' '.join(_COMMANDS[self.kind](self.record, self.record['config']))}"
-
-
-def _of_table(record: Record, config: Record) -> Iterator[str]:
-    yield f"reproduce {record['table']} --scale {_scale(config)} --faults {config['faults']}"
-    rows = [row["of"] for row in record["rows"]]
-    measured = [row["of"] for row in record["rows"] if row["measured"] is not None]
-    for column in rows[0] if measured else ():
-        own = dict.fromkeys(str(of[column]) for of in measured)
-        if len(own) < len({str(of[column]) for of in rows}):
-            yield from (f"--rows {column}={value}" for value in own)
-    yield from _seed(config)
-
-
-def _of_comparison(record: Record, config: Record) -> Iterator[str]:
-    rows = record["rows"]
-    methods = dict.fromkeys(row["method"] for row in rows)
-    yield f"compare {' '.join([name for name in methods if name != 'none'] or methods)}"  # none is always measured
-    data = "DATA" if record["data"] is None else record["data"]["name"]
-    yield f"--scale {_scale(config)} --data {data} --base {'BASE' if config['given'] else config['base']}"
-    yield from dict.fromkeys(f"--faults {row['faults']}" for row in rows)
-    yield from dict.fromkeys(f"--rates {row['ber']:g}" for row in rows)
-    yield f"--train-rate {config['train_rate']:g} --chips {config['chips']}"
-    yield from _seed(config)
-
-
-def _of_evaluation(record: Record, config: Record) -> Iterator[str]:
-    yield f"evaluate{'' if config['fuse'] is None else ' FUSE'} --base BASE --data {config['data']['name']}"
-    yield from _faults(config["faults"], record["ber"])
-    yield "--published-chips" if config["chips"].get("published") else f"--chips {record['chips']}"
-    yield from _storage(config["base"])
-    yield from (f"--until {config['until']:g}",) if "until" in config else ()
-    yield from ("--faulty-generator",) * ("generator_memory" in config)
-    yield from (f"--readout {config['base']['readout']['kind']}",) if "readout" in config["base"] else ()
-
-
-def _storage(base: Record) -> Iterator[str]:
-    """Yield the options by which a model's weights are stored otherwise than usual."""
-    usual, scheme = Scheme().to_config(), base["scheme"]
-    if scheme.keys() == usual.keys():
-        yield from (f"--{name} {value}" for name, value in scheme.items() if value != usual[name])
-    elif "coding" in scheme:  # a floating-point format, which says all
-        yield f"--coding {scheme['coding']}"
-    yield from ("--activations",) * ("activations" in base)
-
-
-def _of_portrait(record: Record, config: Record) -> Iterator[str]:
-    yield f"portrait FUSE --base BASE --data {config['data']['name']}"
-    yield from _faults(config["faults"], config["ber"])
-    yield f"--chips {config['chips']}"
-    yield from (f"--{name} {config[name]}" for name in ("images", "gallery") if name in config)
-
-
-def _of_plan(record: Record, config: Record) -> Iterator[str]:
-    yield "plan --base BASE --target TARGET --out OUT"
-
-
-def _of_black_box(record: Record, config: Record) -> Iterator[str]:
-    yield f"evaluate{'' if config['fuse'] is None else ' FUSE'} --base {config['box']} --data {config['data']['name']}"
-    yield from _asked(config)
-
-
-def _of_choice(record: Record, config: Record) -> Iterator[str]:
-    yield f"choose {' '.join(config['candidates'])} --base {config['box']} --data {config['data']['name']}"
-    yield from _asked(config)
-
-
-def _of_tuning(record: Record, config: Record) -> Iterator[str]:
-    yield f"tune FUSE --base {config['box']} --data {config['data']['name']} --queries {config['queries']} --out OUT"
-    yield from _asked(config)
-
-
-def _asked(config: Record) -> Iterator[str]:
-    if config.get("nominal"):
-        yield f"--nominal {config['nominal']}"
-    if "layout" in config:
-        yield f"--layout {config['layout']}"
-
-
-def _scale(config: Record) -> str:
-    return config["scale"] if config["scale"] in SCALES else f"DIR/{config['scale']}.toml"
-
-
-def _faults(faults: Record, ber: float) -> Iterator[str]:
-    try:
-        plain = fault_model(faults["kind"], ber=ber).to_config() == faults
-    except NeuralFuseError:
-        plain = False
-    yield f"--ber {ber:g} --faults {faults['kind']}" if plain else "--faults FILE.toml"
-
-
-def _seed(config: Record) -> Iterator[str]:
-    if config["seed"]:
-        yield f"--seed {config['seed']}"
-
-
-_COMMANDS: dict[str, Callable[[Record, Record], Iterator[str]]] = {
-    "table": _of_table, "comparison": _of_comparison, "evaluation": _of_evaluation, "portrait": _of_portrait,
-    "plan": _of_plan, "black-box": _of_black_box, "choice": _of_choice, "tuning": _of_tuning,
-}  # fmt: skip
+        """The command that made it; empty where Python code did, or an earlier version. Capitals stand for files."""
+        return str(self.record.get("run", {}).get("command", ""))
 
 
 def collect(folder: Path) -> tuple[list[Found], list[Path]]:

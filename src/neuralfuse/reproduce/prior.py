@@ -61,4 +61,5 @@ def _joined_runs(run: Record, known: Record) -> dict[str, Any]:
         **{key: [*known[key], *(one for one in run[key] if one not in known[key])] for key in kinds},
         "seconds": round(sum(step["seconds"] for step in steps.values()), 1),
         "steps": steps,
+        **({"timings": {**known.get("timings", {}), **run["timings"]}} if "timings" in run else {}),
     }

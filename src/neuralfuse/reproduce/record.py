@@ -9,6 +9,7 @@ from typing import Any
 from neuralfuse import published
 from neuralfuse.errors import ConfigError
 from neuralfuse.reproduce.tables import TABLES, Request, keys
+from neuralfuse.runs import command
 from neuralfuse.steps.measurements import EvaluationStep
 from neuralfuse.steps.provenance import Provenance
 from neuralfuse.steps.trainings import BaseStep, ModuleStep
@@ -24,11 +25,14 @@ def table_record(
     table, scale = TABLES[name], request.scale
     made: list[dict[str, Any]] = []
     used = Provenance(workspace)
+    timings: dict[str, dict[str, Any]] = {}
     for row in rows:
         try:
             step = table.step(request, row)
             record = {} if step is None else used.record(step)
             measured = None if record is None else table.measured(request, row, record)
+            if step is not None and measured is not None and table.timings:
+                timings[step.address] = {name: measured.pop(name) for name in table.timings}
         except ConfigError:  # the scale has nothing for this row
             step, measured = None, None
         comparable = request.comparable or not isinstance(step, EvaluationStep)
@@ -58,7 +62,7 @@ def table_record(
         "rows": made,
         "steps": used.configs,
         "learning": dict(_learning(used)),
-        "run": used.runs,
+        "run": {**command(), **used.runs, **({"timings": timings} if timings else {})},
     }
 
 

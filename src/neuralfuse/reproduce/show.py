@@ -20,6 +20,7 @@ _WHOLE = {"params", "macs", "twma"}
 def grid(record: Mapping[str, Any]) -> list[list[str]]:
     """Return a table record as cells, the heads first; once something is measured, without rows that are not."""
     rows = [row for row in record["rows"] if row["measured"] is not None] or record["rows"]
+    rows = [{**row, "measured": with_timings(record, row)} for row in rows]
     names = [name for name in _HEADS if any(name in (row["measured"] or row["published"] or {}) for row in rows)]
     if "efficiency_ratio" in names:
         names = ["rp", "efficiency_ratio"]
@@ -37,6 +38,13 @@ def grid(record: Mapping[str, Any]) -> list[list[str]]:
             cells[-1] += " *"
         lines.append(cells)
     return [heads, *lines]
+
+
+def with_timings(record: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what was measured for a row, with the times that the record keeps under ``run``."""
+    if row["measured"] is None:
+        return None
+    return {**row["measured"], **record.get("run", {}).get("timings", {}).get(row["step"], {})}
 
 
 def as_text(record: Mapping[str, Any]) -> str:
