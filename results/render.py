@@ -1,172 +1,75 @@
-"""Write the tables of the pages in docs/ from the records in this folder: python results/render.py."""
+"""Write into README.md and the pages in docs/ what comes from records and commands: python results/render.py.
+
+A block stands between two lines, `<!-- comparison FILE.json -->` and `<!-- end -->`; pages/blocks.py has the
+kinds. A value stands within a line, `<!--flips: unetl over reestimate at 1%-->+3.2 [+2.5, +4.0]<!--/-->`;
+pages/values.py has the names. What stands between marks is written anew, and may be empty. A rendered page shows no
+marks.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import re
+import sys
 from pathlib import Path
-from typing import Any
 
-from neuralfuse import compare
-from neuralfuse.compare.best import Difference
-from neuralfuse.compare.show import difference, rate
-from neuralfuse.compare.show import heading as comparison_heading
-from neuralfuse.compare.show import notes as comparison_notes
-from neuralfuse.evaluation import evaluation_text
-from neuralfuse.reproduce.show import as_markdown, heading, notes
+from neuralfuse.errors import NeuralFuseError, unknown_name
+from pages.blocks import BLOCKS
+from pages.records import PageError, Records
+from pages.values import value
 
-RESULTS = Path(__file__).parent
-NAMES = ("results.md", "comparison.md", "one-chip.md", "remote.md", "benchmarks.md")
-PAGES = tuple(RESULTS.parent / "docs" / name for name in NAMES)
-END = "<!-- end of table -->"
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+BLOCK = re.compile(r"<!-- (?P<kind>\S+)(?P<text>.*) -->")
+END = "<!-- end -->"
+VALUE = re.compile(r"<!--(?P<name>[^\s/>](?:(?!--).)*)-->.*?<!--/-->")
+BEGINS = re.compile(r"(\s|>|[-*+]\s|\d+\.\s)*<!--\S")
 
 
-def records(folder: str) -> list[dict[str, Any]]:
-    """Return the evaluation records of a folder, by file name."""
-    return [json.loads(path.read_text()) for path in sorted((RESULTS / folder).glob("*.json"))]
+def render(page: str, records: Records) -> str:
+    """Return a page with every block and value made from the records.
 
-
-def rows(folder: str) -> Iterator[str]:
-    """Yield the lines of a table: one record a row."""
-    yield (
-        "| seed | generator | its own memory | rate of faulty cells | changed bits | chips | CA | PA | CA(NF) | PA(NF) "
-        "| RP [95% interval] | share of CA - PA won back |"
-    )
-    yield "| --- " * 12 + "|"
-    for record in records(folder):
-        fuse = record["config"]["fuse"]
-        low, high = record["rp_ci95"]
-        own = "faulty too" if "generator_memory" in record["config"] else "reliable"
-        won = record["rp"] / (record["ca"] - record["pa"])
-        yield (
-            f"| {fuse['seed']} | {fuse['generator']} | {own} | {record['ber']:.1%} {record['ber_kind']} "
-            f"| {record['changed_bits']:.3%} | {record['chips']} | {record['ca']:.2f} "
-            f"| {record['pa']:.2f} +- {record['pa_sd']:.2f} | {record['ca_nf']:.2f} "
-            f"| {record['pa_nf']:.2f} +- {record['pa_nf_sd']:.2f} "
-            f"| {record['rp']:+.2f} [{low:+.2f}, {high:+.2f}] | {won:.0%} |"
-        )
-
-
-def of_paper(name: str) -> Iterator[str]:
-    """Yield the lines of one of the paper's tables, as `neuralfuse reproduce` measured it."""
-    record = json.loads((RESULTS / "paper" / name).read_text())
-    what, setting = heading(record).splitlines()
-    yield f"**{what}** ({setting})"
-    yield ""
-    yield from as_markdown(record)
-    yield ""
-    yield "; ".join(notes(record)) + f"; {record['run']['seconds'] / 3600:.1f} hours of one core."
-
-
-def learning(name: str) -> Iterator[str]:
-    """Yield, for the rows of one of the paper's tables, PA(NF) on validation images and chips as training went on."""
-    record = json.loads((RESULTS / "paper" / name).read_text())
-    rows = [row for row in record["rows"] if row["measured"] is not None]
-    modules = {row["step"]: record["steps"][row["step"]]["module"] for row in rows}
-    steps = sorted({int(one["step"]) for module in modules.values() for one in record["learning"][module]})
-    of = list(rows[0]["of"])
-    yield f"| {' | '.join(of)} | {' | '.join(f'step {step}' for step in steps)} |"
-    yield "| --- " * (len(of) + len(steps)) + "|"
-    for row in rows:
-        at = {int(one["step"]): one["pa_nf"] for one in record["learning"][modules[row["step"]]]}
-        cells = [f"{at[step]:.1f}" if step in at else "-" for step in steps]
-        yield f"| {' | '.join(str(value) for value in row['of'].values())} | {' | '.join(cells)} |"
-
-
-def comparison(name: str) -> Iterator[str]:
-    """Yield the tables of a comparison."""
-    record = json.loads((RESULTS / "comparisons" / name).read_text())
-    yield f"**{comparison_heading(record)}**"
-    yield ""
-    yield from compare.as_markdown(record)
-    yield "; ".join(comparison_notes(record)) + "."
-
-
-def against(text: str) -> Iterator[str]:
-    """Yield a comparison's methods beside some of them, paired by chip: a record's name, and those methods' names."""
-    name, *others = text.split()
-    record = json.loads((RESULTS / "comparisons" / name).read_text())
-    yield f"**{comparison_heading(record)}**"
-    for faults, ber in dict.fromkeys((row["faults"], row["ber"]) for row in record["rows"]):
-        rows = {
-            row["method"]: row
-            for row in record["rows"]
-            if (row["faults"], row["ber"]) == (faults, ber) and row["measured"] is not None
-        }
-        yield ""
-        yield f"| {rate(faults, ber)} | accuracy | {' | '.join(f'over {other}' for other in others)} |"
-        yield "| --- " * (2 + len(others)) + "|"
-        for method, row in rows.items():
-            measured = row["measured"]
-            gains = ("-" if other == method else difference(Difference.of(row, rows[other])) for other in others)
-            yield f"| {method} | {measured['pa']:.1f}+-{measured['pa_sd']:.1f} | {' | '.join(gains)} |"
-
-
-def demo(name: str) -> Iterator[str]:
-    """Yield what `neuralfuse demo` printed."""
-    record = json.loads((RESULTS / name).read_text())
-    run, torch = record["run"], record["run"]["versions"]["torch"]
-    yield from ("```", *evaluation_text(record).splitlines(), "```", "")
-    yield f"{run['hardware']}, {run['threads']} threads, torch {torch}, {record['run']['seconds']:.0f} seconds."
-
-
-def gateway(name: str) -> Iterator[str]:
-    """Yield the lines of the gateway under load: the server alone, and through the gateway."""
-    record = json.loads((RESULTS / "gateway" / name).read_text())
-    yield "| tensors | clients | way | requests a second | images a second | p50 | p99 | not answered |"
-    yield "| --- " * 8 + "|"
-    for row in record["rows"]:
-        kind = "binary" if row["binary"] else "JSON"
-        bad = sum(count for status, count in row["status"].items() if status != "200")
-        yield (
-            f"| {kind} | {row['clients']} | {row['way']} | {row['requests_a_second']:.0f} "
-            f"| {row['images_a_second']:.0f} | {row['p50_ms']:.1f} ms | {row['p99_ms']:.1f} ms | {bad} |"
-        )
-
-
-def trouble(name: str) -> Iterator[str]:
-    """Yield the lines of the gateway in trouble: how requests ended, and its memory as time went on."""
-    run = json.loads((RESULTS / "gateway" / name).read_text())["trouble"]
-    status, memory = run["status"], run["memory_mib"]
-    yield "| minutes | right answers | wrong answers | 502 | 503 | 504 | lost connections | slowest |"
-    yield "| --- " * 8 + "|"
-    counts = " | ".join(f"{status.get(code, 0):,}" for code in ("200", "-1", "502", "503", "504", "0"))
-    yield f"| {run['seconds'] / 60:.0f} | {counts} | {run['longest_seconds']:.1f} s |"
-    yield ""
-    parts = [memory[len(memory) * part // 6 : len(memory) * (part + 1) // 6] for part in range(6)]
-    yield f"| memory, MiB | {' | '.join(f'part {part + 1} of 6' for part in range(6))} |"
-    yield "| --- " * 7 + "|"
-    for what, of in (("median", lambda part: sorted(part)[len(part) // 2]), ("most", max)):
-        yield f"| {what} | {' | '.join(f'{of(part):.0f}' for part in parts)} |"
-
-
-MARKS = {
-    "table": rows,
-    "paper": of_paper,
-    "learning": learning,
-    "comparison": comparison,
-    "against": against,
-    "demo": demo,
-    "gateway": gateway,
-    "trouble": trouble,
-}
-
-
-def render(page: str) -> str:
-    """Return the page with every table replaced by one made from the records."""
-    out, inside = [], False
+    Raises:
+        PageError: marks do not fit together, or no record has what one names.
+        UnknownNameError: there is no such kind of block, or no such value.
+    """
+    lines: list[str] = []
+    inside = False
     for line in page.splitlines():
+        block = BLOCK.fullmatch(line)
         if line == END:
+            if not inside:
+                raise PageError(f"{END!r} must end a block: there is none above it.")
             inside = False
-        if not inside:
-            out.append(line)
-        mark, _, name = line.removeprefix("<!-- ").removesuffix(" -->").partition(" ")
-        if line.startswith("<!-- ") and mark in MARKS:
-            out += ["", *MARKS[mark](name), ""]
+            lines += ["", line]
+        elif inside:
+            if block:
+                raise PageError(f"a block must end with {END!r} before the next: {line!r} comes first.")
+        elif block:
+            if block["kind"] not in BLOCKS:
+                raise unknown_name("kind of block", block["kind"], BLOCKS)
             inside = True
-    return "\n".join(out) + "\n"
+            lines += [line, "", *BLOCKS[block["kind"]](records, block["text"].strip())]
+        else:
+            lines.append(with_values(line, records))
+    if inside:
+        raise PageError(f"every block must end with {END!r}: the last one does not.")
+    return "\n".join(lines) + "\n"
+
+
+def with_values(line: str, records: Records) -> str:
+    """Return a line with every value made from the records."""
+    made, count = VALUE.subn(lambda found: f"<!--{found['name']}-->{value(found['name'], records)}<!--/-->", line)
+    if 2 * count != len(re.findall(r"<!--\S", line)):
+        raise PageError(f"a value must stand within one line, as in <!--NAME-->1.0<!--/-->: got {line!r}.")
+    if count and BEGINS.match(line):
+        raise PageError(f"a line must not begin with a value, or Markdown takes all of it for HTML: got {line!r}.")
+    return made
 
 
 if __name__ == "__main__":
+    known = Records()
     for path in PAGES:
-        path.write_text(render(path.read_text()))
+        try:
+            path.write_text(render(path.read_text(encoding="utf-8"), known), encoding="utf-8")
+        except (PageError, NeuralFuseError) as error:
+            sys.exit(f"{path.relative_to(ROOT)}: {error}")

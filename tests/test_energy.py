@@ -678,37 +678,12 @@ def test_nonsense_gets_one_line(options, message, capsys):
     assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
 
 
-def test_the_page_shows_what_the_command_prints(capsys):
-    assert run(["energy", "resnet18", "--generator", "unets", "--ber", "0.01"]) == 0
-    assert f"```\n{capsys.readouterr().out}```" in (ROOT / "docs" / "energy.md").read_text(encoding="utf-8")
-
-
-def rows_of(head: str) -> list[list[str]]:
-    """The cells of a table of the page, by how its head begins."""
-    lines = iter((ROOT / "docs" / "energy.md").read_text(encoding="utf-8").splitlines())
-    assert any(line.startswith(head) for line in lines)
-    next(lines)
-    return [line.strip("| ").split(" | ") for line in itertools.takewhile(lambda line: line.startswith("|"), lines)]
-
-
-def test_the_page_s_savings_are_what_is_worked_out(capsys):
-    def saving(base: str, generator: str, *options: str) -> dict[str, float]:
-        assert run(["energy", base, "--generator", generator, "--ber", "0.01", "--json", *options]) == 0
-        return json.loads(capsys.readouterr().out)["saving"]
-
-    table = rows_of("| generator | ResNet18: weights")
-    assert [row[0] for row in table] == [name for name in GENERATORS if name != "uip"]
-    for name, *cells in table:
-        own, small = saving("resnet18", name), saving("vgg11", name)
-        newer, large = (saving("resnet18", name, *one.split()) for one in ("--technology 7nm", "--bank-kib 1024"))
-        wanted = [own[key] for key in ("paper", "paper_macs", "weight_memory", "inference")]
-        wanted += [newer["inference"], large["inference"], small["paper"], small["inference"]]
-        assert cells == [f"{value:.1f}" for value in wanted]
-
-
 def test_the_page_s_accesses_are_the_paper_s():
+    page = (ROOT / "docs" / "energy.md").read_text(encoding="utf-8")
+    table = page[page.index("| network | layers") :].partition("\n\n")[0].splitlines()[2:]
+    cells = [line.strip("| ").split(" | ") for line in table]
     twma = {row["model"].lower(): row["twma"] for row in published.rows("table6")}
-    assert {row[0]: int(row[5].replace(",", "")) for row in rows_of("| network | layers")} == twma
+    assert {row[0]: int(row[5].replace(",", "")) for row in cells} == twma
 
 
 def test_latency_is_measured_with_and_without():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 from neuralfuse.errors import require
 
@@ -74,6 +75,7 @@ def _upper_tail(passed: int, count: int, share: float) -> float:
     return math.fsum(map(math.exp, terms))
 
 
+@cache
 def t_quantile(probability: float, freedom: int) -> float:
     """Return the quantile (probability in [0.5, 1)) of Student's t with this many degrees of freedom."""
     require(0.5 <= probability < 1, f"probability must be in [0.5, 1): got {probability}.")

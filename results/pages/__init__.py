@@ -1,0 +1,1 @@
+"""What pages show of the records in results/: whole blocks, and single values within sentences."""
