@@ -99,6 +99,11 @@ class LoopConfig:
         """Return the configuration as JSON, for records."""
         return asdict(self)
 
+    def images_seen(self, train_images: int) -> float:
+        """Return how many images the training sees, those of all epochs counted."""
+        steps = self.epochs * (train_images // min(self.batch, train_images))
+        return float(min(steps, self.max_steps or steps) * self.batch)
+
     def lr_at(self, step: int, total: int) -> float:
         """Return the learning rate of one step (0-based) of ``total``."""
         if self.schedule == "constant":
@@ -157,6 +162,10 @@ class QatConfig(LoopConfig):
         """
         made = super().to_config()
         return {name: value for name, value in made.items() if name != "clip" or self.clip}
+
+    def macs(self, train_images: int, model: float) -> float:
+        """Return about how many multiplications the training takes; ``model`` is those of one image."""
+        return (6.0 if self.awp else 3.0) * self.images_seen(train_images) * model
 
 
 # "paper" is the reference's: 300 epochs at a small constant rate, plain momentum, its own augmentation.
@@ -242,6 +251,11 @@ class EopmConfig(LoopConfig):
         made = super().to_config()
         unused = [name for name in ("labels", "images") if made[name] == getattr(EopmConfig, name)]
         return {name: value for name, value in made.items() if name not in unused}
+
+    def macs(self, train_images: int, base: float, generator: float) -> float:
+        """Return about how many multiplications the training takes; the others are those of one image."""
+        passes = 1 + (self.n_chips if self.estimator == "crossed" else 1) + (self.adversarial_bits > 0)
+        return self.images_seen(train_images) * (3 * generator + 2 * passes * base)
 
 
 @dataclass(frozen=True, kw_only=True)

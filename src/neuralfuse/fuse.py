@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neuralfuse.errors import ConfigError, FileFormatError, ShapeError, unknown_name
+from neuralfuse.data import DataSet
+from neuralfuse.errors import ConfigError, FileFormatError, NeuralFuseError, ShapeError, require, unknown_name
 from neuralfuse.files import load_weights, read_json, write_model
 from neuralfuse.memory import Deployed
-from neuralfuse.nets.generators import MULTIPLE, check_size, generator
+from neuralfuse.nets.generators import GENERATORS, Fit, Padding, generator, padding_of, plugins
 from neuralfuse.ranges import InputRange
 
 SCHEMA = "neuralfuse/module/1"
-Fit = Literal["exact", "pad"]
 
 
 class NeuralFuse(nn.Module):
     """F(x) = clip(x + G(x)): a trained change of the input that makes it survive bit errors in the model behind it.
 
     Args:
-        name: The generator, a key of `GENERATORS`.
+        generator: G: a key of `GENERATORS`, a plugin's name, ``package.module:factory`` (runs that code), or a module
+            of your own, from images (N, C, H, W) on [-1, 1] to a perturbation of the same shape.
         channels: Channels of the images.
         image_size: (H, W) of the images it is made for.
-        input_range: What the inputs of the model behind it are made of, or the range's name. G works on [-1, 1]; inputs
-            are mapped there and back, so x and F(x) lie in the model's own space.
+        input_range: Input range of the model behind it, or the range's name. G works on [-1, 1]. Inputs are mapped
+            there and back, so x and F(x) lie in the model's own space.
         fit: ``exact`` refuses image sizes that G cannot take; ``pad`` pads them by their edge and crops the result.
-        seed: Seed of G's initial weights.
+        seed: Seed of G's initial weights; needed unless G is a module.
         trained: What it was trained against, for records.
+    Raises:
+        UnknownNameError: there is no such generator.
+        ConfigError: a generator of your own cannot be made, or returns another shape; or ``seed`` is missing.
+        ShapeError: G cannot take ``image_size``, and ``fit`` is ``exact``.
     Source:
         NeuralFuse (arXiv 2306.16869) section 3.1.
     """
@@ -40,13 +45,13 @@ class NeuralFuse(nn.Module):
 
     def __init__(
         self,
-        name: str,
+        generator: str | nn.Module,
         *,
         channels: int = 3,
         image_size: tuple[int, int] = (32, 32),
         input_range: InputRange | str = "symmetric",
         fit: Fit = "exact",
-        seed: int,
+        seed: int | None = None,
         trained: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -55,17 +60,34 @@ class NeuralFuse(nn.Module):
         if isinstance(input_range, str):
             input_range = InputRange.named(input_range)
         input_range.check_channels(channels)
-        if fit == "exact":
-            check_size(name, *image_size)
-        elif name == "uip":
-            fit = "exact"  # a universal perturbation has the image's own size
-        self.name, self.channels, self.image_size = name, channels, image_size
-        self.input_range, self.fit = input_range, fit
+        self.name = generator if isinstance(generator, str) else type(generator).__qualname__
+        self.channels, self.image_size, self.input_range, self.fit = channels, image_size, input_range, fit
         self.trained: dict[str, Any] = dict(trained or {})
-        self.generator = generator(name, channels=channels, image_size=image_size, seed=seed)
+        self.generator = _made(generator, channels, image_size, seed)
+        self._paddings: dict[tuple[int, int], Padding] = {}
+        self._padding(image_size)
         scale, shift = input_range.affine_to_symmetric()
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
+
+    @staticmethod
+    def for_(
+        base: Deployed, data: DataSet, generator: str | nn.Module, *, fit: Fit = "exact", seed: int | None = None
+    ) -> NeuralFuse:
+        """Return an untrained module for a base model and its images, on the model's device.
+
+        Args:
+            base: Its input range is the module's.
+            data: Its channels and image size are the module's.
+            generator: See `NeuralFuse`.
+            fit: See `NeuralFuse`.
+            seed: Seed of the generator's initial weights; needed unless the generator is a module.
+        """
+        made = NeuralFuse(
+            generator, channels=data.channels, image_size=data.image_size, input_range=base.input_range, fit=fit,
+            seed=seed,
+        )  # fmt: skip
+        return made.to(base.memory.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the transformed images, in the space and shape of ``x`` (N, C, H, W).
@@ -89,18 +111,22 @@ class NeuralFuse(nn.Module):
             ShapeError: they have a size that G cannot take.
         """
         height, width = z.shape[2:]
-        if self.name == "uip" and (height, width) != self.image_size:
-            raise ShapeError(f"images for uip must be {self.image_size}: got {(height, width)}.")
-        if self.fit == "exact":
-            check_size(self.name, height, width)
+        padding = self._padding((height, width))
+        if padding == Padding():
             return self.generator(z)  # type: ignore[no-any-return]
-        below, right = -height % MULTIPLE, -width % MULTIPLE
-        padded = F.pad(z, (right // 2, right - right // 2, below // 2, below - below // 2), mode="replicate")
-        top, left = below // 2, right // 2
-        return self.generator(padded)[:, :, top : top + height, left : left + width]  # type: ignore[no-any-return]
+        padded = F.pad(z, padding, mode="replicate")
+        made: Tensor = self.generator(padded)
+        return made[:, :, padding.top : padding.top + height, padding.left : padding.left + width]
+
+    def _padding(self, size: tuple[int, int]) -> Padding:
+        if size not in self._paddings:
+            self._paddings[size] = padding_of(self.generator, self.name, self.channels, size, self.fit)
+        return self._paddings[size]
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write ``model.safetensors`` and ``config.json`` into a folder, the Hugging Face Hub's convention.
+
+        Of a generator of your own, the weights and the reference are written, and no code.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -118,33 +144,70 @@ class NeuralFuse(nn.Module):
         write_model(folder, self, config)
 
     @staticmethod
-    def from_pretrained(folder: Path | str) -> NeuralFuse:
+    def from_pretrained(
+        folder: Path | str, *, generator: nn.Module | None = None, allow_code: bool = False
+    ) -> NeuralFuse:
         """Read a module that `save_pretrained` wrote; it comes in eval mode, on the CPU.
 
+        Args:
+            folder: Where it lies.
+            generator: The generator that the saved weights belong to, where the library does not make it.
+            allow_code: Import and run the code of a generator that does not come with the library.
         Raises:
             FileFormatError: the folder is not one of a NeuralFuse module, or its weights do not fit its config.
+            ConfigError: the generator does not come with the library, and its code is not allowed or cannot be run.
         """
         folder = Path(folder)
         path = folder / "config.json"
         config = read_json(path, SCHEMA)
         try:
-            fuse = NeuralFuse(
-                config["generator"],
-                channels=int(config["channels"]),
-                image_size=(int(config["image_size"][0]), int(config["image_size"][1])),
-                input_range=InputRange.from_config(config["input_range"]),
-                fit=config["fit"],
-                seed=0,
-                trained=dict(config["trained"]),
-            )
+            name, trained = str(config["generator"]), dict(config["trained"])
+            size, channels = (int(config["image_size"][0]), int(config["image_size"][1])), int(config["channels"])
+            input_range, fit = InputRange.from_config(config["input_range"]), config["fit"]
         except (KeyError, TypeError, IndexError, ValueError, LookupError) as error:
             raise FileFormatError(f"{path} must describe a NeuralFuse module: {error!r}.") from error
+        if generator is None and name not in GENERATORS:
+            _check_allowed(path, name, allow_code)
+        try:
+            fuse = NeuralFuse(
+                name if generator is None else generator, channels=channels, image_size=size, input_range=input_range,
+                fit=fit, seed=0, trained=trained,
+            )  # fmt: skip
+        except NeuralFuseError as error:
+            if name not in GENERATORS:
+                raise
+            raise FileFormatError(f"{path} must describe a NeuralFuse module: {error!r}.") from error
+        fuse.name = name
         load_weights(fuse, folder / "model.safetensors", f"generator {fuse.name}")
         return fuse.eval()
 
 
+def _made(given: str | nn.Module, channels: int, image_size: tuple[int, int], seed: int | None) -> nn.Module:
+    if isinstance(given, nn.Module):
+        return given
+    require(isinstance(given, str), f"a generator must be a name or an nn.Module: got {given!r}.")
+    if seed is None:
+        raise ConfigError(f"seed must be given, because the weights of {given} are drawn at random: pass seed=0.")
+    return generator(given, channels=channels, image_size=image_size, seed=seed)
+
+
+def _check_allowed(path: Path, name: str, allow_code: bool) -> None:
+    """Raise a `ConfigError` unless the code of a saved module's generator may and can be run."""
+    known = ":" in name or name in plugins()
+    if not known:
+        raise FileFormatError(
+            f"{path} must name a generator that is known here: got {name!r}. If it is a module of your own, pass it: "
+            "from_pretrained(generator=...)."
+        )
+    require(
+        allow_code,
+        f"{path} names the generator {name}, whose code would be run: pass --allow-code (allow_code=True in Python) if "
+        "you trust it.",
+    )
+
+
 def check_same_range(fuse: nn.Module, base: Deployed) -> None:
-    """Raise a `ConfigError` unless what a module hands on is what the model behind it takes."""
+    """Raise a `ConfigError` unless a module's outputs have the input range of the model behind it."""
     own = getattr(fuse, "input_range", base.input_range)
     if own != base.input_range:
         raise ConfigError(f"NeuralFuse and base model must have one input range: got {own} and {base.input_range}.")

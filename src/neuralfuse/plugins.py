@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
 
 from neuralfuse.errors import ConfigError
+
+
+def code_digest(found: object) -> str:
+    """Return a digest of the source file in which an object was defined; empty where there is none."""
+    try:
+        source = inspect.getsourcefile(found)  # type: ignore[arg-type]  # refused below
+    except TypeError:  # an instance: its class
+        source = inspect.getsourcefile(type(found))
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else ""
 
 
 def load(reference: str, *, what: str) -> Any:

@@ -20,11 +20,11 @@ from neuralfuse.data import DataSet, Split
 from neuralfuse.errors import AnswerError, require
 from neuralfuse.evaluation import mean, t_interval
 from neuralfuse.fuse import NeuralFuse
-from neuralfuse.quant import Scheme, snap_
+from neuralfuse.quant import snap_
 from neuralfuse.runs import RunInfo
 from neuralfuse.scoring import plain_inputs, transform
 from neuralfuse.seeds import generator
-from neuralfuse.train import training_images
+from neuralfuse.train import generator_scheme, training_images
 
 SCHEMA = "neuralfuse/tuning/1"
 _WORST = 20.0  # loss of an image at most, and of scores that are no numbers, which a chip may answer with
@@ -179,8 +179,8 @@ class _Search:
         with torch.no_grad():
             for name, tensor in self.weights(self.move).items():
                 made.get_parameter(name).copy_(tensor)
-        bits = self.fuse.trained.get("generator_bits", 0)
-        return snap_(made, Scheme(bits=bits)) if bits and made.name != "uip" else made  # type: ignore[return-value]
+        scheme = generator_scheme(made, self.fuse.trained.get("generator_bits", 0))
+        return made if scheme is None else snap_(made, scheme)  # type: ignore[return-value]
 
 
 def losses_of(answers: Answers, labels: Tensor) -> Tensor:

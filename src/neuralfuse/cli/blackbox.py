@@ -78,13 +78,12 @@ class BoxOptions:
         """Ask, and show what came of it."""
         from neuralfuse.blackbox import judge, summary  # noqa: PLC0415
         from neuralfuse.files import check_writable, write_json  # noqa: PLC0415
-        from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
         from neuralfuse.ranges import InputRange  # noqa: PLC0415
 
         device = common.set_up()
         if out is not None:
             check_writable(out.parent)
-        module = None if fuse is None else NeuralFuse.from_pretrained(fuse).to(device)
+        module = None if fuse is None else common.open_fuse(fuse, device)
         images = data.load(device, None if module is None else module.image_size)
         given = None if input_range is None else InputRange.named(input_range)
         own = given or (InputRange() if module is None else module.input_range)
@@ -157,7 +156,6 @@ def choose(
     from neuralfuse.blackbox import choice_summary  # noqa: PLC0415
     from neuralfuse.blackbox import choose as run  # noqa: PLC0415
     from neuralfuse.files import check_writable, write_json  # noqa: PLC0415
-    from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
 
     for path in (keep, out):
         if path is not None:
@@ -165,7 +163,7 @@ def choose(
     require(len(fuses) > 0, "there must be a NeuralFuse to choose: got none.")
     require(box.nominal is None, "--nominal must be left out: a choice is made on the model as it is.")
     device = common.set_up()
-    modules = {str(path): NeuralFuse.from_pretrained(path).to(device) for path in fuses}
+    modules = {str(path): common.open_fuse(path, device) for path in fuses}
     first = next(iter(modules.values()))
     images = data.load(device, first.image_size)
     with box.open(base, len(images.classes), first.input_range) as opened:
@@ -207,10 +205,9 @@ def tune(
     from neuralfuse.blackbox import tune as run  # noqa: PLC0415
     from neuralfuse.blackbox import tuning_summary  # noqa: PLC0415
     from neuralfuse.files import check_writable, write_json  # noqa: PLC0415
-    from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
 
     check_writable(out)
-    module = NeuralFuse.from_pretrained(fuse).to(common.set_up())
+    module = common.open_fuse(fuse, common.set_up())
     images = data.load(module.scale.device, module.image_size)
     with box.open_both(base, len(images.classes), module.input_range) as (opened, nominal):
         made, record = run(module, opened, images, tuning, images=box.images, nominal=nominal, say=say)

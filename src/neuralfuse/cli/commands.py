@@ -263,7 +263,6 @@ def evaluate(
     """
     from neuralfuse.blackbox import is_box  # noqa: PLC0415
     from neuralfuse.evaluation import Target, evaluation_text  # noqa: PLC0415
-    from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
     from neuralfuse.pipeline import make_evaluation  # noqa: PLC0415
 
     if is_box(base):
@@ -279,7 +278,7 @@ def evaluate(
     model = faults.model(chips)
     device = common.set_up()
     bases, images = open_bases([base], data, storage, device, running)
-    module = None if fuse is None else NeuralFuse.from_pretrained(fuse).to(device)
+    module = None if fuse is None else common.open_fuse(fuse, device)
     record = make_evaluation(
         module, bases[0], images, model,
         chips=None if published_chips else chips, faulty_generator=faulty_generator,

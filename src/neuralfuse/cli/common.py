@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from neuralfuse.data import DataSet
+    from neuralfuse.fuse import NeuralFuse
     from neuralfuse.memory import Deployed
     from neuralfuse.nets import BaseModel, DeployedBase
     from neuralfuse.quant import FloatWords, Scheme
@@ -34,6 +35,7 @@ class Common:
         threads: CPU threads; by default as many as torch takes.
         config: TOML file with one table a command, e.g. [train] ber = 0.01; flags override it.
         json: Print one JSON object on standard output, all else on standard error.
+        allow_code: Run the code of a generator of somebody's own that a saved NeuralFuse names.
         debug: Show a traceback with an error.
     """
 
@@ -41,6 +43,7 @@ class Common:
     threads: int | None = None
     config: Path | None = None
     json: bool = False
+    allow_code: bool = False
     debug: bool = False
 
     def set_up(self) -> torch.device:
@@ -61,6 +64,12 @@ class Common:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"device must be one this torch can use: got {name!r} ({reason}).") from error
         return device
+
+    def open_fuse(self, folder: Path, device: torch.device | str = "cpu") -> NeuralFuse:
+        """Return a trained NeuralFuse on a device."""
+        from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
+
+        return NeuralFuse.from_pretrained(folder, allow_code=self.allow_code).to(device)
 
     def show(self, record: Mapping[str, Any], text: str) -> None:
         """Print a result: the JSON object, or the text."""

@@ -74,6 +74,7 @@ def compare(
     comparison = Comparison(
         scale=load_scale(scale), data=data, base=base, methods=methods or USUAL, faults=faults or ("stuck", "flip"),
         rates=rates or (0.005, 0.01, 0.02), train_rate=train_rate, seed=seed, chips=chips,
+        allow_code=common.allow_code,
     )  # fmt: skip
     steps = comparison.work(workspace)
     if work.show_only(steps, len(comparison.rows), common):

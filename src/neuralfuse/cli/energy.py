@@ -133,7 +133,7 @@ def energy(
     require(ber is None or voltage is None, "one of --ber and --voltage must say how low it goes: got both.")
     model = open_base(str(base), classes=classes, channels=channels, image_size=image_size, real=latency)
     size = image_size or model.image_size
-    fuse = None if generator is None else open_generator(generator, model.channels, size, real=latency)
+    fuse = None if generator is None else open_generator(generator, model.channels, size, common, real=latency)
     the_array, technology = hardware.open_array(), hardware.open_technology()
     curve = open_curve(hardware.curve, hardware.energy_law)
     point = None if ber is None and voltage is None else OperatingPoint.at(curve, voltage=voltage, ber=ber)
@@ -184,16 +184,22 @@ def open_base(
     return BaseModel(name=reference, module=module, classes=classes, channels=channels, image_size=size)
 
 
-def open_generator(reference: str, channels: int, size: tuple[int, int], *, real: bool) -> NeuralFuse:
+def open_generator(
+    reference: str, channels: int, size: tuple[int, int], common: Common, *, real: bool
+) -> NeuralFuse:  # fmt: skip
     """Return a NeuralFuse to be counted, padded where the image asks for it."""
-    import torch  # noqa: PLC0415
-
     from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
+    from neuralfuse.nets import generator, skeleton  # noqa: PLC0415
 
     if Path(reference).is_dir():
-        return NeuralFuse.from_pretrained(reference)
-    with torch.device("cpu" if real else "meta"):
-        return NeuralFuse(reference, channels=channels, image_size=size, fit="pad", seed=0)
+        return common.open_fuse(Path(reference))
+    if real:
+        made = generator(reference, channels=channels, image_size=size, seed=0)
+    else:
+        made = skeleton(reference, channels=channels, image_size=size)
+    fuse = NeuralFuse(made, channels=channels, image_size=size, fit="pad")
+    fuse.name = reference
+    return fuse.to(next((one.device for one in made.parameters()), "cpu"))
 
 
 def _recovery(path: Path, base: str, generator: str) -> dict[str, Any]:

@@ -49,9 +49,8 @@ def apply(
         Go on from what an interrupted run wrote.
     """
     from neuralfuse.export import apply_array, apply_folder  # noqa: PLC0415
-    from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
 
-    module = NeuralFuse.from_pretrained(fuse).to(common.set_up())
+    module = common.open_fuse(fuse, common.set_up())
     if source.suffix.lower() == ".npy":
         require(not resize, "--resize must be left out for an array: it has one size.")
         count = apply_array(module, source, target, layout=layout, resume=resume, progress=_Tenths())
@@ -98,10 +97,9 @@ def export(
         onnx (needs: pip install 'neuralfuse[onnx]'), or torch for torch.export.load.
     """
     from neuralfuse.export import export as write  # noqa: PLC0415
-    from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
 
     common.set_up()
-    record = write(NeuralFuse.from_pretrained(fuse), out, to=to)
+    record = write(common.open_fuse(fuse), out, to=to)
     worst = max(record["differences"].values())
     found = f"differs from PyTorch by at most {worst:.1e} of [-1, 1]"
     common.show(record, f"Wrote {out}, {record['bytes'] / 1e6:.1f} MB; {found}.")
@@ -135,7 +133,7 @@ def push(
     """
     from neuralfuse.export import push as upload  # noqa: PLC0415
 
-    address = upload(fuse, repo, record=record, private=private)
+    address = upload(fuse, repo, record=record, private=private, allow_code=common.allow_code)
     common.show({"repo": repo, "commit": address}, f"Uploaded {fuse}: {address}")
 
 
@@ -162,5 +160,5 @@ def pull(
     """
     from neuralfuse.export import pull as download  # noqa: PLC0415
 
-    made = download(repo, fuse, revision=revision)
+    made = download(repo, fuse, revision=revision, allow_code=common.allow_code)
     common.show({"repo": repo, "generator": made.name, "folder": str(fuse)}, f"Wrote {made.name} to {fuse}.")

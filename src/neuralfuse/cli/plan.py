@@ -86,7 +86,6 @@ def plan(
     """
     from neuralfuse.energy import Counts, Supply  # noqa: PLC0415
     from neuralfuse.evaluation import Target  # noqa: PLC0415
-    from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
     from neuralfuse.plan import Hardware, make_plan, plan_text  # noqa: PLC0415
 
     device = common.set_up()
@@ -102,7 +101,7 @@ def plan(
     require(not faults.endswith(".npz"), f"a plan must be made for a fault model: {faults} is one chip.")
     made.technology.inference(Counts.none(), bits=8, kib=made.kib, supply=Supply(seconds=made.seconds))
     options = FaultOptions(faults=faults, curve=hardware.curve)
-    modules = {path.name: NeuralFuse.from_pretrained(path).to(device) for path in fuse or []}
+    modules = {path.name: common.open_fuse(path, device) for path in fuse or []}
     require(len(modules) == len(fuse or []), "folders of --fuse must have different names: got two of one.")
     bases, images_of = open_bases([base, *(smaller or [])], data, storage, device, running)
     others = {Path(name).name: one for name, one in zip(smaller or [], bases[1:], strict=True)}

@@ -52,11 +52,10 @@ def portrait(
         Classes of which an image is shown.
     """
     from neuralfuse.files import write_json  # noqa: PLC0415
-    from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
     from neuralfuse.report import make_portrait  # noqa: PLC0415
 
     device = common.set_up()
-    module = NeuralFuse.from_pretrained(fuse).to(device)
+    module = common.open_fuse(fuse, device)
     (opened,), images_of = open_bases([base], data, storage, device, running)
     record = make_portrait(
         module, opened, images_of, faults.model(), chips=chips, images=images, gallery=gallery, say=say

@@ -81,7 +81,6 @@ def serve(
     grpc_port
         Port to listen on for gRPC.
     """
-    from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
 
     try:
         from neuralfuse.serve import Settings  # noqa: PLC0415
@@ -94,7 +93,7 @@ def serve(
         token=token("NEURALFUSE_TOKEN"), upstream_token=token("NEURALFUSE_UPSTREAM_TOKEN"),
         certificate=certificate, key=key, grpc_upstream=grpc_upstream, grpc_port=grpc_port,
     )  # fmt: skip
-    run(NeuralFuse.from_pretrained(fuse).to(common.set_up()), settings, say=say)
+    run(common.open_fuse(fuse, common.set_up()), settings, say=say)
 
 
 @chip_app.command(name="serve")

@@ -14,7 +14,6 @@ from neuralfuse.errors import require, unknown_name
 from neuralfuse.evaluation import mean, sample_sd, t_interval
 from neuralfuse.faults import FaultModel, default_curve, fault_model
 from neuralfuse.methods import Method, needs, parse
-from neuralfuse.methods.trained import Smaller
 from neuralfuse.nets import base_spec, load_base
 from neuralfuse.nets.base import check_base
 from neuralfuse.runs import command
@@ -43,12 +42,13 @@ class Comparison:
         scale: What stands for data and recipes.
         data: One of its data sets, by the scale's name or its own.
         base: One of its base models, by the paper's name, a network's name, or the folder of a trained one.
-        methods: As `neuralfuse.methods.parse` reads them; no protection comes first in any case.
+        methods: As `neuralfuse.methods.parse` reads them. The unprotected baseline is always included, first.
         faults: Names of fault models.
         rates: Shares of faulty cells (of inverted bits, for ``flip``) to measure at.
         train_rate: The one that methods prepare for.
         seed: Of all trainings.
         chips: Unseen chips, the same for all methods; 0 for as many as the scale has.
+        allow_code: Whether the code of a user's own generator in a saved module may be run.
     """
 
     scale: Scale
@@ -60,6 +60,7 @@ class Comparison:
     train_rate: float
     seed: int = 0
     chips: int = 0
+    allow_code: bool = False
 
     def __post_init__(self) -> None:
         for name in self.faults:
@@ -68,14 +69,8 @@ class Comparison:
             require(len(getattr(self, name)) > 0, f"there must be at least one of {name}: got none.")
         for rate in self.rates:
             fault_model(self.faults[0], ber=rate)
-        sized = any(
-            isinstance(method, Smaller) and not method.width for chain in self.chains.values() for method in chain
-        )
-        require(
-            not sized or weight_energy(self.train_rate) is not None,
-            f"the train rate must be one whose voltage is known to find a smaller model of its energy: got "
-            f"{self.train_rate:g}. Name its width (smaller:width=12), or leave it out.",
-        )
+        for method in (one for chain in self.chains.values() for one in chain):
+            method.check_rate(self.train_rate)
 
     @property
     def recipe(self) -> Recipe:
@@ -115,7 +110,7 @@ class Comparison:
     @cached_property
     def chains(self) -> dict[str, tuple[Method, ...]]:
         """The methods by what was asked for, no protection first."""
-        return {text: parse(text) for text in dict.fromkeys((NONE, *self.methods))}
+        return {text: parse(text, allow_code=self.allow_code) for text in dict.fromkeys((NONE, *self.methods))}
 
     def protection(self, chain: tuple[Method, ...], faults: str) -> ProtectionStep:
         """Return the step that protects the base model by some methods, one after the other."""
@@ -225,13 +220,6 @@ def _slowdown(cost: Mapping[str, Any]) -> float:
     return float(median(one / other for one, other in zip(taken["protected"], taken["plain"], strict=True)))
 
 
-def weight_energy(ber: float) -> float | None:
-    """Return the energy of an access at a rate's voltage, over that at full voltage; None where it is not known."""
-    curve = default_curve()
-    worst = curve.points[0].ber
-    return curve.energy(curve.voltage(ber)) if ber <= worst else None
-
-
 def memory_energy(ber: float, cost: Mapping[str, Any], accesses: float) -> float | None:
     """Return the energy of the weights' accesses at the voltage of a rate, over the plain model's at full voltage.
 
@@ -244,7 +232,7 @@ def memory_energy(ber: float, cost: Mapping[str, Any], accesses: float) -> float
             how often it runs for one image (``passes``).
         accesses: Of the plain model.
     """
-    low, share = weight_energy(ber), cost["hardened"]
+    low, share = default_curve().energy_at_rate(ber), cost["hardened"]
     if low is None:
         return None
     own = cost["passes"] * cost["accesses"] * (1 + cost["overhead"]) * (share + (1 - share) * low)

@@ -15,13 +15,19 @@ from neuralfuse.energy import GENERATOR_LAYERS, count
 from neuralfuse.errors import require
 from neuralfuse.evaluation import ChipResult, PartialRecord
 from neuralfuse.faults import FaultModel
-from neuralfuse.methods import Method, Protected, TrainingContext, answer_seconds, identity, measure_protected
-from neuralfuse.methods.calibrated import Calibrated, Tuned
-from neuralfuse.methods.trained import Fused, Given
+from neuralfuse.methods import (
+    Method,
+    Protected,
+    TrainingContext,
+    Workload,
+    answer_seconds,
+    identity,
+    measure_protected,
+)
 from neuralfuse.nets import load_base
 from neuralfuse.runs import RunInfo
 from neuralfuse.steps.scale import FACTS
-from neuralfuse.steps.step import Step, counts
+from neuralfuse.steps.step import Step, counts, encodes
 from neuralfuse.steps.store import file_digest
 from neuralfuse.steps.trainings import BaseStep, ModuleStep, ProgressNote, StartStep, training_config
 from neuralfuse.steps.workspace import Workspace
@@ -96,18 +102,28 @@ class ProtectionStep(Step):
     @property
     def start(self) -> StartStep | None:
         """The generator that knows the classes, where the last method is a NeuralFuse that starts from one."""
-        last = self.methods[-1]
-        if self.pretrain is None or not isinstance(last, Fused) or last.generator == "uip":
+        generator = self.methods[-1].generator
+        if self.pretrain is None or self.neuralfuse_training is None or generator is None or not self._encodes:
             return None
-        return StartStep(self.base.images, last.generator, self.pretrain)
+        return StartStep(self.base.images, generator, self.pretrain)
 
     @property
     def module(self) -> ModuleStep | None:
         """The same training as a table's, where there is one: a NeuralFuse for the base model as it is."""
-        last = self.methods[-1]
-        if self.before is not None or not isinstance(last, Fused):
+        eopm, generator = self.neuralfuse_training, self.methods[-1].generator
+        if self.before is not None or eopm is None or generator is None:
             return None
-        return ModuleStep((self.base,), last.generator, self.faults, last.training(self.eopm), self.start)
+        return ModuleStep((self.base,), generator, self.faults, eopm, self.start)
+
+    @property
+    def neuralfuse_training(self) -> EopmConfig | None:
+        """How the last method trains its generator; None if it trains none."""
+        return self.methods[-1].neuralfuse_training(self.eopm, encodes=self._encodes)
+
+    @property
+    def _encodes(self) -> bool:
+        generator = self.methods[-1].generator
+        return generator is not None and encodes(generator, self.base.images)
 
     @property
     def needs(self) -> tuple[Step, ...]:
@@ -159,9 +175,9 @@ class ProtectionStep(Step):
         plain, taken = answer_seconds(made, self._plain(workspace), made.deployed.input_range.from_images(images))
         return {
             "parameters": model.parameters,
-            "added_parameters": 0 if added is None else added.parameters,
+            "added_parameters": made.added_parameters + (0 if added is None else added.parameters),
             "accesses": model.paper_accesses,
-            "added_accesses": 0 if added is None else added.paper_accesses,
+            "added_accesses": made.added_accesses + (0 if added is None else added.paper_accesses),
             "overhead": memory.readout.overhead(memory.layout),
             "hardened": made.hardened / memory.layout.bits,
             "passes": made.passes,
@@ -177,11 +193,17 @@ class ProtectionStep(Step):
     @property
     def macs(self) -> float:
         """See `Step`."""
-        last = self.methods[-1]
-        if isinstance(last, Fused):
-            return 0.0 if self.module else ModuleStep((self.base,), last.generator, self.faults, self.eopm).macs
-        anew = BaseStep(self.base.images, self.base.network, self.base.qat)  # a given one takes none itself
-        return 2 * anew.macs if last.first else 0.0
+        return 0.0 if self.module else self.methods[-1].training_macs(self.workload)
+
+    @property
+    def workload(self) -> Workload:
+        """What the parts multiply."""
+        images, base = self.base.images, self.base
+        generator = next((one.generator for one in self.methods if one.generator is not None), None)
+        return Workload(
+            base=counts(base.network, images).macs, generator=counts(generator, images).macs if generator else 0.0,
+            train_images=FACTS[images.name].train, qat=base.qat, eopm=self.eopm,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -247,21 +269,8 @@ class ComparisonStep(Step):
         """See `Step`."""
         images, base = self.protection.base.images, self.protection.base.network
         tested = min(self.test_images or FACTS[images.name].test, FACTS[images.name].test)
-        return float(tested * (1 + self.chips) * counts(base, images).macs) + self.chips * self._fitting_macs
-
-    @property
-    def _fitting_macs(self) -> float:
-        """What a chip takes to fit a NeuralFuse to itself."""
-        images, base = self.protection.base.images, self.protection.base
-        macs, generator = 0.0, ""
-        for one in self.protection.methods:
-            if isinstance(one, (Fused, Given)):
-                generator = one.generator
-            elif isinstance(one, Calibrated):
-                macs += ModuleStep((base,), generator, self.protection.faults, one.training(self.protection.eopm)).macs
-            elif isinstance(one, Tuned):
-                macs += one.queries * (counts(generator, images).macs + 2 * counts(base.network, images).macs)
-        return macs
+        fitting = sum(one.chip_macs(self.protection.workload) for one in self.protection.methods)
+        return float(tested * (1 + self.chips) * counts(base, images).macs) + self.chips * fitting
 
 
 def digest_of(folder: Path) -> str:

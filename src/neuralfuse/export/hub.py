@@ -17,7 +17,9 @@ FILES = ("config.json", "model.safetensors")
 EVALUATION = "neuralfuse/evaluation/1"
 
 
-def push(folder: Path, repo: str, *, record: Path | None = None, private: bool = False) -> str:
+def push(
+    folder: Path, repo: str, *, record: Path | None = None, private: bool = False, allow_code: bool = False
+) -> str:  # fmt: skip
     """Upload a trained module and a card about it, and return the address of the commit.
 
     The token and the hub are those of the `huggingface_hub` library (`hf auth login`, or HF_TOKEN; HF_ENDPOINT).
@@ -27,12 +29,13 @@ def push(folder: Path, repo: str, *, record: Path | None = None, private: bool =
         repo: NAME or OWNER/NAME; made where it is not there yet.
         record: Of an evaluation, for the card.
         private: Whether a new repository is private.
+        allow_code: Whether the code of a generator of one's own may be run.
 
     Raises:
         FileFormatError: the folder is not one of a NeuralFuse module, or the record is none of an evaluation.
         HubError: the hub refuses, or cannot be reached.
     """
-    fuse = NeuralFuse.from_pretrained(folder)
+    fuse = NeuralFuse.from_pretrained(folder, allow_code=allow_code)
     text = card(fuse, repo, None if record is None else read_json(record, EVALUATION))
     with _hub(f"push {folder} to {repo}") as api, tempfile.TemporaryDirectory() as place:
         fuse.save_pretrained(place)
@@ -45,13 +48,14 @@ def push(folder: Path, repo: str, *, record: Path | None = None, private: bool =
     return str(done.commit_url)
 
 
-def pull(repo: str, folder: Path, *, revision: str | None = None) -> NeuralFuse:
+def pull(repo: str, folder: Path, *, revision: str | None = None, allow_code: bool = False) -> NeuralFuse:
     """Download a trained module into a folder, and return it; only weights and config are fetched, no code is run.
 
     Args:
         repo: OWNER/NAME.
         folder: To write.
         revision: Branch, tag or commit; by default the newest.
+        allow_code: Whether the code of a generator of somebody's own may be run, which must be here already.
 
     Raises:
         FileFormatError: what the repository holds is no NeuralFuse module.
@@ -61,7 +65,7 @@ def pull(repo: str, folder: Path, *, revision: str | None = None) -> NeuralFuse:
     with _hub(f"pull {repo}") as api, tempfile.TemporaryDirectory() as place:
         for name in FILES:
             api.hf_hub_download(repo, name, revision=revision, local_dir=place)
-        fuse = NeuralFuse.from_pretrained(place)
+        fuse = NeuralFuse.from_pretrained(place, allow_code=allow_code)
     fuse.save_pretrained(folder)
     return fuse
 

@@ -156,6 +156,10 @@ class VoltageCurve:
             return ((1 - share) * low.energy + share * high.energy) / top
         return math.exp((1 - share) * math.log(low.energy) + share * math.log(high.energy)) / top
 
+    def energy_at_rate(self, ber: float) -> float | None:
+        """Return the energy of an access at the highest voltage with this rate; None if no voltage has it."""
+        return self.energy(self.voltage(ber)) if self.points[-1].ber <= ber <= self.points[0].ber else None
+
     def is_point(self, voltage: float) -> bool:
         """Say whether the energy at a voltage is measured or published; what lies between such points is a model."""
         return any(point.voltage == voltage and point.energy is not None and not point.model for point in self.points)

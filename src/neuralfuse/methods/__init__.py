@@ -3,7 +3,7 @@
 A new method subclasses `Method`: a dataclass with a name, what access it needs, and `protect`.
 """
 
-from neuralfuse.methods.base import Access, Method, Preparation, Protected, TrainingContext
+from neuralfuse.methods.base import Access, Method, Preparation, Protected, TrainingContext, Workload
 from neuralfuse.methods.measuring import answer_seconds, measure_protected
 from neuralfuse.methods.registry import METHODS, identity, needs, parse
 
@@ -14,6 +14,7 @@ __all__ = [
     "Preparation",
     "Protected",
     "TrainingContext",
+    "Workload",
     "answer_seconds",
     "identity",
     "measure_protected",

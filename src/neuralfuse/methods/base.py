@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from neuralfuse.config import EopmConfig
+from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.data import DataSet
 from neuralfuse.errors import require
 from neuralfuse.faults import BitRates, FaultModel
@@ -53,6 +53,25 @@ class TrainingContext:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What a comparison's parts multiply, for methods to tell their own work by.
+
+    Attributes:
+        base: Multiplications of the base model for one image.
+        generator: The same of the generator before it; 0 without one.
+        train_images: Training images.
+        qat: How the base model was trained.
+        eopm: How a NeuralFuse is trained.
+    """
+
+    base: float
+    generator: float
+    train_images: int
+    qat: QatConfig
+    eopm: EopmConfig
+
+
+@dataclass(frozen=True, kw_only=True)
 class Protected:
     """A model in its memory, with all that protects it.
 
@@ -66,6 +85,8 @@ class Protected:
         changes: Wrappers around what answers on a chip, the innermost first.
         hardened: Most significant bits of every word whose cells do not fail.
         passes: How often the model runs for one image.
+        added_accesses: Accesses of weights (64-bit words, at full voltage) that ``changes`` take for one image.
+        added_parameters: Parameters of ``changes``.
     """
 
     base: DeployedBase
@@ -75,6 +96,8 @@ class Protected:
     changes: tuple[Callable[[Answer], Answer], ...] = ()
     hardened: int = 0
     passes: int = 1
+    added_accesses: float = 0.0
+    added_parameters: int = 0
 
     @property
     def model(self) -> BaseModel:
@@ -112,9 +135,21 @@ class Protected:
             model = change(model)
         return model
 
-    def answering(self, change: Callable[[Answer], Answer], *, passes: int = 1) -> Protected:
-        """Return the same with something around whatever answers on a chip, running it so many times an image."""
-        return replace(self, changes=(*self.changes, change), passes=self.passes * passes)
+    def answering(
+        self, change: Callable[[Answer], Answer], *, passes: int = 1, accesses: float = 0.0, parameters: int = 0
+    ) -> Protected:
+        """Return the same with a wrapper around what answers on a chip.
+
+        Args:
+            change: The wrapper.
+            passes: How often it runs what it wraps for one image.
+            accesses: Accesses of weights that it takes itself for one image, in words of 64 bits.
+            parameters: Its own parameters.
+        """
+        return replace(
+            self, changes=(*self.changes, change), passes=self.passes * passes,
+            added_accesses=self.added_accesses + accesses, added_parameters=self.added_parameters + parameters,
+        )  # fmt: skip
 
     def faults_left(self, faults: FaultModel) -> FaultModel:
         """Return the faults of a memory some of whose bits do not fail."""
@@ -129,15 +164,19 @@ class Method(ABC):
     Attributes:
         name: As it is asked for.
         needs: What of the model, the memory or the chip it must have access to.
-        prepares_for: What of the faults ahead decides what it makes: nothing, only their rate (and so the voltage), or
-            the faults themselves and how a NeuralFuse is trained.
+        prepares_for: Which property of the expected faults it is made for: nothing, only their rate (and so the
+            voltage), or the faults themselves and the recipe of a NeuralFuse.
         first: Whether it must come before all others, because it makes the model anew.
+        transforms_inputs: Whether it puts a transform before the model. Only one method of a chain may.
+        follows_transform: Whether it must come after a method that does.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[Access, ...]]
     prepares_for: ClassVar[Preparation] = "faults"
     first: ClassVar[bool] = False
+    transforms_inputs: ClassVar[bool] = False
+    follows_transform: ClassVar[bool] = False
 
     @abstractmethod
     def protect(self, made: Protected, context: TrainingContext) -> Protected:
@@ -145,6 +184,34 @@ class Method(ABC):
 
         Whatever is trained lies in ``context.folder``; the same call again must find it there.
         """
+
+    @property
+    def generator(self) -> str | None:
+        """The name of the generator that it puts before the model; None for none."""
+        return None
+
+    def neuralfuse_training(self, eopm: EopmConfig, *, encodes: bool) -> EopmConfig | None:
+        """Return how it trains its generator by EOPM; None if it trains none.
+
+        Before the model as it is, that is a training which the paper's tables share.
+
+        Args:
+            eopm: The recipe.
+            encodes: Whether the generator encodes the image, so that it can be taught the classes.
+        """
+        return None
+
+    def training_macs(self, work: Workload) -> float:
+        """Return about how many multiplications its trainings take."""
+        return 0.0
+
+    def chip_macs(self, work: Workload) -> float:
+        """Return about how many multiplications each chip takes before it answers."""
+        return 0.0
+
+    def check_rate(self, ber: float) -> None:
+        """Raise a `ConfigError` if it cannot prepare for faults at this rate."""
+        return
 
     @property
     def label(self) -> str:

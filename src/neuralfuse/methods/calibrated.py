@@ -19,7 +19,7 @@ from neuralfuse.errors import ConfigError, require
 from neuralfuse.faults import OneChip
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import Deployed, Perturbed
-from neuralfuse.methods.base import Access, Answer, Method, Protected, TrainingContext, check_option
+from neuralfuse.methods.base import Access, Answer, Method, Protected, TrainingContext, Workload, check_option
 from neuralfuse.train import train_fuse, training_images
 
 
@@ -31,6 +31,7 @@ class Fitted(Method):
         images: Training images used, without their labels; 0 for all.
     """
 
+    follows_transform: ClassVar[bool] = True
     images: int = 1000
 
     def __post_init__(self) -> None:
@@ -95,8 +96,12 @@ class Calibrated(Fitted):
         train_fuse(own, deployed, context.data, self.training(context.eopm), faults=faults)
         return own
 
+    def chip_macs(self, work: Workload) -> float:
+        """See `Method`."""
+        return self.training(work.eopm).macs(work.train_images, work.base, work.generator)
+
     def training(self, eopm: EopmConfig) -> EopmConfig:
-        """Return how a general module's training goes on for one chip."""
+        """Return how a general module is trained further for one chip."""
         return replace(
             eopm, labels="model", images=self.images, max_steps=self.steps, epochs=self.steps, batch=self.batch,
             lr=self.lr, n_chips=1, validate_every=self.steps, class_head=0.0, adversarial_bits=0,
@@ -121,6 +126,10 @@ class Tuned(Fitted):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.tuning().steps(TuningConfig.judged)
+
+    def chip_macs(self, work: Workload) -> float:
+        """See `Method`: each question is asked of the chip, and of the model at nominal voltage for a label."""
+        return self.queries * (work.generator + 2 * work.base)
 
     def tuning(self, seed: int = 0) -> TuningConfig:
         """Return how a general module is tuned for one chip."""

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
-from pathlib import Path
 from typing import Any, get_type_hints
+
+from torch import nn
 
 from neuralfuse.errors import ConfigError, require, unknown_name
 from neuralfuse.methods.activation import ClippedActivations
 from neuralfuse.methods.base import Method, NoProtection
-from neuralfuse.methods.calibrated import Calibrated, Fitted, Tuned
+from neuralfuse.methods.calibrated import Calibrated, Tuned
 from neuralfuse.methods.normalization import BatchStatistics, Reestimated
 from neuralfuse.methods.storage import ClippedQuantization, ProtectedBits, ZeroedWords
 from neuralfuse.methods.trained import AdversarialWeights, Fused, Given, RandBet, Smaller, WeightClipping
-from neuralfuse.nets import GENERATORS
-from neuralfuse.plugins import load
+from neuralfuse.nets import GENERATORS, plugins
+from neuralfuse.plugins import code_digest, load
 
 METHODS: dict[str, type[Method]] = {
     one.name: one
@@ -28,47 +28,50 @@ METHODS: dict[str, type[Method]] = {
 }  # fmt: skip
 
 
-def parse(text: str) -> tuple[Method, ...]:
+def parse(text: str, *, allow_code: bool = False) -> tuple[Method, ...]:
     """Return methods that act one after the other, from text such as ``randbet:limit=0.2+convl``.
 
-    Each is a name of `METHODS`, a generator's name (NeuralFuse with it), or ``package.module:Class`` of a user's own,
-    with options after a colon: ``name:option=value,option=value``.
+    Each is a name of `METHODS`, a generator's name (NeuralFuse with it), or ``package.module:thing`` of a user's own: a
+    subclass of `Method`, or a factory of generators. Options stand after a colon: ``name:option=value,option=value``.
 
+    Args:
+        text: The methods.
+        allow_code: Whether the code of a user's own generator in a saved module (``given``) may be run.
     Raises:
         UnknownNameError: there is no such method, or it has no such option.
-        ConfigError: an option's value is illegal, a user's class cannot be had, or methods do not go together.
+        ConfigError: an option's value is illegal, a user's own cannot be imported, or methods do not go together.
     """
-    chain = tuple(_one(part.strip()) for part in text.split("+"))
+    chain = tuple(_one(part.strip(), allow_code) for part in text.split("+"))
     late = next((method for method in chain[1:] if method.first), None)
     require(late is None, f"a method that makes the model anew must come first: got {text!r}.")
-    fused = [method for method in chain if isinstance(method, (Fused, Given))]
+    fused = [method for method in chain if method.transforms_inputs]
     require(len(fused) <= 1, f"there must be at most one NeuralFuse: got {text!r}.")
     for place, method in enumerate(chain):
-        behind = any(isinstance(one, (Fused, Given)) for one in chain[:place])
+        behind = any(one.transforms_inputs for one in chain[:place])
         require(
-            behind or not isinstance(method, Fitted),
+            behind or not method.follows_transform,
             f"{method.name} must come after a NeuralFuse, e.g. unetl+{method.name}: got {text!r}.",
         )
     return chain
 
 
-def _one(text: str) -> Method:
+def _one(text: str, allow_code: bool) -> Method:
     name, _, rest = text.partition(":")
-    if name in GENERATORS:
+    if name in GENERATORS or name in plugins():
         require(not rest, f"a generator has no options here: got {text!r}.")
         return Fused(generator=name)
     own, _, options = rest.partition(":")
     if own and "=" not in own:
-        made = _users_own(name, own)
-        return made(**_options(made, options))
+        return _users_own(f"{name}:{own}", options)
     if name not in METHODS:
-        raise unknown_name("method", name, [*METHODS, *GENERATORS, "package.module:Class"])
-    return METHODS[name](**_options(METHODS[name], rest))
+        raise unknown_name("method", name, [*METHODS, *GENERATORS, *plugins(), "package.module:thing"])
+    word = {"allow_code": allow_code} if METHODS[name] is Given else {}
+    return METHODS[name](**_options(METHODS[name], rest), **word)
 
 
 def _options(method: type[Method], text: str) -> dict[str, Any]:
     hints = get_type_hints(method)
-    known = {one.name: hints[one.name] for one in fields(method)}
+    known = {one.name: hints[one.name] for one in fields(method) if one.metadata.get("option", True)}
     found: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
@@ -82,16 +85,23 @@ def _options(method: type[Method], text: str) -> dict[str, Any]:
     return found
 
 
-def _users_own(module: str, attribute: str) -> type[Method]:
-    where = f"method {module}:{attribute}"
-    found = load(f"{module}:{attribute}", what="method")
+def _users_own(reference: str, options: str) -> Method:
+    """Return a user's own method, or a NeuralFuse with a user's own generator; what lies there decides."""
+    where, found = f"method {reference}", load(reference, what="method")
+    if callable(found) and (not isinstance(found, type) or issubclass(found, nn.Module)):
+        require(not options, f"a generator has no options here: got {reference}:{options}.")
+        return Fused(generator=reference)
     whole = isinstance(found, type) and issubclass(found, Method) and not inspect.isabstract(found)
-    require(whole, f"{where} must be a subclass of neuralfuse.methods.Method with a protect of its own.")
+    require(
+        whole,
+        f"{where} must be a subclass of neuralfuse.methods.Method with a protect of its own, or a generator's "
+        "factory(channels, image_size).",
+    )
     for name in ("name", "needs"):
         require(hasattr(found, name), f"{where} must have the class attribute {name}.")
     bare = [one.name for one in fields(found) if one.default is MISSING and one.default_factory is MISSING]
     require(not bare, f"{where} must have a default for every option: {', '.join(bare)} has none.")
-    return found  # type: ignore[no-any-return]
+    return found(**_options(found, options))  # type: ignore[no-any-return]
 
 
 def identity(method: Method) -> dict[str, Any]:
@@ -99,9 +109,7 @@ def identity(method: Method) -> dict[str, Any]:
     kind = type(method)
     if kind.__module__.partition(".")[0] == "neuralfuse":
         return method.to_config()
-    source = inspect.getsourcefile(kind)
-    code = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else ""
-    return {**method.to_config(), "class": kind.__qualname__, "code": code}
+    return {**method.to_config(), "class": kind.__qualname__, "code": code_digest(kind)}
 
 
 def needs(methods: Iterable[Method]) -> list[str]:

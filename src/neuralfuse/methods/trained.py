@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,11 +13,21 @@ import torch
 
 from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.energy import count
-from neuralfuse.errors import require, unknown_name
+from neuralfuse.errors import require
 from neuralfuse.faults import FaultModel, default_curve, from_config
 from neuralfuse.fuse import NeuralFuse, check_same_range
-from neuralfuse.methods.base import Access, Method, Preparation, Protected, TrainingContext, check_option
-from neuralfuse.nets import BASE_MODELS, GENERATORS, BaseModel, DeployedBase, base_spec, load_base
+from neuralfuse.methods.base import Access, Method, Preparation, Protected, TrainingContext, Workload, check_option
+from neuralfuse.nets import (
+    BASE_MODELS,
+    BaseModel,
+    DeployedBase,
+    base_spec,
+    check_generator,
+    code_of,
+    encodes_images,
+    load_base,
+    runs_foreign_code,
+)
 from neuralfuse.pipeline import make_base, make_fuse
 
 
@@ -31,6 +41,10 @@ class Retrained(Method):
     @abstractmethod
     def changes(self) -> dict[str, Any]:
         """Return the fields of `QatConfig` that differ from the base model's recipe."""
+
+    def training_macs(self, work: Workload) -> float:
+        """See `Method`: twice the base model's own, at most."""
+        return 2 * work.qat.macs(work.train_images, work.base)
 
     def errors(self, context: TrainingContext) -> FaultModel | None:
         """Return the bit errors to train with; None for those of the base model's recipe, if it had any."""
@@ -172,6 +186,19 @@ class Smaller(Method):
         held = trained_anew(made, context, f"{made.model.name.partition('@')[0]}@{width}", *recipe_of(made.model))
         return replace(held, hardened=held.deployed.memory.layout.bits)
 
+    def check_rate(self, ber: float) -> None:
+        """See `Method`."""
+        known = self.width or default_curve().energy_at_rate(ber) is not None
+        require(
+            bool(known),
+            f"the train rate must be one whose voltage is known to find a smaller model of its energy: got {ber:g}. "
+            "Name its width (smaller:width=12), or leave it out.",
+        )
+
+    def training_macs(self, work: Workload) -> float:
+        """See `Method`: as much as the model's own, at most."""
+        return 2 * work.qat.macs(work.train_images, work.base)
+
 
 def same_energy_width(model: BaseModel, faults: FaultModel) -> int:
     """Return the width of `Smaller`."""
@@ -194,32 +221,43 @@ class Fused(Method):
     """NeuralFuse before the model as the methods before this one left it, trained against its faults.
 
     Attributes:
-        generator: A key of `GENERATORS`.
+        generator: A key of `GENERATORS`, a plugin's name, or ``package.module:factory`` (runs that code).
     """
 
     name: ClassVar[str] = "neuralfuse"
     needs: ClassVar[tuple[Access, ...]] = ("inputs", "gradients")
+    transforms_inputs: ClassVar[bool] = True
     generator: str = "convl"
 
     def __post_init__(self) -> None:
-        if self.generator not in GENERATORS:
-            raise unknown_name("generator", self.generator, GENERATORS)
+        check_generator(self.generator)
 
     def protect(self, made: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
         _check_place(made)
-        folder, faults = context.folder, made.faults_left(context.faults)
+        folder, faults, data = context.folder, made.faults_left(context.faults), context.data
         if not (folder / "config.json").exists():
+            encodes = encodes_images(self.generator, data.channels, data.image_size)
+            eopm = self.neuralfuse_training(context.eopm, encodes=encodes)
             make_fuse(
-                self.generator, [made.base], context.data, self.training(context.eopm), faults=faults,
+                self.generator, [made.base], data, eopm, faults=faults,
                 start=context.starts.get(self.generator), out=folder, resume=True,
                 listeners=context.listeners, device=context.device,
             )  # fmt: skip
-        return replace(made, fuse=NeuralFuse.from_pretrained(folder).to(context.device))
+        own = runs_foreign_code(self.generator)  # which the user has named
+        return replace(made, fuse=NeuralFuse.from_pretrained(folder, allow_code=own).to(context.device))
 
-    def training(self, eopm: EopmConfig) -> EopmConfig:
-        """Return how this generator is trained: one that does not look at the image learns no classes."""
-        return replace(eopm, class_head=0.0) if self.generator == "uip" else eopm
+    def neuralfuse_training(self, eopm: EopmConfig, *, encodes: bool) -> EopmConfig:
+        """See `Method`: a generator that does not encode the image learns no classes."""
+        return eopm if encodes else replace(eopm, class_head=0.0)
+
+    def training_macs(self, work: Workload) -> float:
+        """See `Method`."""
+        return work.eopm.macs(work.train_images, work.base, work.generator)
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the generator, and what tells whether the code of a user's own is the same."""
+        return {**super().to_config(), **code_of(self.generator)}
 
     @property
     def label(self) -> str:
@@ -233,12 +271,15 @@ class Given(Method):
 
     Attributes:
         folder: Where `neuralfuse train` wrote it.
+        allow_code: Whether the code of a generator of a user's own may be run.
     """
 
     name: ClassVar[str] = "given"
     needs: ClassVar[tuple[Access, ...]] = ("inputs",)
     prepares_for: ClassVar[Preparation] = "nothing"
+    transforms_inputs: ClassVar[bool] = True
     folder: str = ""
+    allow_code: bool = field(default=False, kw_only=True, metadata={"option": False})
 
     def __post_init__(self) -> None:
         require(bool(self.folder), "given must have the folder of a NeuralFuse, given:folder=runs/fuse: got none.")
@@ -247,7 +288,7 @@ class Given(Method):
     @cached_property
     def what(self) -> tuple[str, str]:
         """The generator's name, and a digest of the module's files."""
-        name = NeuralFuse.from_pretrained(self.folder).name
+        name = self._read(self.folder).name
         digest = hashlib.sha256()
         for file in ("config.json", "model.safetensors"):
             digest.update((Path(self.folder) / file).read_bytes())
@@ -267,10 +308,18 @@ class Given(Method):
                 replace(self).what == self.what,
                 f"{self.folder} must stay as it was while it is compared: it holds another module now.",
             )
-            NeuralFuse.from_pretrained(self.folder).save_pretrained(own)
-        fuse = NeuralFuse.from_pretrained(own).to(context.device)
+            self._read(self.folder).save_pretrained(own)
+        fuse = self._read(own).to(context.device)
         check_same_range(fuse, made.deployed)
         return replace(made, fuse=fuse)
+
+    def _read(self, folder: Path | str) -> NeuralFuse:
+        return NeuralFuse.from_pretrained(folder, allow_code=self.allow_code)
+
+    @property
+    def label(self) -> str:
+        """The method and the folder."""
+        return f"{self.name}:folder={self.folder}"
 
     def to_config(self) -> dict[str, Any]:
         """Return which module it is, wherever it lies."""

@@ -3,7 +3,16 @@
 from neuralfuse.nets.base import BASE_MODELS, BaseModel, base_model, base_spec, parameter_count
 from neuralfuse.nets.catalogue import catalogue
 from neuralfuse.nets.deployed import DeployedBase
-from neuralfuse.nets.generators import GENERATORS, check_size, generator
+from neuralfuse.nets.generators import (
+    GENERATORS,
+    check_generator,
+    code_of,
+    encodes_images,
+    generator,
+    plugins,
+    runs_foreign_code,
+    skeleton,
+)
 from neuralfuse.nets.store import load_base, save_base
 
 __all__ = [
@@ -14,9 +23,14 @@ __all__ = [
     "base_model",
     "base_spec",
     "catalogue",
-    "check_size",
+    "check_generator",
+    "code_of",
+    "encodes_images",
     "generator",
     "load_base",
     "parameter_count",
+    "plugins",
+    "runs_foreign_code",
     "save_base",
+    "skeleton",
 ]

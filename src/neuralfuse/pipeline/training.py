@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.data import DataSet
 from neuralfuse.errors import require
 from neuralfuse.faults import FaultModel
-from neuralfuse.files import fingerprint, write_json
-from neuralfuse.fuse import Fit, NeuralFuse
+from neuralfuse.files import fingerprint, load_weights, read_json, write_json
+from neuralfuse.fuse import SCHEMA, NeuralFuse
 from neuralfuse.memory import deploy
 from neuralfuse.nets import BaseModel, DeployedBase, base_model, save_base
+from neuralfuse.nets.generators import Fit
 from neuralfuse.quant import Scheme
 from neuralfuse.ranges import InputRange
 from neuralfuse.runs import RunInfo
@@ -115,7 +117,7 @@ def make_start(
 
 
 def make_fuse(
-    generator: str,
+    generator: str | nn.Module,
     bases: Sequence[DeployedBase],
     data: DataSet,
     config: EopmConfig,
@@ -165,25 +167,23 @@ def make_fuse(
     return record
 
 
-def _untrained(generator: str, data: DataSet, input_range: InputRange, fit: Fit, seed: int) -> NeuralFuse:
+def _untrained(
+    generator: str | nn.Module, data: DataSet, input_range: InputRange, fit: Fit, seed: int
+) -> NeuralFuse:  # fmt: skip
     return NeuralFuse(
         generator,
         channels=data.channels,
         image_size=data.image_size,
         input_range=input_range,
         fit=fit,
-        seed=derive(seed, "generator", generator) >> 1,
+        seed=derive(seed, "generator", generator) >> 1 if isinstance(generator, str) else None,
     )
 
 
 def _begin_with(fuse: NeuralFuse, folder: Path) -> None:
-    start = NeuralFuse.from_pretrained(folder)
-    require(_kind(start) == _kind(fuse), f"--start {folder} must hold {_kind(fuse)}: got {_kind(start)}.")
-    fuse.load_state_dict(start.state_dict())
-    fuse.trained = {**start.trained, "fingerprint": fingerprint(*start.state_dict().values())}
-
-
-def _kind(fuse: NeuralFuse) -> str:
-    """Return what two modules must have in common to have the same weights."""
-    size = f" of {fuse.image_size[0]}x{fuse.image_size[1]}" if fuse.name == "uip" else ""
-    return f"{fuse.name} for {fuse.channels} channels{size}"
+    config, path = read_json(folder / "config.json", SCHEMA), folder / "model.safetensors"
+    theirs, own = ((config.get("generator"), config.get("channels")), (fuse.name, fuse.channels))
+    kinds = [f"{name} for {channels} channels" for name, channels in (own, theirs)]
+    require(theirs == own, f"--start {folder} must hold {kinds[0]}: got {kinds[1]}.")
+    load_weights(fuse, path, f"generator {fuse.name} for {fuse.image_size[0]}x{fuse.image_size[1]}")
+    fuse.trained = {**config.get("trained", {}), "fingerprint": fingerprint(*fuse.state_dict().values())}

@@ -3,7 +3,7 @@
 from neuralfuse.quant.adapters import DEFAULT_ADAPTERS, Adapter, InnerTensors
 from neuralfuse.quant.fake import fake_quantize, quantized_call, quantized_parameters, snap_
 from neuralfuse.quant.floats import FloatWords
-from neuralfuse.quant.layers import DEFAULT_LAYERS, Layers, StoredTensor
+from neuralfuse.quant.layers import DEFAULT_LAYERS, Layers, StoredTensor, has_weights
 from neuralfuse.quant.scheme import Codes, Scheme
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Scheme",
     "StoredTensor",
     "fake_quantize",
+    "has_weights",
     "quantized_call",
     "quantized_parameters",
     "snap_",

@@ -130,3 +130,11 @@ def _is_weight(module: nn.Module, own_name: str) -> bool:
 
 
 DEFAULT_LAYERS = Layers()
+
+
+def has_weights(model: nn.Module, layers: Layers = DEFAULT_LAYERS) -> bool:
+    """Say whether a choice of layers finds any weight in a model."""
+    try:
+        return len(layers.select(model)) > 0
+    except ConfigError:
+        return False

@@ -15,7 +15,7 @@ from neuralfuse.nets import GENERATORS
 from neuralfuse.published import Measurement
 from neuralfuse.steps.measurements import EvaluationStep, LatencyStep
 from neuralfuse.steps.scale import ImageSpec, Scale
-from neuralfuse.steps.step import Step, counts
+from neuralfuse.steps.step import Step, counts, encodes
 from neuralfuse.steps.trainings import BaseStep, ModuleStep, StartStep
 
 Faults = Literal["reference", "stuck", "flip"]
@@ -70,14 +70,15 @@ class Request:
     def evaluation(self, of: Measurement, **eopm: Any) -> EvaluationStep:
         """Return the step that measures what a row of the paper measures."""
         recipe, scale = self.scale.recipe(of.data), self.scale
-        generator, looks = of.generator.lower(), of.generator != "UIP"  # one that does not look learns no classes
+        generator = of.generator.lower()
+        encoding = encodes(generator, recipe.images)  # else it learns no classes
         bases = tuple(self.base(of.data, name) for name in of.sources)
         trained = replace(
             recipe.eopm, lam=of.lam, seed=self.seed,
-            adversarial_bits=_same_share(of, bases[0]), class_head=recipe.eopm.class_head * looks, **eopm,
+            adversarial_bits=_same_share(of, bases[0]), class_head=recipe.eopm.class_head * encoding, **eopm,
         )  # fmt: skip
         start = None
-        if recipe.pretrain and looks:
+        if recipe.pretrain and encoding:
             start = StartStep(recipe.images, generator, replace(recipe.pretrain, seed=self.seed))
         return EvaluationStep(
             self.base(of.data, of.base),

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 
 from neuralfuse.energy import GENERATOR_LAYERS, Counts, count
-from neuralfuse.nets import GENERATORS, base_spec
-from neuralfuse.quant import DEFAULT_LAYERS
+from neuralfuse.errors import ConfigError
+from neuralfuse.nets import GENERATORS, base_spec, encodes_images, plugins, skeleton
 from neuralfuse.steps.scale import FACTS, ImageSpec
 from neuralfuse.steps.store import address
 from neuralfuse.steps.workspace import Workspace
@@ -55,13 +55,23 @@ def counts(name: str, images: ImageSpec) -> Counts:
     """Return what one pass of a base model or generator over one of these images takes."""
     facts = FACTS[images.name]
     size = (images.size or facts.size,) * 2
-    own = name in GENERATORS
-    if name == "uip":  # adds to the image and multiplies nothing
-        return Counts.none()
+    if is_generator(name):
+        network = skeleton(name, channels=facts.channels, image_size=size)
+        try:
+            return count(network, channels=facts.channels, image_size=size, layers=GENERATOR_LAYERS)
+        except ConfigError:  # it multiplies nothing, as uip
+            return Counts.none()
     with torch.device("meta"):
-        if own:
-            network = GENERATORS[name](facts.channels, size)
-        else:
-            network = base_spec(name).build(classes=facts.classes, channels=facts.channels)
-    layers = GENERATOR_LAYERS if own else DEFAULT_LAYERS
-    return count(network, channels=facts.channels, image_size=size, layers=layers)
+        network = base_spec(name).build(classes=facts.classes, channels=facts.channels)
+    return count(network, channels=facts.channels, image_size=size)
+
+
+def is_generator(name: str) -> bool:
+    """Say whether a name is that of a generator, and not of a base model."""
+    return name in GENERATORS or ":" in name or name in plugins()
+
+
+def encodes(generator: str, images: ImageSpec) -> bool:
+    """Say whether a generator encodes these images, so that it can be taught the classes."""
+    facts = FACTS[images.name]
+    return encodes_images(generator, facts.channels, (images.size or facts.size,) * 2)

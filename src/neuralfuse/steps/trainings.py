@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from neuralfuse.config import EopmConfig, LoopConfig, QatConfig
+from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.faults import FaultModel
-from neuralfuse.nets import DeployedBase, load_base
+from neuralfuse.nets import DeployedBase, code_of, load_base
 from neuralfuse.pipeline import make_base, make_fuse, make_start
 from neuralfuse.quant import Scheme
 from neuralfuse.steps.scale import FACTS, ImageSpec
@@ -56,9 +56,7 @@ class BaseStep(Step):
     @property
     def macs(self) -> float:
         """See `Step`."""
-        facts = FACTS[self.images.name]
-        images = _images_seen(self.qat, facts.train)
-        return (6.0 if self.qat.awp else 3.0) * images * counts(self.network, self.images).macs
+        return self.qat.macs(FACTS[self.images.name].train, counts(self.network, self.images).macs)
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,12 @@ class StartStep(Step):
 
     def config(self) -> dict[str, Any]:
         """See `Step`."""
-        return {"images": asdict(self.images), "generator": self.generator, "pretrain": self.pretrain.to_config()}
+        return {
+            "images": asdict(self.images),
+            "generator": self.generator,
+            **code_of(self.generator),
+            "pretrain": self.pretrain.to_config(),
+        }
 
     def perform(self, workspace: Workspace) -> dict[str, Any]:
         """See `Step`."""
@@ -90,8 +93,7 @@ class StartStep(Step):
     @property
     def macs(self) -> float:
         """See `Step`."""
-        images = _images_seen(self.pretrain, FACTS[self.images.name].train)
-        return 3.0 * images * counts(self.generator, self.images).macs
+        return self.pretrain.macs(FACTS[self.images.name].train, counts(self.generator, self.images).macs)
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class ModuleStep(Step):
         return {
             "bases": [base.address for base in self.bases],
             "generator": self.generator,
+            **code_of(self.generator),
             "eopm": training_config(self.eopm, self.faults),
             **({} if self.start is None else {"start": self.start.address}),
         }
@@ -148,11 +151,9 @@ class ModuleStep(Step):
     @property
     def macs(self) -> float:
         """See `Step`."""
-        eopm, images = self.eopm, self.bases[0].images
-        seen = _images_seen(eopm, FACTS[images.name].train)
-        passes = 1 + (eopm.n_chips if eopm.estimator == "crossed" else 1) + (eopm.adversarial_bits > 0)
+        images = self.bases[0].images
         bases = sum(counts(base.network, images).macs for base in self.bases) / len(self.bases)
-        return seen * (3 * counts(self.generator, images).macs + 2 * passes * bases)
+        return self.eopm.macs(FACTS[images.name].train, bases, counts(self.generator, images).macs)
 
 
 def training_config(eopm: EopmConfig, faults: FaultModel) -> dict[str, Any]:
@@ -178,8 +179,3 @@ class ProgressNote:
 
     def close(self) -> None:
         """Leave nothing."""
-
-
-def _images_seen(config: LoopConfig, train: int) -> float:
-    steps = config.epochs * (train // min(config.batch, train))
-    return float(min(steps, config.max_steps or steps) * config.batch)

@@ -1,7 +1,7 @@
 """Training: quantization-aware base models, NeuralFuse by EOPM and its start, and the one loop that all share."""
 
 from neuralfuse.train.classes import pretrain
-from neuralfuse.train.eopm import train_fuse, training_images
+from neuralfuse.train.eopm import generator_scheme, train_fuse, training_images
 from neuralfuse.train.gradient import Pass, eopm_backward, passes
 from neuralfuse.train.listeners import Listener, ProgressBar, TensorBoard
 from neuralfuse.train.loop import State
@@ -18,6 +18,7 @@ __all__ = [
     "TensorBoard",
     "eopm_backward",
     "error_config",
+    "generator_scheme",
     "passes",
     "pretrain",
     "train_base",

@@ -28,22 +28,30 @@ class WithClassHead(nn.Module):
         classes: Classes of the data.
         seed: Seed of the head's initial weights.
     Raises:
-        ConfigError: the generator has no such layer: ``uip``.
+        ConfigError: the generator has no ``narrowest`` layer: it does not encode the image.
     """
 
     def __init__(self, fuse: NeuralFuse, *, classes: int, seed: int) -> None:
         super().__init__()
         narrowest: tuple[nn.Module, int] | None = getattr(fuse.generator, "narrowest", None)
         if narrowest is None:
-            raise ConfigError(f"only a generator that encodes the image can be taught classes: got {fuse.name}.")
+            raise ConfigError(
+                f"a generator must encode the image to be taught classes, and say where (narrowest): {fuse.name} does "
+                "not. Train it without --class-head."
+            )
         self.fuse = fuse
         self._layer, channels = (narrowest[0],), narrowest[1]  # in a tuple: its weights are the module's already
         self.head = seeded(lambda: nn.Linear(channels, classes), derive(seed, "class head") >> 1)
 
+    @property
+    def narrowest(self) -> nn.Module:
+        """The layer that encodes the image."""
+        return self._layer[0]
+
     def forward(self, x: Tensor, scheme: Scheme | None = None) -> tuple[Tensor, Tensor]:
         """Return F(x), its generator on weights fake-quantized by ``scheme``, and the head's logits (N, classes)."""
         seen: list[Tensor] = []
-        hook = self._layer[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
+        hook = self.narrowest.register_forward_hook(lambda module, inputs, output: seen.append(output))
         try:
             output = quantized_call(self.fuse, x, scheme)
         finally:
@@ -55,16 +63,32 @@ class WithClassHead(nn.Module):
         return self.head(encoded.mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
 
+class _Encoded(Exception):  # noqa: N818
+    """The narrowest layer has run; the layers behind it need not."""
+
+
 class _Classifier(nn.Module):
-    """The part of a generator that tells classes apart; sizes that it pads may be any here."""
+    """The part of a generator that tells classes apart. Image sizes that it would pad may be any here."""
 
     def __init__(self, taught: WithClassHead) -> None:
         super().__init__()
         self.taught = taught
 
     def forward(self, x: Tensor) -> Tensor:
-        fuse: Any = self.taught.fuse
-        return self.taught.classify(fuse.generator.encode(fuse.symmetric(x)))
+        fuse, encoded = self.taught.fuse, list[Tensor]()
+
+        def stop(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            encoded.append(output)
+            raise _Encoded
+
+        hook = self.taught.narrowest.register_forward_hook(stop)
+        try:
+            fuse.generator(fuse.symmetric(x))
+        except _Encoded:
+            return self.taught.classify(encoded[0])
+        finally:
+            hook.remove()
+        raise ConfigError(f"the narrowest layer of generator {fuse.name} must run: it did not.")
 
 
 def pretrain(
@@ -90,7 +114,7 @@ def pretrain(
     Returns:
         The run's state; ``best_score`` is the best validation accuracy in percent.
     Raises:
-        ConfigError: the generator does not look at the image: ``uip``.
+        ConfigError: the generator does not encode the image.
     """
     config = config or QatConfig()
     taught = WithClassHead(fuse, classes=len(data.classes), seed=config.seed).to(fuse.scale.device)

@@ -18,7 +18,7 @@ from neuralfuse.errors import require, unknown_name
 from neuralfuse.faults import FaultModel, validation_chips
 from neuralfuse.fuse import NeuralFuse, check_same_range
 from neuralfuse.memory import Deployed, side_by_side
-from neuralfuse.quant import Scheme, quantized_call, snap_
+from neuralfuse.quant import Scheme, has_weights, quantized_call, snap_
 from neuralfuse.scoring import BATCH, accuracy, plain_inputs, transform
 from neuralfuse.seeds import generator
 from neuralfuse.train.adversarial import worst_chip
@@ -46,7 +46,7 @@ class _Eopm(Task):
         self.bases, self.config, self.ranks = bases, config, ranks
         self.faults = faults
         self.augment = augmentation(config.augment, data.name)
-        self.scheme = Scheme(bits=config.generator_bits) if config.generator_bits and fuse.name != "uip" else None
+        self.scheme = generator_scheme(fuse, config.generator_bits)
         self.train = training_images(data, config.images)
         validation = self.train if config.images else data.validation
         rows = validation.order(data.name, "validation images")[: config.validation_images]
@@ -127,6 +127,11 @@ def training_images(data: DataSet, count: int) -> Split:
     """
     require(count <= len(data.train), f"images must be in 0..{len(data.train)}: got images={count}.")
     return data.train[data.train.order(data.name, "calibration images")[:count]] if count else data.train
+
+
+def generator_scheme(fuse: NeuralFuse, bits: int) -> Scheme | None:
+    """Return how a generator's weights are quantized; None for 0 bits, or where it has no weights to quantize."""
+    return Scheme(bits=bits) if bits and has_weights(fuse) else None
 
 
 def quantized_copy(fuse: NeuralFuse, scheme: Scheme | None) -> NeuralFuse:
