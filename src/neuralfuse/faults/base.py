@@ -14,7 +14,7 @@ from torch import Tensor
 from neuralfuse.errors import ConfigError, check_ber, require, unknown_name
 from neuralfuse.faults.layout import Layout
 from neuralfuse.faults.voltage import VoltageCurve
-from neuralfuse.seeds import below, derive, hash64, signed64
+from neuralfuse.seeds import bernoulli_of, derive, hash64, signed64
 
 if TYPE_CHECKING:
     from neuralfuse.faults.arrays import Array, Mapping
@@ -217,4 +217,4 @@ def chance(layout: Layout, seed: int, purpose: str, cell: Tensor, probability: f
     starts = torch.tensor([region.start for region in layout.regions], device=cell.device) * layout.bits
     region = torch.bucketize(cell, starts, right=True) - 1
     keys = [signed64(derive(seed, "chip", purpose, region.name)) for region in layout.regions]
-    return below(hash64(torch.tensor(keys, device=cell.device)[region], cell - starts[region]), probability)
+    return bernoulli_of(hash64(torch.tensor(keys, device=cell.device)[region], cell - starts[region]), probability)
