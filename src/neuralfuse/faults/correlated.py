@@ -22,8 +22,8 @@ _GROUP_CELLS = 1 << 23  # banks are drawn in groups of about this many cells: on
 class Lines(ArrayFaults):
     """Weak lines: rows (word lines), columns (bit lines) or banks.
 
-    A line is weak with probability ber / within, and a share ``within`` of its cells fails. So a cell is faulty with
-    probability ``ber``. All faulty cells of a line read the same value, as behind a broken driver.
+    A line is weak with probability ber / within, and each cell of a weak line fails with probability ``within``. So a
+    cell is faulty with probability ``ber``. All faulty cells of a line read the same value, as behind a broken driver.
 
     Args:
         along: Kind of line: row, column or bank.
