@@ -193,7 +193,7 @@ def test_a_recipe_sets_defaults_below_flags(tmp_path, capsys):
         (["train-base", "--base", "resnet88", "--out", "x"], ["Did you mean 'resnet8'"]),
         (["train-base", "--base", "resnet8", "--out", "x", "--lr", "-1"], ["lr must be positive"]),
         (["train-base", "--base", "resnet8", "--out", "x", "--optimizer", "sdg"], ["sgd"]),
-        (["train-base", "--base", "resnet8", "--out", "x", "--data", "folder"], ["pass --data-dir"]),
+        (["train-base", "--base", "resnet8", "--out", "x", "--data", "folder"], ["needs --data-dir"]),
     ],
 )
 def test_a_mistake_costs_one_line(arguments, texts, capsys, tmp_path, monkeypatch):

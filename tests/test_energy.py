@@ -454,7 +454,7 @@ def test_a_curve_without_energies_takes_v_squared_only_when_told():
     curve = VoltageCurve.named("xilinx-vc707")
     assert (curve.vmin, curve.energy(0.61)) == (0.61, pytest.approx(0.3721))
     bare = VoltageCurve(points=curve.points, source="x")
-    with pytest.raises(ConfigError, match="take V\\^2 as a model with --energy-law quadratic"):
+    with pytest.raises(ConfigError, match="can use V\\^2 as a model, with --energy-law quadratic"):
         bare.energy(0.61)
 
 

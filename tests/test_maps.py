@@ -132,7 +132,7 @@ def test_files_that_are_no_maps_are_refused(name, content, message, tmp_path):
         ([("0.5", GRID, None)], r"fmap_sa1_v_0.5.txt must be a map of 0 and 1"),
         ([("0.5", GRID, GRID)], r"at 0.5 must have the same shape and no cell in common: .*, 3 in common"),
         ([("0.5", GRID, GRID[:2])], r"must have the same shape and no cell in common: got \(3, 4\) and \(2, 4\)"),
-        ([("low",)], "must name a voltage after v_: got 'low'"),
+        ([("low",)], "must have a voltage after v_: got 'low'"),
         ([("0.5",), ("0.6", GRID[:2], 0 * GRID[:2])], r"must have the same shape: got \[\(1, 2, 4\), \(1, 3, 4\)\]"),
         ([("0.5",), ("0.5", 1 - GRID, GRID)], "voltage"),
         ([("0.5",), ("0.50", 1 - GRID, GRID)], "voltage"),
