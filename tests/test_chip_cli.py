@@ -219,9 +219,9 @@ def test_remedies_words_and_the_generator_s_own_memory(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        ([], ["one of --ber and --voltage must say", "got neither"]),
+        ([], ["one of --ber and --voltage must be given", "got neither"]),
         (["--ber", "0.1", "--voltage", "0.9"], ["got both"]),
-        (["--voltage", "0.5"], ["voltage must lie on the curve, in [0.8, 1] Vmin: got 0.5", "--curve"]),
+        (["--voltage", "0.5"], ["voltage must be on the curve, in [0.8, 1] Vmin: got 0.5", "--curve"]),
         (["--voltage", "0.9", "--curve", "nowhere.csv"], ["cannot read the voltage curve nowhere.csv"]),
         (["--faults", "nowhere.npz"], ["nowhere.npz must be a whole file"]),
         (["--faults", "nowhere.toml"], ["cannot read nowhere.toml"]),
@@ -231,7 +231,7 @@ def test_remedies_words_and_the_generator_s_own_memory(folder, capsys):
         (["--ber", "0.1", "--coding", "bf16", "--bits", "4"], ["--bits must be left out for bf16"]),
         (["--ber", "0.1", "--faulty-generator"], ["--faulty-generator must come with"]),
         (["--ber", "0.1", "--curve", "nowhere.csv"], ["--curve must come with --voltage"]),
-        (["--ber", "0.1", "--offset", "8"], ["--offset must come with faults that lie in an array"]),
+        (["--ber", "0.1", "--offset", "8"], ["--offset must come with faults in an array"]),
         (["--ber", "0.1", "--chips", "0"], ["chips must be in"]),
     ],
 )
@@ -249,7 +249,7 @@ def test_a_chip_of_a_model_has_no_shape_of_its_own(folder, capsys, tmp_path):
 )
 def test_a_map_has_no_words(extra, capsys, tmp_path):
     command = ["chip", "new", "--faults", "stuck", "--ber", "0.1", "--out", str(tmp_path / "a.npz")]
-    fails(capsys, [*command, *extra], "a map has cells only")
+    fails(capsys, [*command, *extra], "must be left out for a fault map")
     assert not (tmp_path / "a.npz").exists()
 
 
@@ -260,7 +260,7 @@ def test_a_map_has_no_words(extra, capsys, tmp_path):
         (["new", "--ber", "0.1", "--voltages", "0.9", "--out", "chip.npz"], ["must be left out with --voltages"]),
         (["import", "nowhere.npy", "--source", "me", "--out", "chip.npz"], ["nowhere.npy must be a map of 0 and 1"]),
         (["import", "--source", "me", "--out", "chip.npz"], ["at least one fault map"]),
-        (["show"], ["a fault map (NPZ) or --base must say what to look at"]),
+        (["show"], ["a fault map (NPZ) or --base must be given"]),
         (["draw", "--out", "chip.txt"], ["--out must end in .png, .svg, .pdf"]),
         (
             ["show", "--base", "nowhere", "--ber", "0.1", "--list-bits", "-5"],

@@ -132,9 +132,9 @@ def test_a_user_s_own_factory(tmp_path, monkeypatch, capsys):
         [*command, "--base", "own_nets:make", "--image-size", "9", "9"],
         "must take images of 1 channels and 9x9",
     )
-    fails(capsys, [*command, "--base", "own_nets:nothing"], "must be something that can be imported", "nothing")
+    fails(capsys, [*command, "--base", "own_nets:nothing"], "must be importable as package.module:name", "nothing")
     missing = "no_such_module:make"
-    fails(capsys, [*command, "--base", missing], "must be something that can be imported", missing)
+    fails(capsys, [*command, "--base", missing], "must be importable as package.module:name", missing)
 
 
 def test_a_config_file_sets_options_and_flags_override_it(trained, tmp_path, capsys):
@@ -193,7 +193,7 @@ def test_a_recipe_sets_defaults_below_flags(tmp_path, capsys):
         (["train-base", "--base", "resnet88", "--out", "x"], ["Did you mean 'resnet8'"]),
         (["train-base", "--base", "resnet8", "--out", "x", "--lr", "-1"], ["lr must be positive"]),
         (["train-base", "--base", "resnet8", "--out", "x", "--optimizer", "sdg"], ["sgd"]),
-        (["train-base", "--base", "resnet8", "--out", "x", "--data", "folder"], ["pass --data-dir"]),
+        (["train-base", "--base", "resnet8", "--out", "x", "--data", "folder"], ["needs --data-dir"]),
     ],
 )
 def test_a_mistake_costs_one_line(arguments, texts, capsys, tmp_path, monkeypatch):
@@ -217,9 +217,7 @@ def test_files_that_do_not_fit_are_refused(trained, capsys, tmp_path):
     out = ["--out", str(tmp_path / "file" / "x.json")]
     fails(capsys, ["evaluate", "--base", base, "--ber", "0.1", "--chips", "1", *out], "cannot write")
     fails(capsys, [*BASE, "--out", str(tmp_path / "file" / "x")], "cannot write")
-    fails(
-        capsys, ["evaluate", "--base", base, "--ber", "0.1", "--include", "layer9.*"], "matches none of the parameters"
-    )
+    fails(capsys, ["evaluate", "--base", base, "--ber", "0.1", "--include", "layer9.*"], "match none of the parameters")
     tensorboard = ["--tensorboard", str(tmp_path / "file" / "x"), "--out", str(tmp_path / "base")]
     fails(capsys, [*BASE, *tensorboard], "--tensorboard")
     reference = ["--faults", "reference", "--bits", "12"]

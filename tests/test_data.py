@@ -73,7 +73,7 @@ def test_differing_classes_are_named(folder):
 
 def test_images_of_different_sizes_need_a_size(folder):
     write_image(folder / "train" / "dog" / "3.png", size=(8, 20))
-    with pytest.raises(DataError, match=r"images must all have one size: .*Pass --image-size"):
+    with pytest.raises(DataError, match=r"all images must have the same size: .*Pass --image-size"):
         load_data("folder", folder)
     assert load_data("folder", folder, image_size=(8, 8)).image_size == (8, 8)
 
@@ -81,7 +81,7 @@ def test_images_of_different_sizes_need_a_size(folder):
 def test_missing_data_is_explained(tmp_path):
     with pytest.raises(DataError, match=r"no such folder. Lay images out as train/<class>/\*"):
         load_data("folder", tmp_path / "nowhere")
-    with pytest.raises(DataError, match="must be told where it lies: pass --data-dir"):
+    with pytest.raises(DataError, match="needs --data-dir: got none"):
         load_data("folder")
     with pytest.raises(UnknownNameError, match="Did you mean 'cifar10'"):
         load_data("cifar")
@@ -92,7 +92,7 @@ def test_missing_data_is_explained(tmp_path):
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "gtsrb"])
 def test_sets_that_are_not_there_say_how_to_get_them(name, tmp_path):
     pytest.importorskip("torchvision")
-    with pytest.raises(DataError, match=f"--data {name} must lie in .*Pass --download"):
+    with pytest.raises(DataError, match=f"--data {name} must be in .*Pass --download"):
         load_data(name, tmp_path)
 
 
@@ -151,7 +151,7 @@ def test_the_real_traffic_signs(tmp_path):
 def test_traffic_signs_that_are_laid_out_otherwise_are_refused(stray, signs):
     pytest.importorskip("torchvision")
     write_image(signs / "gtsrb" / "GTSRB" / "Training" / ("00001" if "/" not in stray else "") / stray)
-    with pytest.raises(DataError, match="must be laid out as it is published"):
+    with pytest.raises(DataError, match="must have its published layout"):
         load_data("gtsrb", signs)
 
 

@@ -420,7 +420,7 @@ def test_arrays_that_cannot_be_are_refused(options, message):
 def test_a_rate_s_voltage_has_that_rate(ber, name):
     curve = VoltageCurve.named(name)
     if ber > curve.points[0].ber:
-        with pytest.raises(ConfigError, match="ber must be one that the voltage curve reaches"):
+        with pytest.raises(ConfigError, match="ber must be on the voltage curve"):
             curve.voltage(ber)
         return
     voltage = curve.voltage(ber)
@@ -454,7 +454,7 @@ def test_a_curve_without_energies_takes_v_squared_only_when_told():
     curve = VoltageCurve.named("xilinx-vc707")
     assert (curve.vmin, curve.energy(0.61)) == (0.61, pytest.approx(0.3721))
     bare = VoltageCurve(points=curve.points, source="x")
-    with pytest.raises(ConfigError, match="take V\\^2 as a model with --energy-law quadratic"):
+    with pytest.raises(ConfigError, match="can use V\\^2 as a model, with --energy-law quadratic"):
         bare.energy(0.61)
 
 
@@ -651,8 +651,8 @@ def test_no_errors_no_need(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("resnet18 --voltage 1.1", "voltage must lie on the curve, in [0.8, 1] Vmin: got 1.1. Nothing is"),
-        ("resnet18 --ber 0.3", "ber must be one that the voltage curve reaches, in [0, 0.0506991]"),
+        ("resnet18 --voltage 1.1", "voltage must be on the curve, in [0.8, 1] Vmin: got 1.1. The curve is not"),
+        ("resnet18 --ber 0.3", "ber must be on the voltage curve, in [0, 0.0506991]"),
         ("resnet18 --ber 0.01 --voltage 0.9", "one of --ber and --voltage must say how low it goes: got both"),
         ("resnet18 --array 0x8", "an array must have at least one row and one column: got 0x8"),
         ("resnet18 --array wide", "--array must be rows x columns, as in 32x32: got 'wide'"),

@@ -139,7 +139,7 @@ def test_what_a_folder_may_not_be(tmp_path):
         apply_folder(fuse, tmp_path / "in", tmp_path / "out")
     (tmp_path / "in" / "a.bmp").unlink()
     Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)).save(tmp_path / "in" / "wide.png")
-    with pytest.raises(DataError, match="must have 8 bits a channel"):
+    with pytest.raises(DataError, match="must have 8 bits per channel"):
         apply_folder(fuse, tmp_path / "in", tmp_path / "out")
     (tmp_path / "in" / "wide.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="cannot read image"):

@@ -55,7 +55,7 @@ def test_input_range_of_bytes():
 def test_input_ranges_are_checked():
     with pytest.raises(UnknownNameError, match="Did you mean 'imagenet'"):
         InputRange.named("imagenets")
-    with pytest.raises(ConfigError, match="one value a channel"):
+    with pytest.raises(ConfigError, match="one value per channel"):
         InputRange(mean=(0.5,), std=(0.5, 0.5))
     with pytest.raises(ConfigError, match="std must be positive"):
         InputRange(std=(0.0,))

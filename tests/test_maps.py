@@ -101,21 +101,21 @@ class Bomb:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("bad.npy", None, "one row a line: .*No such file"),
+        ("bad.npy", None, "one row per line: .*No such file"),
         ("bad.npy", in_bytes(np.save, np.array([[Bomb()]], object)), "allow_pickle=False"),
         ("bad.npz", in_bytes(np.savez, np.array([[Bomb()]], object)), "allow_pickle=False"),
-        ("bad.txt", pickle.dumps(Bomb()), "one row a line"),
-        ("bad.npy", pickle.dumps(Bomb()), "one row a line"),
-        ("bad.npz", in_bytes(np.savez, GRID)[:-40], "one row a line"),
+        ("bad.txt", pickle.dumps(Bomb()), "one row per line"),
+        ("bad.npy", pickle.dumps(Bomb()), "one row per line"),
+        ("bad.npz", in_bytes(np.savez, GRID)[:-40], "one row per line"),
         ("bad.npz", in_bytes(np.save, GRID), ""),
         ("bad.npy", in_bytes(np.savez, GRID), ""),
         ("bad.npz", in_bytes(np.savez, GRID, GRID), "must hold one array: got arr_0, arr_1"),
-        ("bad.npy", b"", "one row a line"),
+        ("bad.npy", b"", "one row per line"),
         ("bad.npy", in_bytes(np.save, np.zeros(4)), r"\(banks, rows, columns\): got float64 of shape \(4,\)"),
-        ("bad.npy", in_bytes(np.save, GRID * 2), r"got float64 of shape \(3, 4\) with other numbers in it"),
-        ("bad.npy", in_bytes(np.save, GRID * np.nan), "with other numbers in it"),
-        ("bad.csv", b"0,1\n1,x\n", "one row a line: could not convert string to float"),
-        ("bad.csv", b"0,1\n1\n", "one row a line"),
+        ("bad.npy", in_bytes(np.save, GRID * 2), r"got float64 of shape \(3, 4\) with other numbers"),
+        ("bad.npy", in_bytes(np.save, GRID * np.nan), "with other numbers"),
+        ("bad.csv", b"0,1\n1,x\n", "one row per line: could not convert string to float"),
+        ("bad.csv", b"0,1\n1\n", "one row per line"),
         ("bad.txt", b"\n", ""),
     ],
 )
@@ -130,10 +130,10 @@ def test_files_that_are_no_maps_are_refused(name, content, message, tmp_path):
     ("pairs", "message"),
     [
         ([("0.5", GRID, None)], r"fmap_sa1_v_0.5.txt must be a map of 0 and 1"),
-        ([("0.5", GRID, GRID)], r"at 0.5 must have one shape and no cell in common: .*, 3 in common"),
-        ([("0.5", GRID, GRID[:2])], r"must have one shape and no cell in common: got \(3, 4\) and \(2, 4\)"),
-        ([("low",)], "must name a voltage after v_: got 'low'"),
-        ([("0.5",), ("0.6", GRID[:2], 0 * GRID[:2])], r"must have one shape: got \[\(1, 2, 4\), \(1, 3, 4\)\]"),
+        ([("0.5", GRID, GRID)], r"at 0.5 must have the same shape and no cell in common: .*, 3 in common"),
+        ([("0.5", GRID, GRID[:2])], r"must have the same shape and no cell in common: got \(3, 4\) and \(2, 4\)"),
+        ([("low",)], "must have a voltage after v_: got 'low'"),
+        ([("0.5",), ("0.6", GRID[:2], 0 * GRID[:2])], r"must have the same shape: got \[\(1, 2, 4\), \(1, 3, 4\)\]"),
         ([("0.5",), ("0.5", 1 - GRID, GRID)], "voltage"),
         ([("0.5",), ("0.50", 1 - GRID, GRID)], "voltage"),
     ],
@@ -148,7 +148,7 @@ def test_imports_that_say_too_little_are_refused(tmp_path):
     one, two = (write_grid(tmp_path / name) for name in ("1.csv", "2.csv"))
     for paths, options, message in [
         ([one], {"source": " "}, "a fault map must name its source"),
-        ([one, two], {"source": "x"}, "voltages must be one a file: got 0 for 2"),
+        ([one, two], {"source": "x"}, "there must be one voltage per file: got 0 for 2"),
         ([one, two], {"source": "x", "voltages": (0.5, 0.5)}, "voltages must differ from file to file"),
         ([one], {"source": "x", "reads": "2"}, "unknown behaviour of faulty cells '2'"),
         ([tmp_path], {"source": "x"}, "there must be at least one fault map: got none in"),
@@ -168,9 +168,9 @@ def test_a_fault_map_says_what_it_holds():
     assert (KNOWN.index(0.6), KNOWN.index(0.5 + 1e-12)) == (0, 1)
     shares = {"faulty": 3 / 6, "stuck_at_0": 1 / 6, "stuck_at_1": 1 / 6, "inverts": 1 / 6}
     assert KNOWN.counts(0.6) == pytest.approx(shares)
-    with pytest.raises(ConfigError, match="needs one to be chosen: 0.6, 0.5"):
+    with pytest.raises(ConfigError, match="needs a voltage: choose one of 0.6, 0.5"):
         KNOWN.index(None)
-    with pytest.raises(UnknownNameError, match="must have been taken at 0.55 V: it has 0.6, 0.5"):
+    with pytest.raises(UnknownNameError, match="voltage must be one of the fault map's: got 0.55 V, it has 0.6, 0.5"):
         KNOWN.rate(0.55)
 
 
@@ -181,7 +181,7 @@ def test_a_fault_map_says_what_it_holds():
         ({"cells": TWO.astype(int)}, "must be uint8"),
         ({"cells": TWO + np.uint8(1)}, r"a cell's behaviour must be 0\.\.3: got 4"),
         ({"source": ""}, "a fault map must name its source"),
-        ({"voltages": (0.6,)}, "must have one voltage a map: got 1 for 2"),
+        ({"voltages": (0.6,)}, "must have one voltage per map: got 1 for 2"),
         ({"voltages": (0.5, 0.6)}, r"voltages of a fault map must fall: got \(0.5, 0.6\)"),
     ],
 )
@@ -265,13 +265,13 @@ def test_a_chip_on_disk_is_the_same_chip_in_any_order(tmp_path):
     assert (chip.seed, chip.faults.ber) == (7, CHIP.faults.ber)
     assert json.loads(json.dumps(chip.faults.to_config()))["faults"]["kind"] == "combined"
     for layout, message in [
-        (Layout.of(REGIONS, 8), "must be a chip of 8-bit words: it is one of 6"),
+        (Layout.of(REGIONS, 8), "must have 8-bit words: it has 6-bit words"),
         (Layout.of([("a", 41)], 6), "must hold 41 words of 'a': it has 40"),
-        (Layout.of([("d", 40)], 6), "must hold 40 words of 'd': it lacks it"),
+        (Layout.of([("d", 40)], 6), "must hold 40 words of 'd': it has none"),
     ]:
         with pytest.raises(ShapeError, match=message):
             chip.faults.cells(layout, 0, CPU)
-    with pytest.raises(ConfigError, match="cannot be asked for another rate than its own: got ber=0.1"):
+    with pytest.raises(ConfigError, match="a saved chip has a fixed rate, .*: got ber=0.1"):
         chip.faults.at(0.1)
 
 
@@ -306,9 +306,9 @@ def test_a_measured_chip_reads_its_map(tmp_path):
     higher = chip.at(0.6).faults
     assert (higher.voltage, higher.ber, chip.faults.ber) == (0.6, 0.5, 4 / 6)
     assert higher.cells(layout, 1, CPU).cell.tolist() == [start + cell for start in (0, 6, 12) for cell in (1, 2, 4)]
-    with pytest.raises(UnknownNameError, match="must have been taken at 0.7 V"):
+    with pytest.raises(UnknownNameError, match="voltage must be one of the fault map's: got 0.7 V"):
         chip.at(0.7)
-    with pytest.raises(ConfigError, match="must be asked for a voltage, not for a rate: got ber=0.1"):
+    with pytest.raises(ConfigError, match="needs a voltage, not a rate: got ber=0.1"):
         chip.faults.at(0.1)
-    with pytest.raises(ConfigError, match="map must be a fault map or the NPZ file of one"):
+    with pytest.raises(ConfigError, match="map must be a fault map or its NPZ file"):
         Measured(map=3)

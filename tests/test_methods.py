@@ -467,7 +467,7 @@ def test_methods_are_asked_for_by_name(tmp_path):
         ("randbot", "Did you mean 'randbet'"),
         ("randbet:size=3", "unknown option of randbet 'size'"),
         ("batch-statistics:batch=many", "batch of batch-statistics must be of type int: got 'many'"),
-        ("nowhere.at.all:Thing", "nowhere.at.all:Thing must be something that can be imported"),
+        ("nowhere.at.all:Thing", "nowhere.at.all:Thing must be importable as package.module:name"),
         ("neuralfuse.data:Split", "must be a subclass of neuralfuse.methods.Method .*, or a generator's factory"),
         ("neuralfuse.methods:Method", "with a protect of its own"),
         ("convl:rubbish", "a generator has no options here"),

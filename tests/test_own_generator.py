@@ -146,8 +146,8 @@ def test_a_comparison_trains_it_and_notices_that_its_code_has_changed(own, capsy
             "mine:broken",
             "mine:broken must be a factory(channels, image_size) that runs: RuntimeError: out of order",
         ),
-        ("mine:missing", "generator mine:missing must be something that can be imported"),
-        ("nowhere:tiny", "generator nowhere:tiny must be something that can be imported: No module named 'nowhere'"),
+        ("mine:missing", "generator mine:missing must be importable"),
+        ("nowhere:tiny", "generator nowhere:tiny must be importable: No module named 'nowhere'"),
         ("unet", "unknown generator 'unet'. Did you mean 'unets'"),
     ],
 )

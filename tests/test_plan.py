@@ -433,7 +433,7 @@ def test_a_layer_that_cannot_be_counted_is_refused():
         ("--target 0.85", "target must be an accuracy in [1, 100], in percent and not a fraction: got 0.85"),
         ("--target 80 --yield 1", "yield must be in (0, 1): got 1"),
         ("--target 80 --faults map.npz", "a plan must be made for a fault model: map.npz is one chip"),
-        ("--target 80 --voltages 1.2", "voltage must lie on the curve, in [0.8, 1] Vmin: got 1.2"),
+        ("--target 80 --voltages 1.2", "voltage must be on the curve, in [0.8, 1] Vmin: got 1.2"),
         ("--target 80 --array 0x1", "an array must have at least one row and one column"),
     ],
 )

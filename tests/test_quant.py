@@ -190,7 +190,7 @@ def test_default_layers_are_the_weights_of_every_kind():
 def test_layers_are_chosen_by_pattern(small_net):
     names = [stored.name for stored in Layers(include=("*conv*", "head*"), exclude=("head.weight",)).select(small_net)]
     assert names == ["conv.weight"]
-    with pytest.raises(ConfigError, match="matches none of the parameters conv.weight"):
+    with pytest.raises(ConfigError, match="match none of the parameters conv.weight"):
         Layers(include=("layer9.*",)).select(small_net)
 
 

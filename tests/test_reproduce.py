@@ -691,8 +691,8 @@ def test_energy_tables_at_full_scale_are_those_of_the_energy_command(tmp_path):
         ("table12 --scale smoke --rows base=VGG", "unknown value of base 'VGG'"),
         ("table12 --scale smoke --workers -1", "workers must be at least 0: got workers=-1"),
         ("table12 --scale smoke --retries -1", "retries must be at least 0: got retries=-1"),
-        ("table12 --workers 0", "--data cifar10 must be told where it lies: pass --data-dir. --scale smoke needs no"),
-        ("table14 --workers 0 --data-dir nowhere", "imagenet10/train: no such folder"),
+        ("table12 --workers 0", "needs --data-dir: got none. Pass the folder of the data set. --scale smoke needs"),
+        ("table14 --workers 0 --data-dir nowhere", "imagenet10/train must hold class folders: no such folder"),
         ("table12 --scale smoke --scheduler tcp://127.0.0.1:1", "--scheduler must be the address of a running Dask"),
     ],
 )  # fmt: skip

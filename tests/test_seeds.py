@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from neuralfuse.seeds import below, derive, happens, hash64, poisson_count, uniform_integers
+from neuralfuse.seeds import bernoulli, bernoulli_of, derive, hash64, poisson_count, uniform_integers
 
 MASK = (1 << 64) - 1
 
@@ -50,8 +50,8 @@ def test_numpy_and_torch_draw_the_same(key, count, size, probability):
     fraction = ((bits >> 12) & ((1 << 52) - 1)).double() * 2.0**-52
     assert torch.equal(drawn.long(), (fraction * size).long())
     assert drawn.dtype == (torch.int32 if size <= 2**31 else torch.int64)
-    happened = happens(key, torch.arange(count), probability)
-    assert torch.equal(happened, below(bits.clone(), probability))
+    happened = bernoulli(key, torch.arange(count), probability)
+    assert torch.equal(happened, bernoulli_of(bits.clone(), probability))
     assert torch.equal(happened, fraction < probability)
     for place in range(0, count, 9973):
         numerator = splitmix64(key, place) >> 12

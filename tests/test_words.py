@@ -290,7 +290,7 @@ def test_words_known_to_be_faulty_read_zero_behind_an_adapter_too(int8_net):
 def test_words_of_two_widths_in_one_memory_are_refused(scheme):
     model = nn.Sequential(convolution(), Packed(6, 64))
     message = (
-        f"all words of a memory must have one width: '1.packed' is stored in 8-bit words, the scheme in {scheme.bits}"
+        f"all words of a memory must have the same width: '1.packed' has 8-bit words, the scheme has {scheme.bits}-bit"
     )
     with pytest.raises(ConfigError, match=message):
         deploy(model, scheme=scheme, **PACKED)
@@ -312,7 +312,7 @@ def test_words_of_one_width_that_do_not_fit_are_refused_for_another_reason(dtype
     model.words = nn.Parameter(torch.zeros(3, 4, dtype=dtype), requires_grad=False)
     with pytest.raises(ConfigError, match="'words'") as refused:
         deploy(model, scheme=scheme, layers=Layers(extra=("words",)), adapters=(Wide(),))
-    assert f"stored in {scheme.bits}-bit words, the scheme in {scheme.bits}-bit ones" not in str(refused.value)
+    assert f"has {scheme.bits}-bit words, the scheme has {scheme.bits}-bit words" not in str(refused.value)
 
 
 def test_inner_tensors_are_found_by_their_name():

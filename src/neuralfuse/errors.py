@@ -1,4 +1,4 @@
-"""The exception family: every mistake a user can make ends in one of these, with one clear line.
+"""The exceptions: every mistake of a user raises one of them, with one clear line.
 
 A message says what must hold, what came, where, and what to do. The command line prints that line and exits with 2.
 """
@@ -31,7 +31,7 @@ class ShapeError(NeuralFuseError, ValueError):
 
 
 class FileFormatError(NeuralFuseError, ValueError):
-    """A file is truncated, foreign, or does not fit what it should be loaded into."""
+    """A file is damaged, has another format, or does not fit its target."""
 
 
 class DataError(NeuralFuseError, ValueError):
@@ -39,11 +39,11 @@ class DataError(NeuralFuseError, ValueError):
 
 
 class MissingExtraError(NeuralFuseError, ImportError):
-    """An optional dependency is needed and not installed."""
+    """An optional dependency is needed but not installed."""
 
 
 class OutputError(NeuralFuseError, OSError):
-    """A result cannot be written where it was asked to go."""
+    """A result cannot be written to the requested place."""
 
 
 class DivergenceError(NeuralFuseError, ArithmeticError):
@@ -51,19 +51,19 @@ class DivergenceError(NeuralFuseError, ArithmeticError):
 
 
 class HubError(NeuralFuseError, ConnectionError):
-    """A hub of models refuses, or cannot be reached."""
+    """A model hub refuses a request or cannot be reached."""
 
 
 class ParityError(NeuralFuseError, ArithmeticError):
-    """What was made to compute the same computes something else."""
+    """An exported graph gives other outputs than its module."""
 
 
 class AnswerError(NeuralFuseError, ValueError):
-    """A model that only answers refuses, or answers with something that is no answer."""
+    """A black-box model refuses a request, or its answer is invalid."""
 
 
 class BusyError(NeuralFuseError, ConnectionError):
-    """A model that only answers cannot be asked now; it might help to ask again, ``after`` seconds if it said so."""
+    """A black-box model is unavailable. A retry may help, after ``after`` seconds if the model gave a delay."""
 
     def __init__(self, message: str, after: float | None = None) -> None:
         super().__init__(message)
@@ -71,19 +71,19 @@ class BusyError(NeuralFuseError, ConnectionError):
 
 
 class BudgetError(NeuralFuseError, RuntimeError):
-    """More questions than were agreed on."""
+    """A black-box model would get more images than the budget allows."""
 
 
 class LostProcessError(NeuralFuseError, RuntimeError):
-    """Another process of the same job is gone."""
+    """Another process of the same job has ended."""
 
 
 class UnfinishedError(NeuralFuseError, RuntimeError):
-    """Part of a long job failed; the rest is kept."""
+    """Part of a long job failed. The finished parts are kept."""
 
 
 def unknown_name(kind: str, name: str, legal: Iterable[str]) -> UnknownNameError:
-    """Return the error for an unknown name, with the nearest legal one first."""
+    """Return the error for an unknown name. It suggests the nearest legal name and lists all of them."""
     names = list(legal)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -91,7 +91,7 @@ def unknown_name(kind: str, name: str, legal: Iterable[str]) -> UnknownNameError
 
 
 def check_ber(ber: float, name: str = "ber") -> float:
-    """Return a bit-error rate that is a fraction, or raise.
+    """Return a bit-error rate as a float if it is a fraction.
 
     Raises:
         RateError: ``ber`` is not a finite number in [0, 1].
@@ -102,6 +102,6 @@ def check_ber(ber: float, name: str = "ber") -> float:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise a `ConfigError` with this message unless the condition holds."""
+    """Raise `ConfigError` with this message unless the condition holds."""
     if not condition:
         raise ConfigError(message)

@@ -1,4 +1,4 @@
-"""Reading and writing: whole files or nothing, JSON and safetensors only, and one clear line when a file is bad."""
+"""Files: JSON, safetensors and NPZ, written whole or not at all, with one clear error line for a bad file."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from neuralfuse.errors import FileFormatError, OutputError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path`` and rename it, so that a half-written file never appears.
+    """Call ``write`` with a temporary file beside ``path`` and rename that file. A half-written file never appears.
 
     Raises:
-        OutputError: the folder cannot be made or written.
+        OutputError: the folder or the file cannot be written.
     """
     temporary: Path | None = None
     try:
@@ -51,19 +51,19 @@ def _umask() -> int:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise an `OutputError` now rather than after hours of work when a folder cannot take files."""
+    """Raise `OutputError` if a folder cannot be written. Call this before hours of work."""
     write_atomically(folder / ".writable", lambda path: None)
     (folder / ".writable").unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write one JSON object, atomically, with a list of numbers on one line. NaN is refused: it is not JSON."""
+    """Write one JSON object atomically. A list of numbers takes one line. NaN is refused because it is not JSON."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     write_text(path, _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text, atomically."""
+    """Write a text atomically."""
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
@@ -71,10 +71,10 @@ _NUMBERS = re.compile(r"\[\n((?:\s+(?:-?[\d.]+(?:e[-+]?\d+)?|null),?\n)+)\s*\]")
 
 
 def read_json(path: Path, schema: str | None = None) -> dict[str, Any]:
-    """Read one JSON object, and check its ``schema`` key where one is expected.
+    """Read one JSON object. If ``schema`` is given, check the object's ``schema`` key.
 
     Raises:
-        FileFormatError: the file is missing, not a JSON object, or of another schema.
+        FileFormatError: the file is missing, is not a JSON object, or has another schema.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ def read_json(path: Path, schema: str | None = None) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, atomically."""
+    """Write tensors as safetensors atomically."""
     write_atomically(path, lambda file: save_file(_plain(tensors), file, metadata=dict(metadata or {})))
 
 
@@ -109,12 +109,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-# What NumPy raises on a file that is missing, truncated or damaged.
+# Exceptions that NumPy raises on a missing, truncated or damaged file.
 DAMAGED = (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
 
 def write_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Write arrays and a JSON header as a compressed NPZ file, atomically; ``path`` should end in ``.npz``."""
+    """Write arrays and a JSON header atomically as a compressed NPZ file. ``path`` should end in ``.npz``."""
     text = json.dumps(header, allow_nan=False)
 
     def write(file: Path) -> None:
@@ -125,12 +125,12 @@ def write_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.
 
 
 def read_arrays(path: Path, schema: str | None, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the header and the named arrays of a file that `write_arrays` wrote; no pickle is ever loaded.
+    """Read the header and the named arrays of a file that `write_arrays` wrote. Pickles are never loaded.
 
     Args:
         path: The NPZ file.
-        schema: What the header must say; None for anything.
-        names: Of the arrays.
+        schema: Schema that the header must have. None accepts any.
+        names: Names of the arrays to read.
 
     Raises:
         FileFormatError: the file is missing, truncated, of another format or of another schema.
@@ -152,7 +152,7 @@ def read_arrays(path: Path, schema: str | None, names: Sequence[str]) -> tuple[d
 
 
 def write_model(folder: Path, module: nn.Module, config: Mapping[str, Any]) -> None:
-    """Write ``model.safetensors`` and ``config.json``; a folder that has a config is complete and of one piece."""
+    """Write ``model.safetensors``, then ``config.json``. A folder with a config is complete and consistent."""
     text = json.dumps(config, indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "model.safetensors.new", lambda file: save_file(_plain(module.state_dict()), file))
     (folder / "config.json").unlink(missing_ok=True)
@@ -161,7 +161,7 @@ def write_model(folder: Path, module: nn.Module, config: Mapping[str, Any]) -> N
 
 
 def fingerprint(*tensors: Tensor) -> str:
-    """Return a short digest of tensors' bytes, to tell whether two runs had the same model or data."""
+    """Return a short digest of tensors' bytes. It shows whether two runs had the same model or data."""
     digest = hashlib.sha256()
     for tensor in (part for one in tensors for part in _parts(one)):
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -169,7 +169,7 @@ def fingerprint(*tensors: Tensor) -> str:
 
 
 def _parts(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield the plain tensors that a tensor is made of: itself, or the inner ones of a quantized one."""
+    """Yield the inner tensors of a quantized tensor. Yield a plain tensor itself."""
     if not hasattr(tensor, "__tensor_flatten__"):
         yield tensor
         return
@@ -185,8 +185,13 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_weights(module: nn.Module, path: Path, what: str) -> None:
     """Load a weights file into a module of the same architecture.
 
+    Args:
+        module: The module to fill.
+        path: The safetensors file.
+        what: Name of the module, for error messages.
+
     Raises:
-        FileFormatError: names or shapes differ; the first difference is named.
+        FileFormatError: names or shapes differ. The message names the first difference.
     """
     tensors, _ = read_tensors(path)
     own = module.state_dict()
@@ -194,7 +199,7 @@ def load_weights(module: nn.Module, path: Path, what: str) -> None:
         if name not in tensors:
             problem = f"it lacks {name!r}"
         elif name not in own:
-            problem = f"it has {name!r}, which {what} has not"
+            problem = f"it has {name!r}, which {what} lacks"
         elif own[name].shape != tensors[name].shape:
             problem = f"{name!r} has shape {tuple(tensors[name].shape)}, {what} needs {tuple(own[name].shape)}"
         else:

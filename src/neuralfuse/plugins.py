@@ -1,4 +1,4 @@
-"""Code of the user's own, by name."""
+"""Import of the user's own code by name."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def code_digest(found: object) -> str:
 
 
 def load(reference: str, *, what: str) -> Any:
-    """Import ``package.module:name``, also from the working folder. Runs the module's code.
+    """Import ``package.module:name``, also from the working folder. This runs the module's code.
 
     Args:
-        reference: The name.
-        what: What it stands for, for the message.
+        reference: The name to import.
+        what: What the object is, for the error message.
 
     Raises:
-        ConfigError: it cannot be had.
+        ConfigError: the import fails.
     """
     module, _, name = reference.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does; a console script looks beside itself only
+        sys.path.insert(0, here)  # `python -m` does this, a console script does not
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:  # the code is the user's, and may raise anything
-        raise ConfigError(f"{what} {reference} must be something that can be imported: {error}.") from error
+        raise ConfigError(f"{what} {reference} must be importable as package.module:name: {error}.") from error

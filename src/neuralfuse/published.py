@@ -1,4 +1,4 @@
-"""Every number in the paper's tables, to stand beside what is measured."""
+"""Every number of the paper's tables, for comparison with measured values."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def paper() -> dict[str, Any]:
 
 
 def rows(table: str, **where: Any) -> list[dict[str, Any]]:
-    """Return the rows of a table whose entries are these.
+    """Return the rows of a table that have the given values.
 
     Args:
         table: ``table1`` to ``table26``.
-        where: Names of columns and their values, for instance ``base="ResNet18", ber=0.01``.
+        where: Column names and their values, for instance ``base="ResNet18", ber=0.01``.
     Raises:
-        UnknownNameError: there is no such table with rows.
+        UnknownNameError: there is no such table, or it has no rows.
     """
     tables = {name: one for name, one in paper()["tables"].items() if "rows" in one}
     if table not in tables:
@@ -39,7 +39,7 @@ def rows(table: str, **where: Any) -> list[dict[str, Any]]:
 
 
 def misprint(table: str, row: Mapping[str, Any]) -> str | None:
-    """Return what is known to be wrong with a printed row, or None."""
+    """Return the note on a row's known misprint, or None."""
     for one in paper()["misprints"]:
         if one["table"] == table and "row" in one and one["row"].items() <= row.items():
             return str(one["note"])
@@ -48,18 +48,18 @@ def misprint(table: str, row: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What a row of accuracies was measured on, in the paper's names.
+    """The setup behind one row of accuracies, with the paper's names.
 
     Attributes:
-        data: The data set.
-        base: The base model that is measured.
-        sources: The base models that NeuralFuse was trained on.
-        generator: The generator.
-        train_ber: The rate of faulty cells that it was trained at.
-        ber: The rate that it is measured at.
-        bits: Width of the base model's words.
-        lam: The weight of the perturbed models' loss.
-        k_bits: Bits inverted adversarially in training; 0 where faults came by chance.
+        data: Data set.
+        base: Base model that was measured.
+        sources: Base models that NeuralFuse was trained on.
+        generator: Generator.
+        train_ber: Rate of faulty cells in training.
+        ber: Rate of faulty cells in the measurement.
+        bits: Bits per word of the base model.
+        lam: Weight of the perturbed models' loss.
+        k_bits: Bits flipped adversarially in training. 0 for random faults.
     """
 
     data: str
@@ -74,7 +74,7 @@ class Measurement:
 
 
 def measurement(table: str, row: Mapping[str, Any]) -> Measurement:
-    """Return what a row of a table of accuracies was measured on."""
+    """Return the setup behind a row of a table of accuracies."""
     base = str(row.get("target", row.get("base")))
     return Measurement(
         data=paper()["tables"][table]["dataset"],
@@ -101,18 +101,18 @@ def counterpart(
     lam: float = 5.0,
     k_bits: int = 0,
 ) -> dict[str, Any] | None:
-    """Return the paper's row for the same measurement, or None where it printed none.
+    """Return the paper's row for the same measurement, or None if the paper has none.
 
     Args:
         data: Name of the data set, ours or the paper's.
         base: Name of the base model that is measured.
-        ber: Rate of faulty cells.
-        bits: Width of the base model's words.
-        generator: Name of the generator; None for the base model alone, whose row has CA and PA only.
+        ber: Rate of faulty cells in the measurement.
+        bits: Bits per word of the base model.
+        generator: Name of the generator. None for the base model alone, whose row has CA and PA only.
         sources: Names of the base models that NeuralFuse was trained on.
-        train_ber: The rate that it was trained at.
-        lam: The weight of the perturbed models' loss.
-        k_bits: Bits inverted adversarially in training; 0 where faults came by chance.
+        train_ber: Rate of faulty cells in training.
+        lam: Weight of the perturbed models' loss.
+        k_bits: Bits flipped adversarially in training. 0 for random faults.
     """
     alone = generator is None
     asked = {"data": data, "base": base, "bits": bits, "ber": ber}
@@ -129,7 +129,7 @@ def counterpart(
     return None
 
 
-# In the order in which a row is looked for; the base model of Table 26 had a training of its own.
+# Tables in search order. Table 26 is left out because its base model was trained differently.
 _MEASURED = [f"table{number}" for number in (12, 13, 14, 15, 10, 11, 1, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25)]
 
 

@@ -1,4 +1,4 @@
-"""What numbers a model's images are made of: the affine map between pixels in [0, 1] and the model's input space."""
+"""Input ranges: the affine map between pixels in [0, 1] and a model's inputs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from neuralfuse.errors import ConfigError, require, unknown_name
 
 @dataclass(frozen=True, kw_only=True)
 class InputRange:
-    """A model input x is (pixel - mean) / std for pixels in [0, 1], each channel with its own mean and std.
+    """The value range of a model's inputs: x = (pixel - mean) / std per channel, for pixels in [0, 1].
 
-    One number stands for all channels. ``InputRange.named("symmetric")`` is [-1, 1], ``"unit"`` is [0, 1],
-    ``"imagenet"`` the usual normalization of torchvision and timm models.
+    A single number applies to all channels. ``InputRange.named("symmetric")`` is [-1, 1], ``"unit"`` is [0, 1], and
+    ``"imagenet"`` is the usual normalization of torchvision and timm models.
     """
 
     mean: tuple[float, ...] = (0.5,)
@@ -27,7 +27,7 @@ class InputRange:
         object.__setattr__(self, "std", tuple(float(value) for value in self.std))
         require(
             len(self.mean) == len(self.std) > 0,
-            f"mean and std must have one value a channel: got {len(self.mean)} means and {len(self.std)} stds.",
+            f"mean and std must have one value per channel: got {len(self.mean)} means and {len(self.std)} stds.",
         )
         require(min(self.std) > 0, f"std must be positive: got std={self.std}.")
 
@@ -44,14 +44,14 @@ class InputRange:
         try:
             return InputRange(mean=tuple(config["mean"]), std=tuple(config["std"]))
         except (KeyError, TypeError) as error:
-            raise ConfigError(f"an input range must have mean and std, a list each: got {config}.") from error
+            raise ConfigError(f"an input range must have two lists, mean and std: got {config}.") from error
 
     def to_config(self) -> dict[str, Any]:
         """Return the range as JSON."""
         return {key: list(value) for key, value in asdict(self).items()}
 
     def check_channels(self, channels: int) -> None:
-        """Raise unless the range fits images with this many channels."""
+        """Raise `ConfigError` unless the range fits images with this many channels."""
         require(
             len(self.mean) in (1, channels),
             f"an input range must have 1 or {channels} means for {channels}-channel images: got {len(self.mean)}.",
@@ -76,7 +76,7 @@ class InputRange:
         return inputs * std + mean
 
     def to_bytes(self, inputs: Tensor) -> Tensor:
-        """Return uint8 images for model inputs, shape (N, C, H, W): the nearest of 256 levels."""
+        """Return uint8 images for model inputs, shape (N, C, H, W), rounded to the nearest of 256 levels."""
         return (self.to_pixels(inputs) * 255.0).round_().clamp_(0, 255).to(torch.uint8)
 
     def affine_to_symmetric(self) -> tuple[Tensor, Tensor]:

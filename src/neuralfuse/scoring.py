@@ -1,4 +1,4 @@
-"""Accuracy of a model over a split, in percent: the one place where predictions are compared with labels."""
+"""Accuracy in percent. This is the only module that compares predictions with labels."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ BATCH = 500
 
 
 def accuracy(model: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor, batch: int = BATCH) -> float:
-    """Return the share of inputs (N, C, H, W) that a model puts into their class, in percent."""
+    """Return the accuracy of a model on inputs (N, C, H, W), in percent."""
     return 100.0 * float(correct(model, inputs, labels, batch).sum()) / len(labels)
 
 
 def correct(model: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor, batch: int = BATCH) -> Tensor:
-    """Return, for each input, whether the model's largest output is its label: bool (N,).
+    """Return whether each input's largest output is at its label: bool (N,).
 
-    NaN outputs, which a chip may cause, count as wrong.
+    An input with a NaN among its outputs, as a chip may cause, counts as wrong.
     """
-    hits = []
+    right = []
     with torch.inference_mode():
         for x, y in zip(torch.split(inputs, batch), torch.split(labels, batch), strict=True):
             logits = model(x)
-            hits.append((logits.argmax(1) == y) & ~logits.isnan().any(1))
-    return torch.cat(hits)
+            right.append((logits.argmax(1) == y) & ~logits.isnan().any(1))
+    return torch.cat(right)
 
 
 def plain_inputs(split: Split, input_range: InputRange) -> Tensor:
@@ -37,6 +37,6 @@ def plain_inputs(split: Split, input_range: InputRange) -> Tensor:
 
 
 def transform(fuse: Callable[[Tensor], Tensor], inputs: Tensor, batch: int = BATCH) -> Tensor:
-    """Return F(x) for all inputs, once; every chip then sees the same ones."""
+    """Return F(x) for all inputs. All chips can share it."""
     with torch.inference_mode():
         return torch.cat([fuse(part) for part in torch.split(inputs, batch)])

@@ -1,6 +1,6 @@
-"""Randomness: every draw has a seed derived from a path of names, and nothing touches a global generator.
+"""Randomness: every draw has a seed derived from a path of names. No global generator is touched.
 
-Two kinds of draws exist. Training (batch order, augmentation, initial weights) uses `torch.Generator`s, made by
+Two kinds of draws exist. Training (batch order, augmentation, initial weights) uses a `torch.Generator` from
 `generator`. Chips use `hash64`, a counter-based integer generator whose output is the same on every device.
 """
 
@@ -26,7 +26,7 @@ _MASK = (1 << 64) - 1
 def derive(*path: str | int) -> int:
     """Return the 64-bit seed of a path of names, e.g. ``derive(0, "chip", 7, "conv1.weight")``.
 
-    Names and numbers are kept apart (``7`` and ``"7"`` differ), and so are ``("a", "b")`` and ``("ab",)``.
+    Numbers and names differ (``7`` and ``"7"``), and so do ``("a", "b")`` and ``("ab",)``.
     """
     text = json.dumps(path, separators=(",", ":"))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
@@ -38,24 +38,24 @@ def generator(*path: str | int, device: torch.device | str = "cpu") -> torch.Gen
 
 
 def signed64(value: int) -> int:
-    """Return the signed 64-bit integer with the same bits, as torch's int64 wants it."""
+    """Return the signed 64-bit integer with the same bits, for torch's int64."""
     value &= _MASK
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def _xor_shift(z: Tensor, shift: int) -> Tensor:
-    """Return ``z ^ (z >>> shift)``, in place; torch's ``>>`` keeps the sign, so the high bits are masked."""
+    """Return ``z ^ (z >>> shift)``, in place. torch's ``>>`` keeps the sign, so the high bits are masked."""
     return z.bitwise_xor_((z >> shift).bitwise_and_((1 << (64 - shift)) - 1))
 
 
 def hash64(key: int | Tensor, counter: Tensor) -> Tensor:
-    """Return 64 random bits for each counter under a key, the same on CPU and CUDA.
+    """Return 64 random bits per counter, the same on CPU and CUDA.
 
     Args:
-        key: A 64-bit integer, or one int64 for each counter (shape of ``counter``).
+        key: A 64-bit integer, or int64 in the shape of ``counter`` with one key per counter.
         counter: int64, any shape; not modified.
     Returns:
-        int64 of the same shape; all 64 bits are uniform.
+        int64 of the same shape. All 64 bits are uniform.
     Source:
         SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), started at state ``key``.
     """
@@ -63,7 +63,7 @@ def hash64(key: int | Tensor, counter: Tensor) -> Tensor:
 
 
 def _mixed(steps: Tensor, key: int | Tensor) -> Tensor:
-    """Return SplitMix64's outputs this many steps from its start, in place of ``steps``."""
+    """Return SplitMix64's outputs this many steps from its start. ``steps`` is overwritten."""
     z = steps.mul_(signed64(_GOLDEN)).add_(signed64(key) if isinstance(key, int) else key)
     z = _xor_shift(z, 30).mul_(signed64(_MIX_1))
     z = _xor_shift(z, 27).mul_(signed64(_MIX_2))
@@ -71,18 +71,19 @@ def _mixed(steps: Tensor, key: int | Tensor) -> Tensor:
 
 
 def _fraction(bits: Tensor) -> Tensor:
-    """Return the upper 52 of random bits, the numerator of a fraction in [0, 1) over 2^52; in place."""
+    """Return the upper 52 bits, in place: the numerator of a fraction in [0, 1) with denominator 2^52."""
     return bits.bitwise_right_shift_(12).bitwise_and_((1 << 52) - 1)
 
 
 def uniform_integers(key: int, count: int, size: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the first ``count`` numbers of a key's endless stream of uniform integers in [0, size): (count,).
 
-    They are int32 where ``size`` allows it, which halves the time to sort them, and int64 elsewhere.
+    The numbers are int32 if ``size`` allows it, which halves the time to sort them. Otherwise they are int64.
     """
     narrow = size <= 2**31
     if torch.device(device).type != "cpu":
-        return scaled(hash64(key, torch.arange(count, device=device)), size).to(torch.int32 if narrow else torch.int64)
+        integers = scaled_integers(hash64(key, torch.arange(count, device=device)), size)
+        return integers.to(torch.int32 if narrow else torch.int64)
     out = np.empty(count, np.int32 if narrow else np.int64)
     for first, last in _chunks(count):
         z = _STEPS[: last - first] + np.uint64((key + first * _GOLDEN) & _MASK)
@@ -90,19 +91,29 @@ def uniform_integers(key: int, count: int, size: int, device: torch.device | str
     return torch.from_numpy(out)
 
 
-def scaled(bits: Tensor, size: int | Tensor) -> Tensor:
-    """Return uniform integers in [0, size) of some random bits (int64; used up), as int64; a size each, or one."""
+def scaled_integers(bits: Tensor, size: int | Tensor) -> Tensor:
+    """Return one uniform integer in [0, size) per element of random bits, as int64.
+
+    Args:
+        bits: int64, random bits; overwritten.
+        size: One size, or float64 with one size per element.
+    """
     return _fraction(bits).double().mul_(size * 2.0**-52).long()
 
 
-def happens(key: int, counter: Tensor, probability: float) -> Tensor:
-    """Say of each counter (integers, 1-d) under a key whether its random number in [0, 1) is below a probability: bool.
+def bernoulli(key: int, counter: Tensor, probability: float) -> Tensor:
+    """Return one random bool per counter, True with this probability.
 
-    What happens at one probability happens at every higher one.
+    A counter that is True at one probability is True at every higher one, for the same key.
+
+    Args:
+        key: A 64-bit integer.
+        counter: Integers, 1-d; not modified.
+        probability: In [0, 1].
     """
     threshold = math.ceil(probability * 2**52) << 12
     if counter.device.type != "cpu" or threshold > _MASK:
-        return below(hash64(key, counter.long()), probability)
+        return bernoulli_of(hash64(key, counter.long()), probability)
     out = np.empty(len(counter), bool)
     steps = counter.numpy()
     for first, last in _chunks(len(out)):
@@ -113,7 +124,7 @@ def happens(key: int, counter: Tensor, probability: float) -> Tensor:
     return torch.from_numpy(out)
 
 
-_CHUNK = 1 << 15  # numbers that stay in a core's cache from one operation to the next
+_CHUNK = 1 << 15  # so many numbers stay in a core's cache from one operation to the next
 _STEPS = np.arange(1, _CHUNK + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
 
 
@@ -122,7 +133,7 @@ def _chunks(count: int) -> Iterator[tuple[int, int]]:
 
 
 def _scrambled(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return SplitMix64's outputs from its states, in place: twice as fast as torch, which has no logical shift."""
+    """Return SplitMix64's outputs from its states, in place. torch takes twice as long, as it has no logical shift."""
     shifted = z >> np.uint64(30)
     z ^= shifted
     z *= np.uint64(_MIX_1)
@@ -134,24 +145,26 @@ def _scrambled(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z
 
 
-def below(bits: Tensor, probability: float | Tensor) -> Tensor:
-    """Say of each of some random bits (int64; used up) whether its fraction in [0, 1) is below a probability: bool."""
+def bernoulli_of(bits: Tensor, probability: float | Tensor) -> Tensor:
+    """Return one bool per element of random bits, True with this probability. ``bits`` (int64) is overwritten."""
     if isinstance(probability, Tensor):
         return _fraction(bits).double().mul_(2.0**-52) < probability
     return _fraction(bits) < math.ceil(probability * 2**52)
 
 
-_OCTAVES_FROM = -40  # arrivals below 2^-40 share one interval
-_LEAF = 4096  # intervals with at most this many arrivals are resolved by an explicit time for each
+_OCTAVES_FROM = -40  # all arrivals before time 2^-40 share one interval
+_LEAF = 4096  # in intervals with at most this many arrivals, each arrival's time is drawn
 
 
 def poisson_count(n: int, time: float, key: int) -> int:
-    """Return how many arrivals a Poisson process of rate ``n`` has had at ``time``.
+    """Return the number of arrivals of a Poisson process of rate ``n`` up to ``time``.
 
-    The whole sample path belongs to the key: for one key the count never falls as time grows, increments over
-    disjoint intervals are independent, and each count is exactly Poisson(n * time), whatever was asked before.
-    Found by halving: the octave [2^k, 2^(k+1)) has Poisson many arrivals, its halves share them binomially, and so on
-    down to the few arrivals whose times are drawn one by one. Costs tens of draws, not n.
+    The key fixes the whole sample path. For one key, the count never falls as time grows, increments over disjoint
+    intervals are independent, and each count is exactly Poisson(n * time).
+
+    The count is found by halving. An octave [2^k, 2^(k+1)) has a Poisson number of arrivals, and its halves share them
+    binomially, down to intervals with few arrivals. There, each arrival's time is drawn. This takes tens of draws,
+    not n.
 
     Args:
         n: Arrivals per unit of time.
@@ -172,7 +185,7 @@ def poisson_count(n: int, time: float, key: int) -> int:
     if time == low or inside == 0:
         return count
 
-    def at(node: int) -> np.random.RandomState:  # each node of the halving tree has its draws, 2^64 apart
+    def at(node: int) -> np.random.RandomState:  # each node of the halving tree has its own draws, 2^64 apart
         start["state"]["counter"][2:] = node, octave + 1
         stream.state = start
         return draw
@@ -188,5 +201,5 @@ def poisson_count(n: int, time: float, key: int) -> int:
 
 
 def poisson_time(probability: float) -> float:
-    """Return the time at which a unit-rate Poisson process has had an arrival with this probability (< 1)."""
+    """Return the time up to which a unit-rate Poisson process has an arrival with this probability (< 1)."""
     return -math.log1p(-probability)

@@ -1,4 +1,4 @@
-"""The `chip` commands: make, import, look at and draw the faults of one chip."""
+"""The `chip` commands: make, import, show and draw the faults of one chip."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _FLAT = Parameter(name="*")
 _COMMON, _STORAGE, _FAULTS = Common(), StorageOptions(), FaultOptions()
-chip_app = App(name="chip", help="Make, import, look at and draw the faults of one chip.")
+chip_app = App(name="chip", help="Make, import, show and draw the faults of one chip.")
 
 
 @chip_app.command(name="new")
@@ -39,7 +39,7 @@ def new(
     storage: Annotated[StorageOptions, _FLAT] = _STORAGE,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
-    """Make a chip and write it: the faulty cells under a model's weights, or, without --base, a synthetic fault map.
+    """Make a chip and save it. With --base: the faulty cells under a model's weights. Without: a synthetic fault map.
 
     Example: neuralfuse chip new --faults stuck --ber 0.01 --seed 7 --base runs/base --out chip.npz
     Example: neuralfuse chip new --faults clusters --voltages 0.85 --voltages 0.82 --out map.npz
@@ -53,22 +53,23 @@ def new(
     base
         Folder of a base model, written by train-base.
     rows
-        Word lines of a bank of the map.
+        Word lines per bank of the map.
     columns
-        Bit lines of a bank of the map.
+        Bit lines per bank of the map.
     banks
-        Banks of the map.
+        Number of banks of the map.
     voltages
-        Voltages of the map, in the place of --ber and --voltage; the rates are the curve's.
+        Voltages of the map, instead of --ber and --voltage. The voltage curve gives the rates.
     """
     from neuralfuse.faults import Chip, save_chip, synthetic_map  # noqa: PLC0415
 
     _check_npz(out)
-    require(not faults.faults.endswith(".npz"), f"chip new must be given a fault model: {faults.faults} is a chip.")
+    is_model = not faults.faults.endswith(".npz")
+    require(is_model, f"--faults of chip new must be a fault model: {faults.faults} is a chip or a fault map.")
     if base is not None:
-        require(not voltages, "--voltages must be left out with --base: a chip of a model has one.")
+        require(not voltages, "--voltages must be left out with --base: such a chip has one voltage. Pass --voltage.")
         shape = (rows, columns, banks) == (512, 64, 1)
-        require(shape, "--rows, --columns and --banks must be left out with --base: a file of a fault model says them.")
+        require(shape, "--rows, --columns and --banks must be left out with --base: set the array in a --faults file.")
         deployed = _open(base, storage, common.set_up())
         chip = Chip(faults.model(), seed)
         layout = deployed.memory.readout.stored(deployed.memory.layout)
@@ -77,7 +78,7 @@ def new(
         common.show({"out": str(out), "faults": chip.faults.to_config(), "seed": seed, "cells": layout.cells}, text)
         return
     laid = (faults.mapping, faults.offset, storage) == (None, 0, _STORAGE)
-    require(laid, "how words are stored and laid must be said where the map is used: a map has cells only.")
+    require(laid, "options for storage and mapping must be left out for a fault map: pass them where the map is used.")
     models = faults.at_voltages(voltages) if voltages else [faults.model()]
     made = synthetic_map(models, seed, rows=rows, columns=columns, banks=banks, voltages=voltages, unit=faults.unit())
     made.save(out)
@@ -95,7 +96,7 @@ def import_(
     synthetic: bool = False,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
-    """Make a fault map of measured files of 0 (good) and 1 (faulty): NPY, NPZ, CSV, text, or fmap_sa0/sa1 pairs.
+    """Make a fault map from measured files of 0 (good) and 1 (faulty): NPY, NPZ, CSV, text, or fmap_sa0/sa1 pairs.
 
     Example: neuralfuse chip import maps/ --source "chip 3, bench 2, 25 C" --out chip3.npz
 
@@ -106,15 +107,15 @@ def import_(
     out
         NPZ file to write.
     source
-        Where and how they were measured; every record repeats it.
+        Where and how the chip was measured. Every record repeats it.
     reads
-        What a faulty cell of a 0/1 map reads: its bit inverted, 0, 1, or stuck at one of both.
+        What a faulty cell of a 0/1 map reads: the inverted bit (flip), 0, 1, or a fixed random value (stuck).
     voltages
-        One a file, where their names do not say it.
+        One voltage per file, unless the file names give them.
     unit
-        Of the voltages.
+        Unit of the voltages.
     synthetic
-        The files were made by a program; label the map so.
+        Label the map as synthetic, because a program made the files.
     """
     from neuralfuse.faults import import_map  # noqa: PLC0415
 
@@ -140,7 +141,7 @@ def show(
     storage: Annotated[StorageOptions, _FLAT] = _STORAGE,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
-    """Say what a fault map holds, or what a chip does to a model: by layer, by bit, and bit after bit.
+    """Show a fault map, or a chip's effect on a model: per layer, per bit position, and bit by bit.
 
     Example: neuralfuse chip show --base runs/base --faults stuck --ber 0.01 --seed 7 --list-bits 10
     Example: neuralfuse chip show chip3.npz
@@ -148,13 +149,13 @@ def show(
     Parameters
     ----------
     file
-        A fault map or chip (NPZ); the same as --faults FILE.
+        A fault map or chip (NPZ), as with --faults FILE.
     base
-        Folder of a base model; a fault map can be looked at without one.
+        Folder of a base model. A fault map can be shown without one.
     seed
         Seed of the chip.
     list_bits
-        List this many of the changed bits.
+        Number of changed bits to list.
     """
     from neuralfuse.memory.audit import changes, summarize  # noqa: PLC0415
 
@@ -191,11 +192,11 @@ def draw(
     Parameters
     ----------
     file
-        A fault map or chip (NPZ); the same as --faults FILE.
+        A fault map or chip (NPZ), as with --faults FILE.
     out
         PNG, SVG or PDF file to write.
     base
-        Folder of a base model; a fault map can be drawn without one.
+        Folder of a base model. A fault map can be drawn without one.
     seed
         Seed of the chip.
     """
@@ -215,7 +216,7 @@ def _map(file: Path | None, faults: FaultOptions) -> FaultMap:
     from neuralfuse.faults import FaultMap  # noqa: PLC0415
 
     path = file or Path(faults.faults)
-    require(path.suffix == ".npz", "a fault map (NPZ) or --base must say what to look at: got neither.")
+    require(path.suffix == ".npz", "a fault map (NPZ) or --base must be given: got neither.")
     return FaultMap.load(path)
 
 
@@ -263,7 +264,7 @@ def _summary_text(record: Mapping[str, Any]) -> str:
         "words read differently",
     ]
     if readout["kind"] != "plain":
-        lines.append(f"read out by {readout['kind']}, which stores {readout['overhead']:.1%} more bits")
+        lines.append(f"readout {readout['kind']} stores {readout['overhead']:.1%} more bits")
     if record["not_finite"]:
         lines.append(f"{record['not_finite']:,} weights read as infinity or NaN")
     lines.append(f"\n{'layer':32}{'words':>12}{'faulty cells':>14}{'changed bits':>14}{'largest change':>16}")
@@ -287,5 +288,5 @@ def _summary_text(record: Mapping[str, Any]) -> str:
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record that is JSON: numbers that are not finite as text."""
+    """Return a record that is valid JSON, with infinity and NaN as text."""
     return json.loads(json.dumps(record), parse_constant=str)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Options that say which cells fail: a name and a rate, a voltage, a measured map, or a file that describes more."""
+"""Options for faults: a fault model with a rate or a voltage, a file of a fault model, a fault map, or a chip."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class FaultOptions:
 
     Attributes:
         ber: Rate of faulty cells, a fraction in [0, 1].
-        faults: A name (flip, stuck, asymmetric, lines, clusters, synthetic, reference), a TOML or JSON file that
-            describes a fault model, a fault map (NPZ, from `neuralfuse chip import`), or a chip (NPZ, from
+        faults: A fault model (flip, stuck, asymmetric, lines, clusters, synthetic, reference), a TOML or JSON file that
+            describes one, a fault map (NPZ, from `neuralfuse chip import`), or a chip (NPZ, from
             `neuralfuse chip new`).
         stuck_at_1: Share of the stuck cells that read 1 (0.5 by default).
-        voltage: Supply voltage, in the place of --ber; a fault map has its own.
-        curve: CSV file with the rate at each voltage (voltage,ber[,energy], and a line "# source: ..."), or the name of
-            a curve that comes along: paper, a model through the paper's two points in units of Vmin, from 0.8 on (used
-            where you say nothing), or xilinx-vc707, measured on an FPGA's block RAMs.
+        voltage: Supply voltage, instead of --ber. For a fault map, one of its voltages.
+        curve: Voltage curve: a CSV file with the rate at each voltage (voltage,ber[,energy], and a line
+            "# source: ..."), or the name of a curve. paper (the default) is a model through the paper's two points, in
+            units of Vmin, from 0.8 on. xilinx-vc707 was measured on an FPGA's block RAMs.
         mapping: How words are laid onto an array: linear, per-layer, row-interleaved, bit-interleaved, reference.
-        offset: Number of the array's word at which the first one lies.
+        offset: Position of the first word in the array, counted in words.
     """
 
     ber: float | None = None
@@ -41,7 +41,7 @@ class FaultOptions:
     offset: int = 0
 
     def model(self, placements: int = 1) -> FaultModel:
-        """Return the fault model; a fault map is laid under the words in ``placements`` places, one a seed."""
+        """Return the fault model. If ``placements`` > 1, each seed lays the words at another place of a fault map."""
         from neuralfuse.faults import (  # noqa: PLC0415
             ArrayFaults,
             FaultMap,
@@ -72,35 +72,35 @@ class FaultOptions:
         given = [name for name in ("ber", "voltage") if getattr(self, name) is not None]
         if len(given) != 1:
             got = "both" if given else "neither"
-            raise ConfigError(f"one of --ber and --voltage must say how many cells fail: got {got}.")
+            raise ConfigError(f"one of --ber and --voltage must be given: got {got}.")
         options: dict[str, Any] = {} if self.stuck_at_1 is None else {"stuck_at_1": self.stuck_at_1}
         if self.mapping is not None:
             options["mapping"] = self._mapping()
         if self.curve is not None and self.voltage is None:
-            raise ConfigError("--curve must come with --voltage: a rate needs none.")
+            raise ConfigError("--curve must come with --voltage: a rate needs no curve.")
         model = fault_model(self.faults, ber=self.ber or 0.0, **options)
         if self.offset:
             if not isinstance(model, ArrayFaults):
-                raise ConfigError(f"--offset must come with faults that lie in an array: {self.faults!r} do not.")
+                raise ConfigError(f"--offset must come with faults in an array: {self.faults!r} faults have none.")
             model = replace(model, mapping=replace(model.mapping, offset=self.offset))
         return self._at_operating_point(model)
 
     def at_voltages(self, voltages: Sequence[float]) -> list[FaultModel]:
-        """Return the fault model at several voltages, in the place of --ber and --voltage."""
+        """Return one fault model per voltage. --ber and --voltage must not be given."""
         if self.ber is not None or self.voltage is not None:
-            raise ConfigError("--ber and --voltage must be left out with --voltages: the rates are the curve's.")
+            raise ConfigError("--ber and --voltage must be left out with --voltages: the curve gives the rates.")
         return [replace(self, voltage=voltage).model() for voltage in voltages]
 
     def on_file(self, file: Path) -> FaultOptions:
-        """Return the options with a file in the place of a name."""
+        """Return the options with a file instead of a fault model's name."""
         return replace(self, faults=str(file))
 
     def unit(self) -> str:
-        """Return the unit of voltages."""
+        """Return the unit of the voltages."""
         return self._curve().unit
 
     def operating_point(self, model: FaultModel) -> dict[str, Any] | None:
-        """Return the voltage and the curve that gave the model its rate, for records; None where a rate was given."""
+        """Return the voltage and the curve that gave the model its rate, for records. None if a rate was given."""
         if self.voltage is None:
             return None
         curve = None if model.has_map else self._curve().to_config()
@@ -111,7 +111,7 @@ class FaultOptions:
 
     def _at_operating_point(self, model: FaultModel) -> FaultModel:
         if self.ber is not None and self.voltage is not None:
-            raise ConfigError("one of --ber and --voltage must say how many cells fail: got both.")
+            raise ConfigError("only one of --ber and --voltage may be given: got both.")
         if self.voltage is not None:
             return model.at_voltage(self.voltage, self._curve())
         return model if self.ber is None else model.at(self.ber)
@@ -127,13 +127,11 @@ class FaultOptions:
     def _refuse(self, what: str, *names: str) -> None:
         for name in names:
             if getattr(self, name) != FaultOptions.__dataclass_fields__[name].default:
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} must be left out for {what}, {self.faults}: it is fixed."
-                )
+                raise ConfigError(f"--{name.replace('_', '-')} must be left out for {what}: {self.faults} fixes it.")
 
 
 def open_curve(name: str | None, energy_law: str | None = None) -> VoltageCurve:
-    """Return a curve by its name or file, the default one for None; perhaps with another law for energies."""
+    """Return a voltage curve by name or CSV file. None is the default curve. ``energy_law`` replaces the curve's."""
     from neuralfuse.faults import VoltageCurve  # noqa: PLC0415
 
     is_file = name is not None and Path(name).suffix.lower() == ".csv"
@@ -142,7 +140,7 @@ def open_curve(name: str | None, energy_law: str | None = None) -> VoltageCurve:
 
 
 def _read_table(path: Path) -> dict[str, Any]:
-    """Return a TOML or JSON file of one fault model."""
+    """Return the table in a TOML or JSON file of one fault model."""
     from neuralfuse.files import read_json  # noqa: PLC0415
 
     if path.suffix == ".json":

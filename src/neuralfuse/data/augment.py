@@ -1,4 +1,4 @@
-"""Random changes to a whole batch of training images at once, on its device."""
+"""Augmentation: random changes to a whole batch of training images at once, on its device."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from neuralfuse.ranges import InputRange
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """What may happen to a training image; the default changes nothing.
+    """Random changes to a training image. The default changes nothing.
 
     Args:
         crop: Zero-padding of the random crop, in pixels.
         flip: Whether to mirror half of the images.
-        translate: Largest shift, as a share of the image's size.
+        translate: Largest shift, as a fraction of the image's size.
         scale: (smallest, largest) magnification.
-        area: Smallest share of the image that a random window of aspect ratio 3/4 to 4/3, resized to the whole, covers;
-            1 for no such window.
+        area: Smallest share of the image's area that a random window covers. The window has an aspect ratio of 3/4 to
+            4/3 and is resized to the image's size. 1 turns it off.
     """
 
     crop: int = 0
@@ -38,7 +38,7 @@ class Augment:
         require(0 < self.scale[0] <= self.scale[1], f"scale must be a positive (low, high): got scale={self.scale}.")
 
     def inputs(self, images: Tensor, input_range: InputRange, draw: torch.Generator) -> Tensor:
-        """Return changed images as model inputs, float32 (N, C, H, W).
+        """Return augmented images as model inputs, float32 (N, C, H, W).
 
         Args:
             images: uint8 pixels, or floats in the model's own input space, (N, C, H, W).
@@ -50,7 +50,7 @@ class Augment:
         return input_range.from_pixels(self(images, draw))
 
     def __call__(self, images: Tensor, draw: torch.Generator) -> Tensor:
-        """Return changed pixels in [0, 1], float32 (N, C, H, W), for uint8 images or such pixels, on their device."""
+        """Return augmented float32 pixels in [0, 1] for uint8 images or such pixels (N, C, H, W), on their device."""
         pixels = images if images.is_floating_point() else images.float().div_(255.0)
         if self.translate > 0 or self.scale != (1.0, 1.0):
             pixels = self._affine(pixels, draw)
@@ -92,7 +92,7 @@ class Augment:
 
 
 def _sample(pixels: Tensor, sides: Tensor, center: Tensor) -> Tensor:
-    """Return the windows with these half-sides and centers, (N, 2) each, in a frame where the image is [-1, 1]^2."""
+    """Return windows resized to the image's size. Half-sides and centers are (N, 2), with the image as [-1, 1]^2."""
     theta = torch.zeros(len(pixels), 2, 3, device=pixels.device)
     theta[:, 0, 0], theta[:, 1, 1] = sides.unbind(1)
     theta[:, :, 2] = center
@@ -106,7 +106,7 @@ AUGMENT: dict[str, Augment] = {
     "crop": Augment(crop=4),
     "crop-flip": Augment(crop=4, flip=True),
     "signs": Augment(translate=0.1, scale=(0.9, 1.1)),
-    # Source: NeuralFuse's public code; the mirrored traffic signs are its own.
+    # Source: NeuralFuse's public code, which also mirrors traffic signs.
     "paper-signs": Augment(translate=0.35, scale=(0.65, 1.35), crop=4, flip=True),
     "resized-crop": Augment(area=0.08, flip=True),
 }
@@ -122,7 +122,7 @@ _PAPER = _AUTO | {"digits": "none", "gtsrb": "paper-signs", "folder": "resized-c
 
 
 def augmentation(name: str, data: str) -> Augment:
-    """Return the augmentation of this name; ``auto`` and ``paper`` choose by the data set's name.
+    """Return an augmentation by name. ``auto`` and ``paper`` choose one for the data set ``data``.
 
     Raises:
         UnknownNameError: there is no such augmentation.

@@ -1,4 +1,4 @@
-"""What a data set is: three splits, each one uint8 tensor of images and one of labels."""
+"""Data sets: three splits, each a uint8 tensor of images and a tensor of labels."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from neuralfuse.seeds import generator
 
 @dataclass(frozen=True)
 class Split:
-    """Images and labels that belong together.
+    """Images and their labels.
 
     Attributes:
         images: (N, C, H, W): uint8 pixels, or float32 in the model's own input space.
         labels: int64 (N,).
-        groups: int64 (N,) or None: images of one group (frames of one film, say) must not be torn apart.
+        groups: int64 (N,) or None. Images of one group, e.g. frames of one film, must stay in one split.
     """
 
     images: Tensor
@@ -73,7 +73,7 @@ class Split:
         return Split(self.images[rows], self.labels[rows], None if self.groups is None else self.groups[rows])
 
     def order(self, *path: str | int) -> Tensor:
-        """Return all rows in an order that the names alone decide, the same for ever: int64 (N,)."""
+        """Return a permutation of the rows that depends on the names in ``path`` alone: int64 (N,)."""
         return torch.randperm(len(self), generator=generator(*path)).to(self.images.device)
 
     def to(self, device: torch.device | str) -> Split:
@@ -112,17 +112,17 @@ def _described(value: object) -> str:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set split for honest work: train on one part, choose by the second, report on the third.
+    """A data set in three splits: one to train on, one to choose by, one to report on.
 
     Each part may be given as whatever `Split.of` takes.
 
     Attributes:
         name: ``digits``, ``gtsrb``, ...
-        classes: Names of the classes, by label.
-        train: For training.
-        validation: Split off the training set; for early stopping.
-        test: Scored once.
-        files: Kinds of image files that stand in for the original, e.g. ``.jpg``; none where it is the original.
+        classes: Class names, in the order of the labels.
+        train: Training images.
+        validation: Images held out of the training set, for early stopping.
+        test: Test images, scored once.
+        files: Suffixes of image files that are copies of the original data, e.g. ``.jpg``. Empty for the original.
     """
 
     name: str
@@ -147,7 +147,7 @@ class DataSet:
         return self.test.images.shape[2], self.test.images.shape[3]
 
     def to_config(self) -> dict[str, Any]:
-        """Return what a result depends on of this data set, as JSON."""
+        """Return the properties that a result depends on, as JSON."""
         return {
             "name": self.name,
             "image_size": list(self.image_size),
@@ -166,14 +166,14 @@ class DataSet:
 
 
 def holdout(split: Split, share: float, *path: str | int) -> tuple[Split, Split]:
-    """Split into (kept, held out): ``share`` of each class's groups, at least one, chosen by a seed path.
+    """Divide a split into (kept, held out). ``share`` of each class's groups is held out, at least one group.
 
     Args:
-        split: What to split; images without groups are groups of their own.
+        split: The split to divide. Without groups, each image is its own group.
         share: Fraction to hold out, in (0, 1).
-        path: Names that seed the choice; the same names give the same split for ever.
+        path: Names that seed the choice. The same names always give the same result.
     Raises:
-        DataError: a class has a single group, so nothing would be left.
+        DataError: a class has a single group, so none would be kept.
     """
     require(0 < share < 1, f"the validation share must be in (0, 1): got {share}.")
     groups = torch.arange(len(split)) if split.groups is None else split.groups.cpu()

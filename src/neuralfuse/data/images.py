@@ -20,15 +20,15 @@ def class_folders(folder: Path) -> list[Path]:
     """Return the class folders of ``train`` or ``test``, sorted by name.
 
     Raises:
-        DataError: there are none.
+        DataError: the folder is missing or holds no class folder.
     """
     if not folder.is_dir():
         raise DataError(
-            f"--data folder must find {folder}: no such folder. Lay images out as train/<class>/* and test/<class>/*."
+            f"{folder} must hold class folders: no such folder. Lay images out as train/<class>/* and test/<class>/*."
         )
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
-        raise DataError(f"{folder} must hold one folder a class: got none.")
+        raise DataError(f"{folder} must hold one folder per class: got none.")
     return classes
 
 
@@ -36,7 +36,7 @@ def image_files(folder: Path) -> list[Path]:
     """Return the image files of one folder, sorted by name.
 
     Raises:
-        DataError: there are none.
+        DataError: the folder holds no image.
     """
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not files:
@@ -45,24 +45,24 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path, size: tuple[int, int] | None, *, channels: int = 3) -> np.ndarray:
-    """Return an image as uint8 (H, W, C); with a size, the largest centred part of that shape, resized.
+    """Return an image as uint8 (H, W, C). With a size, crop the largest centred part of its aspect ratio and resize.
 
     Args:
-        path: Its file.
-        size: (H, W), or None for its own.
-        channels: 3 for red, green and blue, 1 for their luminance.
+        path: The image file.
+        size: (H, W), or None to keep the image's own.
+        channels: 3 for RGB, 1 for luminance.
 
     Raises:
-        DataError: the file is no readable image; it is named.
+        DataError: the file is not a readable image. The message names it.
     """
     try:
         with Image.open(path) as file:
             wide = file.mode.startswith(("I", "F"))
             image = file.convert("RGB" if channels == 3 else "L")
-    except Exception as error:  # decoders of damaged files raise almost anything
+    except Exception as error:  # decoders raise almost any exception on damaged files
         raise DataError(f"cannot read image {path}: {error}. Remove or replace it.") from error
     if wide:
-        raise DataError(f"images must have 8 bits a channel: {path} has more. Convert it.")
+        raise DataError(f"images must have 8 bits per channel: {path} has more. Convert it to 8 bits.")
     if size is not None and (image.height, image.width) != size:
         height, width = size
         scale = min(image.height / height, image.width / width)
@@ -77,7 +77,7 @@ def read_images(files: Sequence[Path], size: tuple[int, int] | None) -> Tensor:
     """Return images as one uint8 tensor (N, 3, H, W).
 
     Raises:
-        DataError: one cannot be read, or without a size they differ in size.
+        DataError: an image cannot be read, or ``size`` is None and the images differ in size.
     """
     first = read_image(files[0], size)
     images = np.empty((len(files), *first.shape), dtype=np.uint8)
@@ -85,7 +85,7 @@ def read_images(files: Sequence[Path], size: tuple[int, int] | None) -> Tensor:
         image = read_image(path, size)
         if image.shape != first.shape:
             raise DataError(
-                f"images must all have one size: {path} is {image.shape[0]}x{image.shape[1]}, {files[0]} is "
+                f"all images must have the same size: {path} is {image.shape[0]}x{image.shape[1]}, {files[0]} is "
                 f"{first.shape[0]}x{first.shape[1]}. Pass --image-size to resize them."
             )
         images[place] = image
@@ -93,7 +93,12 @@ def read_images(files: Sequence[Path], size: tuple[int, int] | None) -> Tensor:
 
 
 def read_folder(folder: Path, names: Sequence[str] | None, size: tuple[int, int] | None) -> tuple[list[str], Split]:
-    """Read ``<class>/*`` below a folder; labels follow ``names``, or the sorted folder names.
+    """Read ``<class>/*`` below a folder. Return the class names, sorted, and the images labelled in this order.
+
+    Args:
+        folder: Folder of class folders.
+        names: The class names that must be there, or None for any.
+        size: (H, W) to resize to, or None to keep the images' own.
 
     Raises:
         DataError: a class is missing or unknown, a folder is empty, or an image is broken.

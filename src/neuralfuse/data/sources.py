@@ -1,4 +1,4 @@
-"""The data sets by name. The digits come with the package; CIFAR and GTSRB through torchvision, if it is installed."""
+"""The data sets by name. The digits come with the package. CIFAR and GTSRB need torchvision."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _cifar(name: str) -> Callable[[Path | None, Size, bool], _Raw]:
 
 
 def _gtsrb(folder: Path | None, size: Size, download: bool) -> _Raw:
-    """German traffic signs; neighbouring training files are frames of one track, so tracks are the groups."""
+    """Load the German traffic signs. Training images of one track are frames of one film, so each track is a group."""
     root = _need_folder("gtsrb", folder)
     _published("gtsrb", root, download)
     base = root / "gtsrb"
@@ -59,7 +59,7 @@ def _gtsrb(folder: Path | None, size: Size, download: bool) -> _Raw:
     table = base / "GT-final_test.csv"
     try:
         for label, own in enumerate(folders):
-            require(int(own.name) == label, f"{own} must be class folder {label:05d}: the classes must have no gap.")
+            require(int(own.name) == label, f"{own} must be class folder {label:05d}, as numbers must have no gap")
             for path in image_files(own):
                 files.append(path)
                 labels.append(label)
@@ -67,7 +67,7 @@ def _gtsrb(folder: Path | None, size: Size, download: bool) -> _Raw:
         rows = [line.split(";") for line in table.read_text().splitlines()[1:] if line]
         test_labels = torch.tensor([int(row[-1]) for row in rows])
     except ValueError as error:
-        raise DataError(f"GTSRB in {base} must be laid out as it is published: {error}.") from error
+        raise DataError(f"GTSRB in {base} must have its published layout: {error}.") from error
     wanted = size or (32, 32)
     train = Split(read_images(files, wanted), torch.tensor(labels), torch.tensor(groups))
     test_files = [base / "GTSRB" / "Final_Test" / "Images" / row[0] for row in rows]
@@ -75,7 +75,7 @@ def _gtsrb(folder: Path | None, size: Size, download: bool) -> _Raw:
 
 
 def _published(name: str, root: Path, download: bool) -> list[Any]:
-    """Return the training and the test part of a set as torchvision finds them in a folder, or fetches them."""
+    """Return torchvision's training and test part of a data set, downloaded into ``root`` if ``download``."""
     datasets = _torchvision()
     try:
         if name == "gtsrb":
@@ -118,19 +118,20 @@ def load_data(
     download: bool = False,
     device: torch.device | str = "cpu",
 ) -> DataSet:
-    """Load a data set whole, with a validation split held out of its training part (the same for ever).
+    """Load a data set. Its validation split is always the same part of the training images.
 
     Args:
-        name: ``digits`` (needs nothing), ``cifar10``, ``cifar100``, ``gtsrb`` (need torchvision), ``imagenet10`` or
-            ``folder`` (class folders, ``train/<class>/*``, ``test/<class>/*``); CIFAR may lie in class folders too.
-        data_dir: Where it lies.
-        image_size: (H, W) to resize to; the set's own size if None (GTSRB and CIFAR: 32x32, ImageNet-10: 224x224).
-        download: Let torchvision download it.
-        device: Where the tensors go.
+        name: ``digits`` comes with the package. ``cifar10``, ``cifar100`` and ``gtsrb`` need torchvision.
+            ``imagenet10`` and ``folder`` are class folders, ``train/<class>/*`` and ``test/<class>/*``. CIFAR may be
+            class folders too.
+        data_dir: Folder of the data set.
+        image_size: (H, W) to resize to. None for the set's own size (GTSRB and CIFAR: 32x32, ImageNet-10: 224x224).
+        download: Whether torchvision may download the data set into ``data_dir``.
+        device: Device of the tensors.
     Raises:
-        UnknownNameError: there is no such set.
-        DataError: it is not there, empty, or has a broken image.
-        MissingExtraError: torchvision is needed and missing.
+        UnknownNameError: there is no such data set.
+        DataError: the data set is missing, empty, or has a damaged image.
+        MissingExtraError: torchvision is needed but not installed.
     """
     if name not in DATA_SETS:
         raise unknown_name("data set", name, DATA_SETS)
@@ -138,7 +139,7 @@ def load_data(
     classes, train, test = DATA_SETS[name](None if data_dir is None else Path(data_dir), image_size, download)
     require(
         train.images.shape[1:] == test.images.shape[1:],
-        f"training and test images must have one size: got {tuple(train.images.shape[2:])} and "
+        f"training and test images must have the same size: got {tuple(train.images.shape[2:])} and "
         f"{tuple(test.images.shape[2:])}. Pass --image-size to resize them.",
     )
     kept, validation = holdout(train, VALIDATION_SHARE, name, "validation")
@@ -146,18 +147,18 @@ def load_data(
     return DataSet(name, tuple(classes), kept, validation, test, files).to(device)
 
 
-_FROM_FOLDERS = ("cifar10", "cifar100")  # of which class folders hold copies only
+_FROM_FOLDERS = ("cifar10", "cifar100")  # whose class folders hold copies of the original data
 
 
 def _suffixes(root: Path) -> tuple[str, ...]:
-    """Return the kinds of image files that class folders hold; none where there are no class folders."""
+    """Return the suffixes of the training images in class folders. Empty without class folders."""
     if not _has_class_folders(root):
         return ()
     return tuple(sorted({path.suffix.lower() for one in class_folders(root / "train") for path in image_files(one)}))
 
 
 def check_data(name: str, data_dir: Path | str | None) -> None:
-    """Raise the error that `load_data` would where a data set is not there, without keeping its images."""
+    """Raise the error of `load_data` if a data set is missing. No images are kept."""
     if name not in DATA_SETS:
         raise unknown_name("data set", name, DATA_SETS)
     if name == "digits":
@@ -175,22 +176,22 @@ def _torchvision() -> Any:
         from torchvision import datasets  # noqa: PLC0415
     except (ImportError, RuntimeError) as error:
         raise MissingExtraError(
-            "this data set needs torchvision, in a build that fits torch: pip install 'neuralfuse[vision]'. "
-            "--data digits and --data folder need nothing."
+            "this data set needs torchvision in a build that matches torch: run pip install 'neuralfuse[vision]'. "
+            "--data digits and --data folder work without it."
         ) from error
     return datasets
 
 
 def _need_folder(name: str, folder: Path | None) -> Path:
     if folder is None:
-        raise DataError(f"--data {name} must be told where it lies: pass --data-dir.")
+        raise DataError(f"--data {name} needs --data-dir: got none. Pass the folder of the data set.")
     return folder
 
 
 def _missing(name: str, root: Path, download: bool, error: Exception) -> DataError:
     if download:
         return DataError(f"--data {name} could not be downloaded into {root}: {error}.")
-    return DataError(f"--data {name} must lie in {root}: not found there. Pass --download to fetch it.")
+    return DataError(f"--data {name} must be in {root}: not found there. Pass --download to download it.")
 
 
 def _resized(images: torch.Tensor, size: Size) -> torch.Tensor:

@@ -18,7 +18,7 @@ from neuralfuse.faults.arrays import Array, WordLayout
 from neuralfuse.faults.behaviour import FaultyCells
 from neuralfuse.faults.layout import Layout
 from neuralfuse.faults.voltage import VoltageCurve, default_curve
-from neuralfuse.seeds import below, derive, hash64, signed64
+from neuralfuse.seeds import bernoulli_of, derive, hash64, signed64
 
 _TRAINING = 30_001  # seeds 0..30000; source: NeuralFuse's public code
 _VALIDATION_FROM = 40_000
@@ -227,4 +227,4 @@ def chance(layout: Layout, seed: int, purpose: str, cell: Tensor, probability: f
     starts = torch.tensor([region.start for region in layout.regions], device=cell.device) * layout.bits
     region = torch.bucketize(cell, starts, right=True) - 1
     keys = [signed64(derive(seed, "chip", purpose, region.name)) for region in layout.regions]
-    return below(hash64(torch.tensor(keys, device=cell.device)[region], cell - starts[region]), probability)
+    return bernoulli_of(hash64(torch.tensor(keys, device=cell.device)[region], cell - starts[region]), probability)

@@ -1,4 +1,4 @@
-"""Faults of single cells, each failing on its own."""
+"""Independent faults: each cell fails on its own."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from neuralfuse.faults.behaviour import FaultyCells, distinct, empty_fast
 from neuralfuse.faults.layout import Layout
 from neuralfuse.faults.voltage import VoltageCurve
 from neuralfuse.seeds import (
-    below,
+    bernoulli,
+    bernoulli_of,
     derive,
-    happens,
     hash64,
     poisson_count,
     poisson_time,
-    scaled,
+    scaled_integers,
     signed64,
     uniform_integers,
 )
@@ -33,20 +33,21 @@ Chance = Callable[[str, float], Tensor]
 
 
 class IndependentCells(FaultModel):
-    """Each cell fails on its own with probability `cell_rate`: exactly Bernoulli, for about cells * rate draws.
+    """Cells that fail independently, each with probability `cell_rate`.
 
-    Cells are drawn with replacement at the arrivals of a Poisson process in time = -ln(1 - rate): a cell is hit at
-    least once with probability ``rate``. One endless stream of draws belongs to each tensor's name, a rate takes a
-    prefix of it, and so the cells faulty at a rate are faulty at every higher one. The stream comes from an integer
-    hash, equal on every device.
+    The faults are exactly Bernoulli, for about cells * rate draws. Cells are drawn with replacement at the arrivals of
+    a Poisson process up to time -ln(1 - rate). Each cell is then hit at least once with probability ``rate``.
+
+    Each tensor's name has one endless stream of draws, and a rate takes a prefix of it. So the cells that are faulty at
+    a rate are faulty at every higher rate. The stream comes from an integer hash and is the same on every device.
     """
 
     @abc.abstractmethod
     def behaviour(self, has: Chance) -> tuple[bool | Tensor, bool | Tensor]:
         """Return (keeps, flips) of the faulty cells, as tensors or one bool for all.
 
-        ``has(purpose, probability)`` says of each cell whether it has a property that cells have with this
-        probability; with one purpose, the cells that have it at a probability have it at every higher one.
+        ``has(purpose, probability)`` returns whether each cell has a random property, True with this probability.
+        For one purpose, a cell that has the property at a probability has it at every higher one.
         """
 
     def cells(self, layout: Layout, seed: int, device: torch.device, *, read: int = 0) -> FaultyCells:
@@ -70,7 +71,7 @@ class IndependentCells(FaultModel):
         return every
 
     def all_at_once(self, layout: Layout, seed: int, device: torch.device) -> FaultyCells:
-        """Return the same cells, drawn for all tensors together: on an accelerator, many small operations are slow."""
+        """Return the same cells, drawn for all tensors together. An accelerator is slow at many small operations."""
         names = [region.name for region in layout.regions]
         sizes = [region.words * layout.bits for region in layout.regions]
         starts = torch.tensor([region.start * layout.bits for region in layout.regions], device=device)
@@ -94,10 +95,10 @@ class IndependentCells(FaultModel):
             first = torch.tensor([0, *accumulate(counts)][:-1], device=device)
             bits = hash64(keys("cells")[own], torch.arange(sum(counts), device=device) - first[own])
             spans = torch.tensor(sizes, dtype=torch.float64, device=device)
-            cell = torch.unique(scaled(bits, spans[own]) + starts[own])
+            cell = torch.unique(scaled_integers(bits, spans[own]) + starts[own])
         own = torch.searchsorted(starts, cell, right=True) - 1
         local = cell - starts[own]
-        keeps, flips = self.behaviour(lambda purpose, chance: below(hash64(keys(purpose)[own], local), chance))
+        keeps, flips = self.behaviour(lambda purpose, chance: bernoulli_of(hash64(keys(purpose)[own], local), chance))
         like = torch.ones_like(cell, dtype=torch.bool)
         return FaultyCells(
             cell, like & torch.as_tensor(keeps, device=device), like & torch.as_tensor(flips, device=device)
@@ -105,13 +106,13 @@ class IndependentCells(FaultModel):
 
 
 def _properties(seed: int, name: str, cell: Tensor) -> Chance:
-    return lambda purpose, probability: happens(derive(seed, "chip", purpose, name), cell, probability)
+    return lambda purpose, probability: bernoulli(derive(seed, "chip", purpose, name), cell, probability)
 
 
-def hits(size: int, rate: float, key: int, device: torch.device) -> Tensor:
-    """Return which of ``size`` things are hit, each with probability ``rate``: int64, sorted, none twice.
+def sample_hits(size: int, rate: float, key: int, device: torch.device) -> Tensor:
+    """Draw which of ``size`` items are hit, each with probability ``rate``: int64, sorted, none twice.
 
-    Those hit at a rate are hit at every higher one, for the same key and size.
+    For one key and size, the items hit at a rate are hit at every higher rate.
     """
     return distinct(_draws(size, rate, key, device)).long()
 
@@ -123,7 +124,7 @@ def _draws(size: int, rate: float, key: int, device: torch.device) -> Tensor:
 
 
 def _all_distinct(drawn: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Sort several tensors' draws, in as many threads as torch uses where that is worth it."""
+    """Return the distinct draws of each tensor, sorted. Many draws are sorted in several threads."""
     threads = torch.get_num_threads()
     if threads == 1 or device.type != "cpu" or sum(map(len, drawn)) < 1 << 17:
         return [distinct(one) for one in drawn]
@@ -148,15 +149,15 @@ class Flip(IndependentCells):
 
 @dataclass(frozen=True, kw_only=True)
 class Stuck(IndependentCells):
-    """Each cell is faulty with probability ``ber`` and then reads 0 or 1 whatever was written, independently.
+    """Stuck-at faults: each cell is stuck at 0 or 1 with probability ``ber``, independently.
 
-    About half of the faulty cells change a bit. This is what "BER" means in the tables of the NeuralFuse paper, with
-    independent cells in the place of its repeated map (`Reference`).
+    About half of the faulty cells change a bit. "BER" has this meaning in the tables of the NeuralFuse paper. The paper
+    uses one repeated map (`Reference`) instead of independent cells.
 
     Args:
         stuck_at_1: Share of the faulty cells that read 1.
     Source:
-        NeuralFuse (arXiv 2306.16869), by its public code.
+        NeuralFuse (arXiv 2306.16869), according to its public code.
     """
 
     kind: ClassVar[str] = "stuck"
@@ -167,21 +168,21 @@ class Stuck(IndependentCells):
         object.__setattr__(self, "stuck_at_1", check_ber(self.stuck_at_1, "stuck_at_1"))
 
     def behaviour(self, has: Chance) -> tuple[bool, Tensor]:
-        """Give each faulty cell its polarity for ever."""
+        """Give each faulty cell a fixed polarity."""
         return False, has("polarity", self.stuck_at_1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asymmetric(IndependentCells):
-    """A stored 0 reads 1 with one probability and a stored 1 reads 0 with another, independently.
+    """Bit flips whose probability depends on the stored bit, independent from cell to cell.
 
-    P(0 -> 1) = 2 * ber * zero_to_one and P(1 -> 0) = 2 * ber * (1 - zero_to_one): of balanced bits, ``ber`` change.
-    With ``zero_to_one=0.5`` this is `Flip`.
+    P(0 -> 1) = 2 * ber * zero_to_one and P(1 -> 0) = 2 * ber * (1 - zero_to_one). If half of the stored bits are 1, a
+    share ``ber`` of all bits flips. With ``zero_to_one=0.5`` this is `Flip`.
 
     Args:
-        zero_to_one: Share of the 0 -> 1 errors among balanced bits.
+        zero_to_one: Share of 0 -> 1 among the flips, if half of the stored bits are 1.
     Raises:
-        ConfigError: a direction's probability would exceed 1.
+        ConfigError: the probability of one direction would exceed 1.
     """
 
     kind: ClassVar[str] = "asymmetric"
@@ -194,21 +195,21 @@ class Asymmetric(IndependentCells):
         most = 0.5 / max(share, 1 - share)
         require(
             self.ber <= most,
-            f"ber must be at most {most:g} where zero_to_one is {share:g}: got ber={self.ber:g}. Of one direction no "
-            "more than all bits can change.",
+            f"ber must be at most {most:g} for zero_to_one={share:g}: got ber={self.ber:g}. Otherwise the probability "
+            "of one direction would exceed 1.",
         )
 
     def at_voltage(self, voltage: float, curve: VoltageCurve) -> Self:
-        """Return the model that makes the curve's share of cells weak, each in at least one direction."""
+        """Return the model at a voltage. The curve's rate is the share of cells that fail in at least one direction."""
         return self.at(curve.ber(voltage) / (2 * max(self.zero_to_one, 1 - self.zero_to_one)))
 
     @property
     def cell_rate(self) -> float:
-        """Probability that a cell is weak in at least one direction; the rarer one's cells are among the other's."""
+        """Probability that a cell fails in at least one direction. Cells of the rarer direction fail in both."""
         return min(1.0, 2 * self.ber * max(self.zero_to_one, 1 - self.zero_to_one))
 
     def behaviour(self, has: Chance) -> tuple[Tensor, Tensor]:
-        """Let a cell fail in the frequent direction, and some of them in the other one too."""
+        """Let every faulty cell fail in the more frequent direction, and some in the other direction too."""
         more = max(self.zero_to_one, 1 - self.zero_to_one)
         fails_0 = has("direction", self.zero_to_one / more)
         fails_1 = has("direction", (1 - self.zero_to_one) / more)

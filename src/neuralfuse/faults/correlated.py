@@ -1,4 +1,4 @@
-"""Faults that come together: whole rows, columns and banks, and clusters of neighbouring cells."""
+"""Correlated faults: weak rows, columns and banks, and clusters of neighbouring cells."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from neuralfuse.errors import check_ber, require, unknown_name
 from neuralfuse.faults.array_faults import ArrayFaults
 from neuralfuse.faults.base import FAULT_MODELS
 from neuralfuse.faults.behaviour import FaultyCells, distinct
-from neuralfuse.faults.cells import hits
-from neuralfuse.seeds import derive, happens
+from neuralfuse.faults.cells import sample_hits
+from neuralfuse.seeds import bernoulli, derive
 
 Line = Literal["row", "column", "bank"]
-_GROUP_CELLS = 1 << 23  # banks are drawn in groups of about this many cells, so that small banks cost no draw each
+_GROUP_CELLS = 1 << 23  # banks are drawn in groups of about this many cells: one draw per small bank would be slow
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lines(ArrayFaults):
-    """Weak rows, columns or banks: each is weak with probability ber / within, and fails along its whole length.
+    """Weak lines: rows (word lines), columns (bit lines) or banks.
 
-    A cell is faulty with probability ``ber``. All faulty cells of a line read the same value, as behind a broken
-    driver.
+    A line is weak with probability ber / within, and each cell of a weak line fails with probability ``within``. So a
+    cell is faulty with probability ``ber``. All faulty cells of a line read the same value, as behind a broken driver.
 
     Args:
-        along: What fails as a whole: row, column or bank.
+        along: Kind of line: row, column or bank.
         within: Share of a weak line's cells that fail.
         stuck_at_1: Share of the weak lines that read 1; the others read 0.
     Raises:
@@ -55,8 +55,9 @@ class Lines(ArrayFaults):
         """Return the cells of the weak lines."""
         rows, columns = self.array.rows, self.array.columns
         per_bank = {"row": rows, "column": columns, "bank": 1}[self.along]
-        line = _hits_by_group(per_bank, rows * columns, banks, self.ber / self.within, f"{self.along}s", seed, device)
-        polarity = happens(derive(seed, "chip", f"{self.along} polarity"), line, self.stuck_at_1)
+        rate = self.ber / self.within
+        line = _sample_hits_by_group(per_bank, rows * columns, banks, rate, f"{self.along}s", seed, device)
+        polarity = bernoulli(derive(seed, "chip", f"{self.along} polarity"), line, self.stuck_at_1)
         if self.along == "column":
             bank, column = line // columns, line % columns
             along = torch.arange(rows, device=device) * columns
@@ -68,19 +69,19 @@ class Lines(ArrayFaults):
         faults = FaultyCells.of(cell.flatten(), torch.zeros_like(flips), flips)
         if self.within == 1:
             return faults
-        return faults[happens(derive(seed, "chip", f"within {self.along}s"), faults.cell, self.within)]
+        return faults[bernoulli(derive(seed, "chip", f"within {self.along}s"), faults.cell, self.within)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clusters(ArrayFaults):
-    """Stuck cells in clusters of ``height`` x ``width`` neighbours; a cell is faulty with probability ``ber``.
+    """Stuck-at faults in clusters of ``height`` x ``width`` neighbouring cells.
 
-    Each cell is the corner of a cluster with probability 1 - (1 - ber)^(1 / (height * width)), so that it is covered by
-    at least one with probability ``ber`` exactly. Clusters may overlap, and go round the edges of a bank.
+    Each cell is the corner of a cluster with probability 1 - (1 - ber)^(1 / (height * width)). A cell is then covered
+    by at least one cluster with probability ``ber`` exactly. Clusters may overlap, and wrap around the edges of a bank.
 
     Args:
-        height: Rows of a cluster.
-        width: Columns of a cluster.
+        height: Rows per cluster.
+        width: Columns per cluster.
         stuck_at_1: Share of the faulty cells that read 1.
     """
 
@@ -102,28 +103,28 @@ class Clusters(ArrayFaults):
         rows, columns = self.array.rows, self.array.columns
         size = rows * columns
         corner_rate = 1.0 if self.ber == 1 else 1 - (1 - self.ber) ** (1 / (self.height * self.width))
-        corner = _hits_by_group(size, size, banks, corner_rate, "clusters", seed, device)
+        corner = _sample_hits_by_group(size, size, banks, corner_rate, "clusters", seed, device)
         bank, row, column = corner // size, corner // columns % rows, corner % columns
         down = torch.arange(self.height, device=device)[:, None, None]
         right = torch.arange(self.width, device=device)[:, None]
         cell = (bank * rows + (row + down) % rows) * columns + (column + right) % columns
         cell = distinct(cell.flatten())
-        flips = happens(derive(seed, "chip", "cluster polarity"), cell, self.stuck_at_1)
+        flips = bernoulli(derive(seed, "chip", "cluster polarity"), cell, self.stuck_at_1)
         return FaultyCells(cell, torch.zeros_like(flips), flips)
 
 
-def _hits_by_group(
+def _sample_hits_by_group(
     per_bank: int, bank_cells: int, banks: int, rate: float, what: str, seed: int, device: torch.device
 ) -> Tensor:
-    """Return which things of the first ``banks`` banks, ``per_bank`` in each, are hit: int64, sorted, none twice.
+    """Draw which items of the first ``banks`` banks are hit, ``per_bank`` items per bank: int64, sorted, none twice.
 
-    Banks are drawn in groups with a stream each, so that a bank's faults do not depend on how many banks are asked for.
+    Each group of banks has its own stream, so a bank's faults do not depend on the number of banks.
     """
     group = max(1, _GROUP_CELLS // bank_cells)
     found = []
     for place in range(-(-banks // group)):
         size = group * per_bank
-        found.append(hits(size, rate, derive(seed, "chip", what, place), device) + place * size)
+        found.append(sample_hits(size, rate, derive(seed, "chip", what, place), device) + place * size)
     every = torch.cat(found)
     return every[every < banks * per_bank]
 

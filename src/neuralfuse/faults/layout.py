@@ -1,4 +1,4 @@
-"""The address space of a memory: one image of b-bit words, cut into regions, one for each stored tensor."""
+"""The address space of a memory: one image of b-bit words, with one region per stored tensor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Region:
-    """The words of one tensor: ``words`` of them, from word ``start`` of the image."""
+    """The words of one tensor: ``words`` words from word ``start`` of the image on."""
 
     name: str
     start: int
@@ -17,9 +17,9 @@ class Region:
 
 @dataclass(frozen=True)
 class Layout:
-    """All regions of an image, in the order in which they lie there.
+    """All regions of an image, in order.
 
-    A *cell* is one bit of the image: cell = word * bits + bit, bit 0 the least significant.
+    A *cell* is one bit of the image: cell = word * bits + bit. Bit 0 is the least significant.
     """
 
     regions: tuple[Region, ...]
@@ -27,7 +27,7 @@ class Layout:
 
     @staticmethod
     def of(sizes: Iterable[tuple[str, int]], bits: int) -> Layout:
-        """Lay tensors of these names and sizes one behind the other."""
+        """Lay tensors of these names and sizes one after another."""
         regions, start = [], 0
         for name, words in sizes:
             regions.append(Region(name, start, words))

@@ -1,4 +1,4 @@
-"""Fault models of particular chips: measured maps, and made-up chips with the statistics of published ones."""
+"""Fault models of particular chips: measured maps, and synthetic chips with published statistics."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from neuralfuse.faults.correlated import Clusters, Lines
 from neuralfuse.faults.layout import Layout
 from neuralfuse.faults.maps import FaultMap, as_faulty_cells
 from neuralfuse.faults.voltage import VoltageCurve
-from neuralfuse.seeds import derive, happens, poisson_time
+from neuralfuse.seeds import bernoulli, derive, poisson_time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured(FaultModel):
-    """A chip whose faulty cells are known, by a fault map. ``ber`` is the share of them at the chosen voltage.
+    """A chip whose faulty cells are known from a fault map. ``ber`` is their share at the chosen voltage.
 
     Args:
-        map: The map, or the NPZ file of one.
-        voltage: Which of its maps.
+        map: The fault map, or its NPZ file.
+        voltage: Voltage of the map to use. None for the only map.
         mapping: How words are laid onto the array, or the mapping's name.
-        random_offset: Lay the words from another place on for each seed (drawn from it), to see more than one placement
-            on the one chip; by default all seeds are the same chip.
+        random_offset: Whether each seed draws another position for the first word. This gives several placements on
+            the one chip. By default, all seeds are the same chip.
     """
 
     kind: ClassVar[str] = "map"
@@ -43,7 +43,7 @@ class Measured(FaultModel):
     def __post_init__(self) -> None:
         if isinstance(self.map, str | Path):
             object.__setattr__(self, "map", FaultMap.load(self.map))
-        require(isinstance(self.map, FaultMap), f"map must be a fault map or the NPZ file of one: got {self.map!r}.")
+        require(isinstance(self.map, FaultMap), f"map must be a fault map or its NPZ file: got {self.map!r}.")
         own_place = self.random_offset
         require(isinstance(own_place, bool), f"random_offset must be true or false: got {own_place!r}.")
         object.__setattr__(self, "mapping", WordLayout.of(self.mapping))
@@ -55,7 +55,7 @@ class Measured(FaultModel):
         return self.placement(layout.bits, seed).place(layout, self.map.array, faults)
 
     def placement(self, bits: int, seed: int) -> WordLayout:
-        """Return how words of this width are laid on the chip with this seed."""
+        """Return how words of this width are laid onto the chip with this seed."""
         if not self.random_offset:
             return self.mapping
         words = self.mapping.words(self.map.array, bits) * (self.map.array.banks or 1)
@@ -63,20 +63,20 @@ class Measured(FaultModel):
 
     @property
     def has_map(self) -> bool:
-        """It has."""
+        """Whether a fault map says which cells fail at a voltage: always True."""
         return True
 
     @property
     def one_chip(self) -> bool:
-        """All seeds are one chip, unless each lays the words from another place on."""
+        """Whether every seed is the same chip: True unless each seed draws another position for the words."""
         return not self.random_offset
 
     def at(self, ber: float) -> Self:
-        """Refuse: a measured chip has voltages, not rates."""
-        raise ConfigError(f"a measured chip must be asked for a voltage, not for a rate: got ber={ber:g}.")
+        """Raise `ConfigError`: a measured chip has voltages, not rates."""
+        raise ConfigError(f"a measured chip needs a voltage, not a rate: got ber={ber:g}.")
 
     def at_voltage(self, voltage: float, curve: VoltageCurve) -> Measured:
-        """Return the chip at another of its measured voltages; no curve is needed."""
+        """Return the chip at another of its measured voltages. No curve is needed."""
         return replace(self, voltage=voltage)
 
 
@@ -103,15 +103,15 @@ PROFILES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic(ArrayFaults):
-    """A made-up chip: cells that read 1 or 0, some of them along weak columns, some of them at single reads only.
+    """A synthetic chip of stuck-at faults. Some lie in weak columns, and some come at single reads only.
 
-    No public fault map of a measured SRAM is known to us; this makes chips that share a published chip's *statistics*,
-    and says so in every record. ``ber`` is the share of cells that fail at a read, each direction's cells counted.
+    We know of no public fault map of a measured SRAM. A synthetic chip shares the *statistics* of a published chip, and
+    every record says so. ``ber`` is the share of cells that fail at a read, in either direction.
 
     Args:
         zero_to_one: Share of the faulty cells that read 1, in weak columns too.
-        persistent: Share of the faults that are the same at every read; the others are fresh. Shares are those of the
-            times -ln(1 - rate), which at small rates are those of the rates.
+        persistent: Share of the faults that are the same at every read. The others are drawn anew. Shares divide the
+            time -ln(1 - rate). At small rates, this is close to dividing the rate.
         column_share: Share of the persistent faults that lie in weak columns.
         within: Share of a weak column's cells that fail.
     """
@@ -133,7 +133,7 @@ class Synthetic(ArrayFaults):
     def like(cls, profile: str, **options: Any) -> Synthetic:
         """Return a chip with the published statistics of one of `PROFILES`.
 
-        Column alignment is published as pictures only; ``column_share`` and ``within`` are the caller's assumption.
+        Column alignment was published as pictures only, so ``column_share`` and ``within`` are the caller's assumption.
         """
         if profile not in PROFILES:
             raise unknown_name("chip profile", profile, PROFILES)
@@ -147,7 +147,7 @@ class Synthetic(ArrayFaults):
         weak = self._columns().array_cells(banks, seed, device)
         alone = self._cells(self.persistent * (1 - self.column_share)).array_cells(banks, seed, device)
         cell = distinct(torch.cat([weak.cell, alone.cell]))
-        flips = happens(derive(seed, "chip", "synthetic polarity"), cell, self.zero_to_one)
+        flips = bernoulli(derive(seed, "chip", "synthetic polarity"), cell, self.zero_to_one)
         return FaultyCells(cell, torch.zeros_like(flips), flips)
 
     def cells(self, layout: Layout, seed: int, device: torch.device, *, read: int = 0) -> FaultyCells:

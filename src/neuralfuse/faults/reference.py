@@ -20,12 +20,12 @@ _ARRAY = Array(rows=8192, columns=128, banks=1)
 
 @dataclass(frozen=True, kw_only=True)
 class Reference(ArrayFaults):
-    """One map of 8192 x 128 stuck cells, tiled over each layer, every layer starting again at row 0.
+    """Stuck-at faults from one map of 8192 x 128 cells. The map is tiled over each layer, from row 0.
 
-    A row holds w = 128 // bits words. Word i of a tensor uses slot (i mod w) of row ((i div w^2) mod 8192), so each
-    row serves w groups of w neighbouring weights before the next one is used: faults are strongly repeated within a
-    layer and shared between layers, which is why accuracies spread so widely from chip to chip.
-    The chips of seeds s and s + 1 are dependent (the polarities of s are the faults of s + 1).
+    A row holds w = 128 // bits words. Word i of a tensor uses slot (i mod w) of row ((i div w^2) mod 8192). So each row
+    serves w groups of w neighbouring weights before the next row is used. Faults therefore repeat often within a layer
+    and are shared between layers, which is why accuracies vary so much from chip to chip. The chips of seeds s and
+    s + 1 are dependent: the random numbers for the polarities of s are those for the faults of s + 1.
 
     Source:
         NeuralFuse's public code; the paper (section 4.1) describes the rate only.

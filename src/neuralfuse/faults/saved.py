@@ -1,4 +1,4 @@
-"""Chips on disk: the faulty cells of one layout, so that another machine reads the very same chip."""
+"""Chips on disk: the faulty cells of one layout, so that another machine can use the same chip."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCHEMA = "neuralfuse/chip/1"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Saved(FaultModel):
-    """The faulty cells of a chip as `save_chip` wrote them, tensor by tensor; every seed is this one chip.
+    """A chip that `save_chip` wrote: its faulty cells, tensor by tensor. Every seed is this one chip.
 
     Args:
         file: The NPZ file.
@@ -43,7 +43,7 @@ class Saved(FaultModel):
         sane = cell.dtype == np.int64 and cell.shape == (header.get("count"),) and bool((np.diff(cell) > 0).all())
         sane &= all(one.dtype == bool and one.shape == cell.shape for one in kinds) and 0 <= self.ber <= 1
         if not sane or (len(cell) and not 0 <= cell[0] <= cell[-1] < layout.cells):
-            raise FileFormatError(f"{self.file} must hold the sorted cells of one chip: it is damaged.")
+            raise FileFormatError(f"{self.file} must hold the sorted cells of one chip: the file is damaged.")
         for name, value in (("header", header), ("layout", layout), ("_arrays", arrays)):
             object.__setattr__(self, name, value)
 
@@ -56,16 +56,16 @@ class Saved(FaultModel):
         """Return the saved cells of the tensors in a layout.
 
         Raises:
-            ShapeError: a tensor is not in the file, or has another size there.
+            ShapeError: a tensor is not in the file, or has another size or word width there.
         """
         if layout.bits != self.layout.bits:
-            raise ShapeError(f"{self.file} must be a chip of {layout.bits}-bit words: it is one of {self.layout.bits}.")
+            raise ShapeError(f"{self.file} must have {layout.bits}-bit words: it has {self.layout.bits}-bit words.")
         known = {region.name: region for region in self.layout.regions}
         found = []
         for region in layout.regions:
             own = known.get(region.name)
             if own is None or own.words != region.words:
-                got = "lacks it" if own is None else f"has {own.words}"
+                got = "has none" if own is None else f"has {own.words}"
                 raise ShapeError(f"{self.file} must hold {region.words} words of {region.name!r}: it {got}.")
             low, high = np.searchsorted(
                 self._arrays["cell"], [own.start * layout.bits, (own.start + own.words) * layout.bits]
@@ -78,20 +78,20 @@ class Saved(FaultModel):
 
     @property
     def one_chip(self) -> bool:
-        """Every seed is this one chip."""
+        """Whether every seed is the same chip: always True."""
         return True
 
     def at(self, ber: float) -> Self:
-        """Refuse: a saved chip is one list of cells."""
-        raise ConfigError(f"a saved chip cannot be asked for another rate than its own: got ber={ber:g}.")
+        """Raise `ConfigError`: a saved chip is a fixed list of cells."""
+        raise ConfigError(f"a saved chip has a fixed rate, {self.ber:g}: got ber={ber:g}. Save a chip of that rate.")
 
     def to_config(self) -> dict[str, Any]:
-        """Return what the chip was made of."""
+        """Return the fault model and the seed that made the chip, as JSON."""
         return {"kind": self.kind, "ber": self.ber, "faults": self.header["faults"], "seed": self.seed}
 
 
 def save_chip(path: Path | str, chip: Chip, layout: Layout) -> None:
-    """Write the faulty cells of a chip on a layout as NPZ: those of one read, where some are transient."""
+    """Write the faulty cells of a chip on a layout as NPZ. Transient faults are those of the first read."""
     cells = chip.faults.cells(layout, chip.seed, torch.device("cpu"))
     header = {
         "schema": SCHEMA,
@@ -109,7 +109,7 @@ def load_chip(path: Path | str) -> Chip:
     """Read a chip that `save_chip` wrote.
 
     Raises:
-        FileFormatError: the file is none, or damaged.
+        FileFormatError: the file is not a chip, or is damaged.
     """
     saved = Saved(file=Path(path))
     return Chip(saved, saved.seed)

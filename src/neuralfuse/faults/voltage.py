@@ -1,4 +1,4 @@
-"""From a supply voltage to a rate of faulty cells and an energy: curves, each with its source."""
+"""Voltage curves: the rate of faulty cells and the energy at a supply voltage, each curve with its source."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class VoltagePoint:
     Args:
         voltage: Supply voltage, in the curve's unit.
         ber: Rate of faulty cells there.
-        energy: Energy of one access, in any unit; None where it is not known.
-        model: Whether it comes from an assumed formula and not from a measurement or a publication.
+        energy: Energy of one access, in any unit. None if unknown.
+        model: Whether the point comes from an assumed formula, not from a measurement or a publication.
     """
 
     voltage: float
@@ -47,17 +47,17 @@ class VoltagePoint:
 class VoltageCurve:
     """Rate of faulty cells and relative energy of an access against supply voltage.
 
-    Between two points the rate is interpolated on a logarithmic scale (the rate grows exponentially as the voltage
-    falls), linearly where one end is 0, and the energy by a law: a power of the voltage, a parabola in it (dynamic
-    energy, C V^2) or an exponential. ``quadratic`` needs no energies: without them it is V^2 relative to the highest
-    voltage.
+    Between two points, the rate is interpolated on a logarithmic scale, because it grows exponentially as the voltage
+    falls. It is interpolated linearly if one rate is 0. The energy follows ``energy_law``: a ``power`` of the voltage,
+    ``quadratic`` in it (dynamic energy, C V^2), or ``exponential``. Without any energies, ``quadratic`` is V^2 relative
+    to the highest voltage.
 
     Args:
-        points: At least two, by rising voltage; rates must not rise with it.
-        source: Where they come from.
-        unit: Of the voltages: V, or Vmin for voltages relative to the lowest one without errors.
-        model: Whether the points come from an assumed formula and not from a measurement.
-        energy_law: How the energy runs between points; every use is labelled as a model.
+        points: At least two points, by rising voltage. Rates must not rise with the voltage.
+        source: Where the points come from.
+        unit: Unit of the voltages: V, or Vmin for voltages relative to the lowest one without errors.
+        model: Whether the points come from an assumed formula, not from a measurement.
+        energy_law: How the energy runs between points. Every use is labelled as a model.
     """
 
     points: tuple[VoltagePoint, ...]
@@ -88,14 +88,14 @@ class VoltageCurve:
 
     @property
     def range(self) -> tuple[float, float]:
-        """The lowest and the highest voltage for which the curve says something."""
+        """The lowest and the highest voltage of the curve."""
         return self.points[0].voltage, self.points[-1].voltage
 
     def ber(self, voltage: float) -> float:
         """Return the rate of faulty cells at a voltage.
 
         Raises:
-            ConfigError: the voltage lies outside the curve's range; nothing is extrapolated.
+            ConfigError: the voltage is outside the curve's range. The curve is not extrapolated.
         """
         low, high, part = self._between(voltage)
         if part in (0, 1):
@@ -105,17 +105,17 @@ class VoltageCurve:
         return math.exp((1 - part) * math.log(low.ber) + part * math.log(high.ber))
 
     def voltage(self, ber: float) -> float:
-        """Return the highest voltage at which this share of the cells is faulty; for 0, the lowest one without errors.
+        """Return the highest voltage with this rate of faulty cells. For 0, return the lowest one without errors.
 
         Raises:
-            ConfigError: the curve does not reach that rate.
+            ConfigError: the curve does not reach this rate.
         """
         check_ber(ber)
         best, worst = self.points[-1].ber, self.points[0].ber
         require(
             best <= ber <= worst,
-            f"ber must be one that the voltage curve reaches, in [{best:g}, {worst:g}]: got {ber:g}. Nothing is "
-            "extrapolated; pass a curve that reaches further with --curve.",
+            f"ber must be on the voltage curve, in [{best:g}, {worst:g}]: got {ber:g}. The curve is not extrapolated. "
+            "Pass a curve with a wider range with --curve.",
         )
         if ber == 0:
             return min(point.voltage for point in self.points if point.ber == 0)
@@ -129,14 +129,14 @@ class VoltageCurve:
 
     @property
     def vmin(self) -> float | None:
-        """The lowest voltage without errors; None where the curve does not reach it."""
+        """The lowest voltage without errors. None if the curve does not reach it."""
         return self.voltage(0) if self.points[-1].ber == 0 else None
 
     def energy(self, voltage: float) -> float:
-        """Return the energy of an access at a voltage, relative to the highest one.
+        """Return the energy per access at a voltage, relative to the highest voltage.
 
         Raises:
-            ConfigError: the voltage lies outside the range, or the curve has no energies there.
+            ConfigError: the voltage is outside the curve's range, or the curve has no energies there.
         """
         low, high, part = self._between(voltage)
         if all(point.energy is None for point in self.points) and self.energy_law == "quadratic":
@@ -146,8 +146,8 @@ class VoltageCurve:
             return at / top
         if low.energy is None or high.energy is None or top is None:
             raise ConfigError(
-                f"the voltage curve must have energies for this: {self.source} has none at {voltage:g}. Add them, or "
-                "take V^2 as a model with --energy-law quadratic where it has none at all."
+                f"the voltage curve must have energies for this: {self.source} has none at {voltage:g}. Add energies. "
+                "A curve without any can use V^2 as a model, with --energy-law quadratic."
             )
         laws: dict[EnergyLaw, Callable[[float], float]] = {"power": math.log, "quadratic": _square, "exponential": abs}
         scale = laws[self.energy_law]
@@ -161,22 +161,22 @@ class VoltageCurve:
         return self.energy(self.voltage(ber)) if self.points[-1].ber <= ber <= self.points[0].ber else None
 
     def is_point(self, voltage: float) -> bool:
-        """Say whether the energy at a voltage is measured or published; what lies between such points is a model."""
+        """Return whether the energy at a voltage is measured or published. Between such points, it is a model."""
         return any(point.voltage == voltage and point.energy is not None and not point.model for point in self.points)
 
     def _between(self, voltage: float) -> tuple[VoltagePoint, VoltagePoint, float]:
         first, last = self.range
         require(
             math.isfinite(voltage) and first <= voltage <= last,
-            f"voltage must lie on the curve, in [{first:g}, {last:g}] {self.unit}: got {voltage:g}. Nothing is "
-            "extrapolated; pass a curve that reaches further with --curve.",
+            f"voltage must be on the curve, in [{first:g}, {last:g}] {self.unit}: got {voltage:g}. The curve is not "
+            "extrapolated. Pass a curve with a wider range with --curve.",
         )
         place = min(bisect_right([point.voltage for point in self.points], voltage), len(self.points) - 1)
         low, high = self.points[place - 1], self.points[place]
         return low, high, (voltage - low.voltage) / (high.voltage - low.voltage)
 
     def to_config(self) -> dict[str, Any]:
-        """Return what a result depends on of the curve, as JSON."""
+        """Return the properties that a result depends on, as JSON."""
         points = [[point.voltage, point.ber, point.energy] for point in self.points]
         config = {"source": self.source, "unit": self.unit, "model": self.model, "points": points}
         return config if self.energy_law == "power" else {**config, "energy_law": self.energy_law}
@@ -185,7 +185,7 @@ class VoltageCurve:
     def named(name: str) -> VoltageCurve:
         """Return a curve that comes with the package.
 
-        ``paper`` is `default_curve`; ``xilinx-vc707`` was measured on 2060 block RAMs of an FPGA (28 nm).
+        ``paper`` is `default_curve`. ``xilinx-vc707`` was measured on 2060 block RAMs of an FPGA (28 nm).
 
         Raises:
             UnknownNameError: there is no such curve.
@@ -199,13 +199,13 @@ class VoltageCurve:
 
     @staticmethod
     def from_csv(path: Path | str) -> VoltageCurve:
-        """Read a curve: a header ``voltage,ber`` or ``voltage,ber,energy``, then one point a line.
+        """Read a curve from CSV: a header ``voltage,ber`` or ``voltage,ber,energy``, then one point per line.
 
-        Lines that begin with # are comments; ``# source: ...`` is required, ``# unit: Vmin``, ``# model: yes`` and
-        ``# energy-law: quadratic`` are understood.
+        Lines that begin with # are comments. The line ``# source: ...`` is required. ``# unit: Vmin``, ``# model: yes``
+        and ``# energy-law: quadratic`` are optional.
 
         Raises:
-            FileFormatError: the file is missing, has no source, or a line is no point.
+            FileFormatError: the file is missing, names no source, or has a line that is not a point.
         """
         path = Path(path)
         try:
@@ -214,7 +214,7 @@ class VoltageCurve:
             raise FileFormatError(f"cannot read the voltage curve {path}: {error}.") from error
         notes = dict(_note(line) for line in lines if line.startswith("#"))
         if not notes.get("source"):
-            raise FileFormatError(f"{path} must say where its numbers come from: add a line '# source: ...'.")
+            raise FileFormatError(f"{path} must name its source: got none. Add a line '# source: ...'.")
         table = csv.DictReader(line for line in lines if line.strip() and not line.startswith("#"))
         columns = [name.strip() for name in table.fieldnames or ()]
         if columns not in (["voltage", "ber"], ["voltage", "ber", "energy"]):
@@ -227,7 +227,7 @@ class VoltageCurve:
         for row in table:
             try:
                 point = VoltagePoint(**{name: float(row[name]) for name in columns}, model=model)
-                require(None not in row, "it has more fields")
+                require(None not in row, "it has too many fields")
             except (TypeError, ValueError) as error:
                 got = ",".join(str(value) for value in row.values())
                 raise FileFormatError(f"{path}, line {got!r} must be a point {','.join(columns)}: {error}") from error
@@ -236,7 +236,7 @@ class VoltageCurve:
         try:
             return VoltageCurve(
                 points=tuple(points), source=notes["source"], unit=notes.get("unit") or "V", model=model,
-                energy_law=notes.get("energy-law") or "power",  # type: ignore[arg-type]  # it is checked
+                energy_law=notes.get("energy-law") or "power",  # type: ignore[arg-type]  # checked when built
             )  # fmt: skip
         except (ConfigError, LookupError) as error:
             raise FileFormatError(f"{path}: {error}") from error
@@ -252,19 +252,21 @@ def _square(value: float) -> float:
 
 
 def default_curve() -> VoltageCurve:
-    """Return the curve used where the user names none; a model through the paper's two points, and labelled so.
+    """Return the default curve: a model through the paper's two points, labelled as a model.
 
-    Voltage relative to Vmin: BER = 0.01 * 10^(23.5 (0.83 - v)) below 1 and 0 from 1 on; energy v^1.96. From 0.8 on.
+    Voltages v are relative to Vmin and in [0.8, 1]. BER = 0.01 * 10^(23.5 (0.83 - v)) for v < 1, and 0 at v = 1.
+    Energy = v^1.96.
 
     Source:
         NeuralFuse (arXiv 2306.16869), Figure 2, after Chandramoorthy et al., HPCA 2019 (14 nm SRAM, 512 x 64 bits):
-        no errors at Vmin; 1% and an energy of 0.694 (from its Tables 2 and 8) at 0.83 Vmin. What lies between is our
-        assumption: errors vanish exponentially, to about one cell of the 32 measured arrays as v -> 1.
+        no errors at Vmin, and 1% at 0.83 Vmin with an energy of 0.694 (from its Tables 2 and 8). The curve between
+        these points is our assumption: errors vanish exponentially, to about one cell of the 32 measured arrays as
+        v -> 1.
     """
     modelled = [
         VoltagePoint(voltage=v, ber=0.01 * 10 ** (23.5 * (0.83 - v)), energy=v**1.96, model=True)
         for v in (0.8, math.nextafter(1, 0))
-    ]  # two are enough: between points, the curve is interpolated by just these laws
+    ]  # two points are enough: the curve is interpolated by the same laws
     published = [VoltagePoint(voltage=0.83, ber=0.01, energy=0.694), VoltagePoint(voltage=1, ber=0, energy=1)]
     return VoltageCurve(
         points=(modelled[0], published[0], modelled[1], published[1]),

@@ -1,4 +1,4 @@
-"""What a memory stores of a model, and what the model computes when it reads that through the cells of a chip."""
+"""A model's weights in a memory, and the model's outputs when it reads them through a faulty chip."""
 
 from neuralfuse.memory.activations import Activations
 from neuralfuse.memory.deployed import Deployed, Perturbed, deploy

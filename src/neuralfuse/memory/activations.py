@@ -1,4 +1,4 @@
-"""Activations and inputs in a memory of their own: quantized where a layer hands them on, read through faulty cells."""
+"""Activations and inputs in a memory: quantized at a layer's output, then read through faulty cells."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ from neuralfuse.quant import Scheme
 class Activations:
     """Which activations are stored, and how.
 
-    One sample's output of a module lies in a buffer as words in the order of its elements; the buffer is used again for
-    each sample, so a permanent fault hits the same element of all of them. The scale is each sample's own largest
-    value.
+    Each module has a buffer for the output of one sample, with one word per element. All samples use the same buffer,
+    so a permanent fault hits the same element of each. The quantization scale of a sample follows its largest value.
 
     Args:
-        scheme: How they are coded.
-        include: Name patterns of the modules whose outputs are stored, e.g. ``("relu*",)``; None for every convolution
-            and linear layer.
+        scheme: Quantization scheme of the activations.
+        include: Name patterns of the modules whose outputs are stored, e.g. ``("relu*",)``. None for all convolutions
+            and linear layers.
         exclude: Name patterns of modules to leave out.
         inputs: Whether the model's input is stored too.
     """
@@ -42,18 +41,19 @@ class Activations:
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
-            require(not isinstance(getattr(self, name), str), f"{name} must be a tuple of patterns: got a string.")
+            text = getattr(self, name)
+            require(not isinstance(text, str), f"{name} must be a tuple of patterns: got the string {text!r}.")
 
     def modules(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the chosen modules by name.
 
         Raises:
-            ConfigError: none is chosen, and neither is the input.
+            ConfigError: no module is chosen, and the input is not stored.
         """
         chosen = {name: module for name, module in _plain_modules(model) if self._wants(name, module)}
         require(
             bool(chosen) or self.inputs,
-            f"activations must be stored somewhere: include={self.include}, exclude={self.exclude} matches no module.",
+            f"activations must be stored somewhere: include={self.include}, exclude={self.exclude} match no module.",
         )
         return chosen
 
@@ -76,7 +76,7 @@ class Activations:
 
 
 def _plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the submodules by the names they have without wrappers; chips are keyed by them."""
+    """Yield each submodule's name without wrapper prefixes, and the submodule. Chips are keyed by these names."""
     inner = model
     while [name for name, _ in inner.named_children()] in (["module"], ["_orig_mod"]):
         inner = next(inner.children())
@@ -86,25 +86,25 @@ def _plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 class ActivationMemory:
-    """The activation memory of one model, on one chip or on none.
+    """The activation memory of one model, on one chip or without faults.
 
     Args:
-        choice: What is stored.
-        chip: The chip; None for a memory without errors.
+        choice: Which activations are stored.
+        chip: The chip. None for a memory without faults.
     """
 
     def __init__(self, choice: Activations, chip: Chip | None = None) -> None:
         self.choice, self.chip = choice, chip
-        self._scheme = replace(choice.scheme, granularity="channel")  # a sample takes the place of a channel
+        self._scheme = replace(choice.scheme, granularity="channel")  # samples are the channel axis: one scale each
         self._masks: dict[tuple[str, int, int], tuple[Tensor, Tensor]] = {}
 
     def input(self, x: Tensor, read: int) -> Tensor:
-        """Return the model's input as read from the memory."""
+        """Return the model's input as the memory reads it back."""
         return self.read("input", x, read) if self.choice.inputs else x
 
     @contextmanager
     def attached(self, modules: dict[str, nn.Module], read: int) -> Iterator[None]:
-        """Let these modules hand on what is read from the memory, for as long as the context lasts."""
+        """Within the context, replace the outputs of these modules by what the memory reads back."""
 
         def hook(name: str, module: nn.Module, arguments: Sequence[Any], output: Any) -> Any:
             require(
@@ -122,9 +122,9 @@ class ActivationMemory:
                 handle.remove()
 
     def read(self, name: str, x: Tensor, read: int) -> Tensor:
-        """Return activations (N, ...) as the memory gives them back; the gradient passes straight through.
+        """Return activations (N, ...) as the memory reads them back. The gradient passes straight through.
 
-        NaN is stored as 0, and infinity as the largest value beside it.
+        NaN is stored as 0. Infinity is stored as the largest finite value of its sample.
         """
         samples = x.detach().float().reshape(len(x), -1)
         largest = samples.abs().where(samples.isfinite(), 0).amax(1, keepdim=True)
@@ -139,10 +139,10 @@ class ActivationMemory:
         return read_out
 
     def _masks_of(self, name: str, words: int, codes: Tensor, read: int) -> tuple[Tensor, Tensor]:
-        """Return what a buffer reads where all bits are 0, and where all are 1: together, all there is to know."""
+        """Return what a buffer reads if all stored bits are 0, and if all are 1. Together they determine any read."""
         chip = self.chip
         if chip is None:
-            raise AssertionError("a memory without errors has no masks")
+            raise AssertionError("a memory without faults has no masks")
         key = (name, words, 0 if chip.faults.permanent is chip.faults else read)
         if key not in self._masks:
             if key[2]:
@@ -157,7 +157,7 @@ class ActivationMemory:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Hand on other values, and the gradient as if they were the same; finite whatever was there before."""
+    """Return other values, but pass the gradient through unchanged. Infinities in ``x`` do not matter."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a chip does to a model, for people to look at: every changed bit, a summary by layer and bit, pictures."""
+"""A chip's effect on a model: every changed bit, a summary per layer and per bit position, the faulty array."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from neuralfuse.memory.weights import Reading, WeightMemory
 
 
 def changes(memory: WeightMemory, reading: Reading) -> Iterator[dict[str, Any]]:
-    """Yield one entry for each changed bit, in the order of the image.
+    """Yield one entry per changed bit, in the order of the image.
 
-    Keys: layer, index (in the tensor), bit (0 the least significant), direction ("0->1" or "1->0"), code_before,
-    code_after, value_before, value_after; words with several changed bits come once a bit.
+    Keys: layer, index (in the tensor), bit (0 is the least significant), direction ("0->1" or "1->0"), code_before,
+    code_after, value_before, value_after.
     """
     shapes = {name: view.shape for name, view in memory.split(memory.codes).items()}
     stored, before = reading.stored, memory.values[reading.index]
@@ -45,9 +45,10 @@ def changes(memory: WeightMemory, reading: Reading) -> Iterator[dict[str, Any]]:
 
 
 def summarize(memory: WeightMemory, chip: Chip) -> dict[str, Any]:
-    """Return what a chip does to a model's weights, as JSON: in all, by layer, and by bit position.
+    """Summarize a chip's effect on a model's weights, as JSON: in total, per layer, and per bit position.
 
-    ``faulty_cells`` counts cells of the data, whether or not they change a bit; sizes of changes are those of weights.
+    ``faulty_cells`` counts the faulty cells of the data, whether or not they change a bit. ``largest_change`` and
+    ``rms_change`` are changes of weight values.
     """
     reading = memory.read(chip)
     layout, bits = memory.layout, memory.layout.bits
@@ -101,16 +102,16 @@ def summarize(memory: WeightMemory, chip: Chip) -> dict[str, Any]:
 
 
 def title(chip: Chip) -> str:
-    """Return what a chip is called: the kind of its faults, and its seed."""
+    """Return a chip's title: the kind of its faults, and its seed."""
     config = chip.faults.to_config()
     kind = config["faults"]["kind"] if config["kind"] == "saved" else config["kind"]
     return f"{kind}, seed {chip.seed}"
 
 
 def on_array(memory: WeightMemory, chip: Chip, banks: int) -> FaultMap:
-    """Return how the cells behave in the first banks of the array that holds the weights.
+    """Return a fault map of the first banks of the array that holds the weights.
 
-    Faults without an array are shown as if words lay in rows one after the other, in banks of the default shape.
+    Faults without an array are shown in banks of the default shape, with the words laid row by row.
     """
     faults = inner = chip.faults
     while isinstance(inner, BitRates | Transient):
@@ -133,6 +134,6 @@ def on_array(memory: WeightMemory, chip: Chip, banks: int) -> FaultMap:
 
 
 def _between(ordered: Tensor, low: int, high: int) -> tuple[int, int]:
-    """Return the stretch of a sorted tensor with values in [low, high)."""
+    """Return the first and the end index of the values in [low, high) of a sorted tensor."""
     first, last = torch.searchsorted(ordered, torch.tensor([low, high], device=ordered.device)).tolist()
     return first, last

@@ -1,4 +1,4 @@
-"""Pictures of faults: the array as an image, and how far weights move."""
+"""Pictures of faults: the array as an image, and a histogram of weight changes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from neuralfuse.memory.weights import WeightMemory
 
 _COLOURS = ["#f4f4f2", "#1f5fa8", "#d1491b", "#2b8a3e"]
 _NAMES = ["good", "reads 0", "reads 1", "inverts"]
-_BANKS = _VOLTAGES = 8  # drawn at most
+_BANKS = _VOLTAGES = 8  # at most so many are drawn
 
 
 def draw_map(fault_map: FaultMap, path: Path, *, voltage: float | None = None) -> None:
-    """Write a fault map as a picture, its banks side by side: one voltage, or up to eight of them below each other.
+    """Draw a fault map: one panel per voltage, with the banks below each other.
 
     Args:
         fault_map: The map.
         path: PNG, SVG or PDF file.
-        voltage: The one to draw.
+        voltage: The voltage to draw. None draws up to eight voltages.
     """
     count = len(fault_map.cells)
     chosen = range(0, count, -(-count // _VOLTAGES)) if voltage is None else [fault_map.index(voltage)]
@@ -43,7 +43,7 @@ def draw_map(fault_map: FaultMap, path: Path, *, voltage: float | None = None) -
 
 
 def draw_chip(memory: WeightMemory, chip: Chip, path: Path) -> None:
-    """Write a picture of a chip under a model: the array's first banks, and the histogram of weight changes.
+    """Draw a chip under a model: the array's first banks, and the histogram of weight changes.
 
     Args:
         memory: The model's weights.
@@ -74,7 +74,7 @@ def draw_chip(memory: WeightMemory, chip: Chip, path: Path) -> None:
 
 
 def _array(axis: Axes, cells: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], title: str) -> None:
-    """Draw banks side by side, a white line between them; tall arrays lie on their side."""
+    """Draw banks below each other, with a light line between them. Tall banks are transposed."""
     banks = [bank.T if bank.shape[0] > bank.shape[1] else bank for bank in cells[:_BANKS]]
     tall = cells.shape[1] > cells.shape[2]
     line = np.zeros((1, banks[0].shape[1]), np.uint8)
@@ -97,4 +97,4 @@ def _legend(figure: Figure, cells: np.ndarray[tuple[int, ...], np.dtype[np.uint8
 
 def _short(text: str) -> str:
     short = text if len(text) <= 90 else text[:87] + "..."
-    return short.replace("$", r"\$")  # which would begin a formula
+    return short.replace("$", r"\$")  # a bare $ would begin a formula

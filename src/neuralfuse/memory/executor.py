@@ -1,4 +1,4 @@
-"""How a deployed model runs: the fastest way that computes what the model as it is computes."""
+"""How a deployed model runs: the fastest way that gives the same outputs as the original module."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from neuralfuse.quant import Scheme
 
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_PIXELS = 1 << 16  # images a pass on a CPU, times their size; at twice that, tensors no longer fit the allocator's heap
+_PIXELS = 1 << 16  # pixels per pass on a CPU; with twice as many, tensors no longer fit the allocator's heap
 Out = TypeVar("Out")
 
 
 @dataclass(frozen=True)
 class _Way:
-    """One way to run a model: which module, on which weights, in which memory format, compiled or not."""
+    """One way to run a model: a module, its weights, its memory format, and its compiled form if there is one."""
 
     module: nn.Module
     weights: FloatWeights
@@ -41,20 +41,20 @@ class _Way:
 
 
 class _Copy(threading.local):
-    """Each thread's own copy of the module's structure."""
+    """Each thread's own copy of the module, with shared parameters."""
 
     module: nn.Module | None = None
 
 
 class Executor:
-    """Runs a module on parameters from a memory, in any number of threads.
+    """Runs a module on parameters read from a memory, in any number of threads.
 
     Args:
-        model: The module as handed over, in eval mode; not modified.
-        memory: Its stored weights.
-        frozen: Its other parameters.
-        running: What may be done.
-        activations: The clean activation memory, where activations are stored too.
+        model: The original module, in eval mode; not modified.
+        memory: The stored weights.
+        frozen: The parameters that are not stored.
+        running: Which optimizations are allowed.
+        activations: The activation memory without faults, if activations are stored.
     """
 
     def __init__(
@@ -70,47 +70,47 @@ class Executor:
         floats = [tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point]
         self._dtype = floats[0] if floats else None
         self._folded = None
-        # Activations are stored where a convolution hands them on; floating-point words may overflow.
+        # Folding would change the stored outputs of convolutions, and floating-point words might overflow.
         if running.fold and activations is None and isinstance(memory.scheme, Scheme):
             self._folded = fold(model, [part.stored.parameter for part in memory.parts if part.adapter is None])
         self._way: _Way | None = None
-        self._alone = running.compile  # torch.compile knows one thread
+        self._alone = running.compile  # a module of torch.compile runs in one thread
         self._fits: int | None = None
         self._choosing = threading.Lock()
         self._thread, self._copy = threading.get_ident(), _Copy()
-        self._pristine: nn.Module | None = None  # what threads copy; None as long as they cannot
+        self._pristine: nn.Module | None = None  # the module that threads copy; None if they cannot
         self._only_one = threading.Lock()
 
     def weights(self, x: Tensor | None = None) -> FloatWeights:
-        """Return the weights that it runs on, chosen when the first inputs come.
+        """Return the weights that the model runs on. The first inputs decide which.
 
         Raises:
-            ConfigError: none have come.
+            ConfigError: ``x`` is None and the model has not run yet.
         """
         way = self._way if x is None else self._chosen(x)
         if way is None:
-            raise ConfigError("a deployed model must have run once before its weights are asked for: call it first.")
+            raise ConfigError("a deployed model must have run once before it can give its weights: call it first.")
         return way.weights
 
     def run(self, x: Tensor, parameters: dict[str, Tensor], activations: ActivationMemory | None, read: int) -> Tensor:
-        """Return the module's output, in the type of ``x``, on stored parameters that came from `weights`."""
+        """Run the module on stored parameters from `weights`. Return its output in the dtype of ``x``."""
         with self._types(x.device):
             return self._run(self._chosen(x), x, parameters, activations, read)
 
     def as_handed_over(self, x: Tensor) -> Tensor:
-        """Return the output of the model as handed over."""
+        """Return the output of the original module."""
         self._model.eval()
         return torch.cat(self.in_parts(x, lambda rows: self._model(self._inputs(x[rows])).to(x.dtype)))
 
     def at_once(self, x: Tensor) -> int:
-        """Return how many threads may run the model at a time, on inputs like these."""
+        """Return how many threads may run the model at the same time, on inputs like ``x``."""
         self._chosen(x)
         return 1 if self._alone or x.device.type != "cpu" else threads_at_once(torch.get_num_threads())
 
     def in_parts(self, x: Tensor, function: Callable[[slice], Out]) -> list[Out]:
-        """Return what a function gives for one micro-batch of rows after the other.
+        """Call a function on one micro-batch of rows after another, and return its results.
 
-        Where the device's memory does not hold one, it is halved, for good.
+        If the device's memory does not hold a micro-batch, its size is halved, for later calls too.
         """
         results: list[Out] = []
         start, rows = 0, len(x)
@@ -131,7 +131,7 @@ class Executor:
     ) -> Tensor:
         if self._way is None or threading.get_ident() == self._thread:
             return self._run_on(way.module, way, x, stored, activations, read)
-        if self._pristine is None:  # the module that all share is one thread's at a time
+        if self._pristine is None:  # the shared module runs in one thread at a time
             with self._only_one:
                 return self._run_on(way.module, way, x, stored, activations, read)
         if self._copy.module is None:
@@ -183,13 +183,13 @@ class Executor:
         return self._way or self._choose(x)
 
     def _choose(self, x: Tensor) -> _Way:
-        """Take the fastest way that gives what the model as it is gives on the first two inputs, and keep to it."""
-        with self._choosing, torch.inference_mode(False), torch.no_grad():  # weights must do with and without gradients
+        """Choose the fastest way that gives the original outputs on the first two inputs. Later calls keep it."""
+        with self._choosing, torch.inference_mode(False), torch.no_grad():  # weights must work with gradients, too
             if self._way is None:
                 plain, sample = _Way(self._model, FloatWeights(self._memory, {}), self._frozen, False), x[:2].detach()
                 random = torch.get_rng_state()
                 wanted = self._run(plain, sample, plain.weights.clean, self._activations, 0)
-                self._alone |= not torch.equal(random, torch.get_rng_state())  # threads would share its randomness
+                self._alone |= not torch.equal(random, torch.get_rng_state())  # threads would share its random numbers
                 chosen = next((way for way in self._ways(x) if self._agrees(way, sample, wanted)), plain)
                 if self._running.compile:
                     chosen = replace(chosen, compiled=_compiled(chosen.module))
@@ -199,7 +199,7 @@ class Executor:
             return self._way
 
     def _ways(self, x: Tensor) -> Iterator[_Way]:
-        """Yield the ways to run on inputs like these, but the plain one, the fastest first."""
+        """Yield the ways to run on inputs like ``x``, except the plain way, fastest first."""
         for last in (True, False) if self._running.channels_last and x.dim() in _LAST else (False,):
             if self._folded is not None:
                 module = self._folded.module
@@ -213,15 +213,14 @@ class Executor:
     def _agrees(self, way: _Way, sample: Tensor, wanted: Tensor) -> bool:
         try:
             got = self._run(way, sample, way.weights.clean, self._activations, 0)
-        except Exception:  # a model may insist on its layout, and say so in any way
+        except Exception:  # a user's model may refuse a memory format with any exception
             return False
         error = 1e-3 if wanted.dtype in (torch.float32, torch.float64) else 2e-2
         most = float(wanted.abs().nan_to_num(0.0, 0.0, 0.0).max()) if wanted.numel() else 0.0
         return got.shape == wanted.shape and torch.allclose(got, wanted, rtol=error, atol=error * most, equal_nan=True)
 
     def _reliable_copy(self, way: _Way, sample: Tensor) -> nn.Module | None:
-        """Return a copy of a way's module for threads, which `functional_call` gives its parameters as long as a call
-        lasts; None where it does not run on those: what a module holds may refer to the original."""
+        """Return a copy of a way's module for threads. None if the copy still reads the original's parameters."""
         try:
             other = way.weights.times(-0.5)
             twin = _structure(way.module)
@@ -229,7 +228,7 @@ class Executor:
                 self._run_on(module, way, sample, other, self._activations, 0) for module in (way.module, twin)
             )
             return _structure(way.module) if torch.allclose(got, wanted, equal_nan=True) else None
-        except Exception:  # a user's attributes may be anything
+        except Exception:  # a user's module may fail to copy in any way
             return None
 
 

@@ -1,4 +1,4 @@
-"""The float weights that a model runs on: one image, laid out and scaled as the arithmetic wants them."""
+"""The float weights that a model runs on: one image, in the order and scale that suit the arithmetic."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from neuralfuse.memory.weights import Part, Reading, WeightMemory
 
 @dataclass(frozen=True)
 class Patch:
-    """What one chip changes in the image of float weights.
+    """The changes of one chip to the image of float weights.
 
     Attributes:
-        place: int64 (k,): where.
-        values: float32 (k,): the values there.
+        place: int64 (k,): changed positions of the image.
+        values: float32 (k,): new values at these positions.
     """
 
     place: Tensor
@@ -30,9 +30,9 @@ class FloatWeights:
     """A memory's weights as floats, in the order and scale in which a model runs on them.
 
     Args:
-        memory: Where the weights are stored, in the order of their tensors.
-        scales: By parameter name, what output channels are multiplied by: (channels,).
-        channels_last: Lay the weights of 2-d and 3-d convolutions out with the input channel last.
+        memory: The memory that stores the weights.
+        scales: Factors for the output channels, (channels,), by parameter name.
+        channels_last: Whether weights of 2-d and 3-d convolutions have the input channel last in memory.
     """
 
     def __init__(self, memory: WeightMemory, scales: Mapping[str, Tensor], *, channels_last: bool = False) -> None:
@@ -51,7 +51,7 @@ class FloatWeights:
         self.clean = self._parameters(self._clean)
 
     def patch(self, reading: Reading) -> Patch:
-        """Return what a reading changes."""
+        """Return the changes of a reading, in this image's order and scale."""
         place, values = reading.index.clone(), reading.values.clone()
         for part, own in self.memory.parts_of(reading.index):
             scale, moves = self._scales.get(part.stored.parameter), self._moves.get(part.stored.parameter)
@@ -67,12 +67,12 @@ class FloatWeights:
         return Patch(place, values)
 
     def through(self, patch: Patch) -> dict[str, Tensor]:
-        """Return the parameters with what a chip changes: one copy of the image, and the changed values."""
-        with torch.inference_mode(False), torch.no_grad():  # so that they can be used with and without gradients
+        """Return the parameters with a patch applied to a copy of the image."""
+        with torch.inference_mode(False), torch.no_grad():  # the result can be used with and without gradients
             return self._parameters(self._images.copy_of(self._clean).index_copy_(0, patch.place, patch.values))
 
     def times(self, factor: float) -> dict[str, Tensor]:
-        """Return the parameters with every value multiplied: weights that are not the model's own."""
+        """Return the parameters with every value multiplied by a factor."""
         return self._parameters(factor * self._clean)
 
     def _parameters(self, image: Tensor) -> dict[str, Tensor]:
@@ -94,7 +94,7 @@ class FloatWeights:
     def _is_last(self, part: Part) -> bool:
         if not self._channels_last or part.adapter is not None or len(part.shape) not in (4, 5):
             return False
-        return part.shape[1] > 1 and math.prod(part.shape[2:]) > 1  # else both orders are one
+        return part.shape[1] > 1 and math.prod(part.shape[2:]) > 1  # otherwise both orders are the same
 
     def _scaled(self, part: Part, values: Tensor) -> Tensor:
         scale = self._scales.get(part.stored.parameter)
@@ -102,7 +102,7 @@ class FloatWeights:
 
 
 def _moves(part: Part) -> Tensor:
-    """Return by how much each word of an output channel moves when the input channel becomes the last: int64."""
+    """Return each word's shift within its output channel when the input channel becomes the last axis: int64."""
     channels, kernel = part.shape[1], math.prod(part.shape[2:])
     now = torch.arange(channels * kernel)
     return now % kernel * channels + now // kernel - now

@@ -1,6 +1,6 @@
-"""BatchNorm folded into the convolution before it: a model in eval mode, traced, with one operation in place of two.
+"""Fold BatchNorm into the convolution before it, in the traced graph of a model in eval mode.
 
-What the memory holds does not change: scales act on the float weights that are read from it.
+The stored weights do not change. The scales apply to the float weights that are read from the memory.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Folded:
     """A model with BatchNorm folded into its convolutions.
 
     Attributes:
-        module: Computes the same as the model, given weights multiplied by ``scales``. Shares the model's modules.
-        scales: By parameter name of a convolution's weight, what its output channels are multiplied by: (channels,).
+        module: Gives the model's outputs if its weights are multiplied by ``scales``. Shares the model's submodules.
+        scales: Factors for a convolution's output channels, (channels,), by the name of its weight.
     """
 
     module: nn.Module
@@ -32,19 +32,19 @@ class Folded:
 
 
 def fold(model: nn.Module, weights: Collection[str]) -> Folded | None:
-    """Return the model with BatchNorm folded wherever a convolution with one of these weights feeds nothing else.
+    """Fold each BatchNorm that alone uses the output of a convolution with one of these weights.
 
     Args:
         model: In eval mode, in float32; not modified.
-        weights: Names of parameters that may be scaled.
+        weights: Names of the parameters that may be scaled.
     Returns:
-        None where the model cannot be traced (its forward depends on values), or has nothing to fold.
+        The folded model. None if the model cannot be traced (its forward depends on values) or has nothing to fold.
     Source:
         Jacob et al., Quantization and Training of Neural Networks (CVPR 2018), section 3.2.
     """
     try:
         graph = fx.Tracer().trace(model)
-    except Exception:  # whatever the user's forward raises when it meets a symbol
+    except Exception:  # a user's forward may raise anything on a symbolic input
         return None
     modules = dict(model.named_modules(remove_duplicate=False))
     uses = Counter(id(modules[node.target]) for node in graph.nodes if node.op == "call_module")
@@ -84,14 +84,14 @@ def fold(model: nn.Module, weights: Collection[str]) -> Folded | None:
 
 
 def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
-    """Say whether a layer's BatchNorm is a fixed map of each channel of a plain convolution in float32."""
+    """Return whether these are a plain float32 convolution and a BatchNorm with running statistics."""
     if type(conv) not in _CONVOLUTIONS or not isinstance(norm, _BatchNorm) or norm.running_mean is None:
         return False
     return conv.padding_mode == "zeros" and conv.weight.dtype == norm.running_mean.dtype == torch.float32
 
 
 def _scale_and_bias(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
-    """Return what BatchNorm multiplies each output channel by, and what the merged layer adds: float32 (channels,)."""
+    """Return the factor of each output channel and the bias of the merged layer: float32 (channels,) each."""
     with torch.no_grad():
         scale = (norm.running_var.double() + norm.eps).rsqrt()
         if norm.weight is not None:

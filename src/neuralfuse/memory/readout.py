@@ -1,4 +1,4 @@
-"""What a memory controller makes of faulty words: nothing, zeros for words known to be faulty, or error correction."""
+"""Readouts: a memory controller passes faulty words on, zeroes known faulty words, or corrects errors (ECC)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Words = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Readout(abc.ABC):
-    """How a memory stores words, and what it makes of faulty ones."""
+    """How a memory controller stores words, and how it reads faulty ones."""
 
     kind: ClassVar[str]
 
     def stored(self, layout: Layout) -> Layout:
-        """Return the layout with the check words that lie behind the data."""
+        """Return the layout of the data followed by the check words."""
         return layout
 
     def encode(self, codes: Tensor, layout: Layout) -> Tensor:
@@ -32,20 +32,20 @@ class Readout(abc.ABC):
 
     @abc.abstractmethod
     def overhead(self, layout: Layout) -> float:
-        """Return the bits stored beside the data, as a share of the data's bits."""
+        """Return the number of extra bits stored, as a share of the data's bits."""
 
     @abc.abstractmethod
     def read(self, image: Tensor, layout: Layout, chip: Chip, *, zeros: Tensor | int, read: int) -> Words:
-        """Return (index, words): the words of the data that may read differently, int64 (k,) sorted, and what is read.
+        """Return (index, words): the data words that may read differently, int64 (k,) sorted, and what they read.
 
-        Bits above a word's width mean nothing there.
+        Bits above a word's width have no meaning.
 
         Args:
             image: The image as stored; not modified.
-            layout: Of the data.
-            chip: Through which it is read.
-            zeros: The code that means 0, one number or one a word.
-            read: How often it was read before.
+            layout: Layout of the data.
+            chip: The chip that the image is read through.
+            zeros: Code of the value 0: one number, or one per word.
+            read: Number of earlier reads.
         """
 
     def to_config(self) -> dict[str, Any]:
@@ -55,35 +55,36 @@ class Readout(abc.ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Plain(Readout):
-    """Words are read as they come."""
+    """Words read as their cells give them."""
 
     kind: ClassVar[str] = "plain"
 
     def overhead(self, layout: Layout) -> float:
-        """Nothing is stored beside the data."""
+        """Return 0: no extra bits are stored."""
         return 0.0
 
     def read(self, image: Tensor, layout: Layout, chip: Chip, *, zeros: Tensor | int, read: int) -> Words:
-        """Return every bit as the cells give it."""
+        """Return the words as the cells give them."""
         faults = chip.faults.cells(layout, chip.seed, image.device, read=read)
         return changed_words(image, changed_cells(image, faults, layout.bits), layout.bits)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroFaultyWords(Readout):
-    """A word with a cell that a test found faulty reads as 0, by a flag bit a word; transient errors stay.
+    """Words with known faulty cells read as 0. Transient errors remain.
 
-    0 is the code nearest to the value 0; words of another quantizer (an adapter's) become 0 themselves.
+    A test of the memory finds the faulty cells and marks their words, by one flag bit per word. A marked word reads as
+    the code nearest to the value 0. For words of another quantizer (an adapter's), it reads as the integer 0.
     """
 
     kind: ClassVar[str] = "zero-faulty-words"
 
     def overhead(self, layout: Layout) -> float:
-        """One flag a word."""
+        """Return the share of one flag bit per word."""
         return 1 / layout.bits
 
     def read(self, image: Tensor, layout: Layout, chip: Chip, *, zeros: Tensor | int, read: int) -> Words:
-        """Return the words with zeros in the place of those known to be faulty."""
+        """Return the words, with zeros in place of known faulty words."""
         faults, permanent = chip.faults.cells(layout, chip.seed, image.device, read=read), chip.faults.permanent
         plain = changed_words(image, changed_cells(image, faults, layout.bits), layout.bits)
         if permanent is None:
@@ -97,13 +98,13 @@ class ZeroFaultyWords(Readout):
 class Secded(Readout):
     """Single error correction, double error detection: an extended Hamming code over blocks of neighbouring words.
 
-    64 data bits take 8 check bits, which lie in faulty cells like the data, behind all of it. One error in a block is
-    corrected, two are detected, three or more may be taken for one and make it worse: all of that is computed, not
-    assumed. A tensor's last block is filled up with zeros that lie in no memory.
+    64 data bits take 8 check bits. The check bits follow all data and lie in faulty cells too. One error per block is
+    corrected, and two are detected. Three or more may be mistaken for one, and the correction then adds an error. All
+    this is computed bit by bit. A tensor's last block is padded with zeros that no memory stores.
 
     Args:
-        data_bits: Data bits of a block, a multiple of the word's width.
-        detected: What a block with a detected error reads: its words as they are (``keep``) or zeros (``zero``).
+        data_bits: Data bits per block, a multiple of the word's width.
+        detected: What a block with a detected error reads: its words unchanged (``keep``) or zeros (``zero``).
     Source:
         Hamming, Bell System Technical Journal 29 (1950), sections 3 and 4.
     """
@@ -120,21 +121,24 @@ class Secded(Readout):
 
     @property
     def syndrome_bits(self) -> int:
-        """Check bits r without the overall parity: the fewest with 2^r > data bits + r."""
+        """Number r of check bits without the overall parity: the smallest r with 2^r > data bits + r."""
         return next(r for r in range(2, 16) if 1 << r > self.data_bits + r)
 
     def stored(self, layout: Layout) -> Layout:
-        """Return the data, and behind it one region of check words a tensor."""
+        """Return the layout of the data, followed by one region of check words per tensor."""
         per_block = self._check_words(layout.bits)
         checks = [(f"{one.name}.check", self._blocks_of(one.words, layout.bits) * per_block) for one in layout.regions]
         return Layout.of([*((one.name, one.words) for one in layout.regions), *checks], layout.bits)
 
     def overhead(self, layout: Layout) -> float:
-        """Check words, filled up to whole ones."""
+        """Return the number of check words per data word. Check bits are padded to whole words."""
         return self.stored(layout).words / layout.words - 1
 
     def encode(self, codes: Tensor, layout: Layout) -> Tensor:
-        """Return the data and its check words: bit j < r makes even the parity of the places that have bit j set."""
+        """Return the data, followed by its check words.
+
+        Check bit j < r makes the parity of all places with bit j set even. Check bit r is the overall parity.
+        """
         bits, device = layout.bits, codes.device
         places = self._places(device)[:, None] >> torch.arange(self.syndrome_bits, device=device) & 1
         per_block = self._check_words(bits)
@@ -173,7 +177,7 @@ class Secded(Readout):
         fix = odd & (data_bit >= 0) & (target < end)
         toggled = torch.cat([errors[errors < layout.cells], target[fix] * bits + data_bit[fix] % bits])
         left, times = torch.unique(toggled, return_counts=True)
-        left = left[times == 1]  # an error that was corrected is gone, a bit "corrected" wrongly is a new one
+        left = left[times == 1]  # a corrected error is gone, a wrongly "corrected" bit is a new error
         read_out = changed_words(image, left, bits)
         if self.detected == "keep":
             return read_out
@@ -195,12 +199,12 @@ class Secded(Readout):
         return -(-words // self._words(bits))
 
     def _places(self, device: torch.device) -> Tensor:
-        """Return the place of each data bit in the Hamming code: 3, 5, 6, 7, 9, ...; powers of two are check bits."""
+        """Return the place of each data bit in the Hamming code: 3, 5, 6, 7, 9, ... Check bits have powers of two."""
         every = range(3, self.data_bits + self.syndrome_bits + 1)
         return torch.tensor([place for place in every if place & (place - 1)], device=device)
 
     def _locate(self, layout: Layout, word: Tensor, bit: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the place in the code (0 the overall parity, -1 unused) and the block of bits of the stored image."""
+        """Return each stored bit's place in the code and its block. Place 0 is the overall parity, -1 is unused."""
         bits, words, device = layout.bits, self._words(layout.bits), word.device
         starts, _, first_block = self._edges(layout, device)
         data = word < layout.words
@@ -218,13 +222,13 @@ class Secded(Readout):
         return torch.where(data, data_place, check_place), block
 
     def _words_of(self, layout: Layout, block: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the first word of blocks, and the end of their tensor."""
+        """Return the first word of each block, and the end of the block's tensor."""
         starts, ends, first_block = self._edges(layout, block.device)
         region = torch.bucketize(block, first_block, right=True) - 1
         return starts[region] + (block - first_block[region]) * self._words(layout.bits), ends[region]
 
     def _edges(self, layout: Layout, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Return for each tensor its first word, its end, and its first block."""
+        """Return each tensor's first word, end, and first block."""
         starts = torch.tensor([one.start for one in layout.regions], device=device)
         sizes = torch.tensor([one.words for one in layout.regions], device=device)
         blocks = torch.tensor([self._blocks_of(one.words, layout.bits) for one in layout.regions], device=device)
@@ -232,7 +236,7 @@ class Secded(Readout):
 
 
 def _zeroed(image: Tensor, index: Tensor, words: Tensor, zeroed: Tensor, zeros: Tensor | int) -> Words:
-    """Return words read, some of them (int64, sorted) replaced by the code of 0."""
+    """Return the words read, with the code of 0 in the words ``zeroed`` (int64, sorted)."""
     every = distinct(torch.cat([index, zeroed]))
     out = image.index_select(0, every)
     out[torch.searchsorted(every, index)] = words
@@ -241,7 +245,7 @@ def _zeroed(image: Tensor, index: Tensor, words: Tensor, zeroed: Tensor, zeros: 
 
 
 def _xor_by_group(values: Tensor, group: Tensor, groups: int, bits: int) -> Tensor:
-    """Return the exclusive or of the values of each group, bit by bit."""
+    """Return the bitwise exclusive or of the values in each group."""
     place = torch.arange(bits, device=values.device)
     total = torch.zeros(groups, bits, dtype=torch.int64, device=values.device)
     total.index_add_(0, group, values[:, None] >> place & 1)
@@ -259,12 +263,12 @@ def changed_cells(image: Tensor, faults: FaultyCells, bits: int) -> Tensor:
 
 
 def changed_words(image: Tensor, cells: Tensor, bits: int) -> Words:
-    """Return (index, words): each word with changed bits once, and what is read there.
+    """Return (index, words): the words with changed bits, each once, and what they read.
 
     Args:
         image: The image as stored, integers (words,).
-        cells: Those that read differently, int64 (k,), sorted, none twice.
-        bits: Cells a word.
+        cells: Cells that read differently, int64 (k,), sorted, none twice.
+        bits: Cells per word.
     """
     word, bit = _split(cells, bits, image.dtype)
     first = torch.ones_like(word, dtype=torch.bool)
@@ -276,7 +280,7 @@ def changed_words(image: Tensor, cells: Tensor, bits: int) -> Words:
 
 
 def _split(cells: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the word of cells, int64, and their bit in it, in an image's dtype."""
+    """Return each cell's word, int64, and its bit in the word, in the image's dtype."""
     if bits & (bits - 1):
         return cells // bits, (cells % bits).to(dtype)
     return cells >> bits.bit_length() - 1, (cells & bits - 1).to(dtype)  # several times faster than a division

@@ -1,4 +1,4 @@
-"""A model's weights as one image of stored words, and what a chip makes of them when they are read."""
+"""A model's weights as one image of stored words, and how they read through a chip."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from neuralfuse.quant import DEFAULT_ADAPTERS, DEFAULT_LAYERS, Adapter, FloatWor
 
 @dataclass(frozen=True)
 class Reading:
-    """The words that read differently through a chip; all others read as stored.
+    """The words that read differently through a chip. All other words read as stored.
 
     Attributes:
         index: int64 (k,), sorted: words of the image with at least one changed bit.
-        codes: The scheme's dtype (k,): what is read there.
-        values: float32 (k,): the weights that these codes mean.
-        memory: What was read.
+        codes: The scheme's dtype (k,): codes read there.
+        values: float32 (k,): weights with these codes.
+        memory: The memory that was read.
     """
 
     index: Tensor
@@ -33,7 +33,7 @@ class Reading:
 
     @property
     def stored(self) -> Tensor:
-        """What is stored there, as ``codes``."""
+        """Codes stored there, in the dtype and shape of ``codes``."""
         return self.memory.codes.index_select(0, self.index)
 
     @property
@@ -45,22 +45,22 @@ class Reading:
 
     @property
     def not_finite(self) -> int:
-        """How many weights read as infinity or NaN, as floating-point words may."""
+        """Number of weights that read as infinity or NaN, as floating-point words may."""
         return int((~torch.isfinite(self.values)).sum())
 
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor's place in the image, and how its words are decoded: by scales, or not at all (by an adapter).
+    """One tensor's place in the image, and how its words become a weight: by quantization scales or by an adapter.
 
     Attributes:
         stored: The tensor.
         region: Its words.
-        scale: Of its codes; () or one an output channel.
-        center: The code of 0, likewise.
-        shape: Of its codes.
-        dtype: Of its codes.
-        adapter: Who turns its codes into a weight; None for a scheme.
+        scale: Quantization scale: () or one per output channel.
+        center: Value of the code ``scheme.offset``, in the shape of ``scale``.
+        shape: Shape of its codes.
+        dtype: Dtype of its codes.
+        adapter: The adapter that turns its codes into a weight. None for a scheme.
     """
 
     stored: StoredTensor
@@ -72,7 +72,7 @@ class Part:
     adapter: Adapter | None
 
     def scales(self, local: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scale and center of words of this tensor, () or one each."""
+        """Return scale and center of the words ``local`` of this tensor: () or one per word."""
         if self.scale.numel() == 1:
             return self.scale.view(()), self.center.view(())
         inner = math.prod(self.stored.tensor.shape[self.stored.channel_axis + 1 :])
@@ -86,13 +86,13 @@ class WeightMemory:
     Attributes:
         scheme: How the weights are coded.
         layers: Which weights were chosen.
-        readout: What the memory makes of faulty words.
+        readout: How the memory reads faulty words.
         stored: The tensors, in state_dict order.
-        parts: How each is coded.
-        layout: Where each lies in the image.
-        codes: The image: one code a weight, the scheme's dtype, (words,). Never modified.
-        values: What the clean codes mean, float32, (words,). Never modified. Words of a tensor that an adapter
-            handles stand for themselves.
+        parts: How each tensor is coded.
+        layout: Where each tensor lies in the image.
+        codes: The image: one code per weight, the scheme's dtype, (words,). Never modified.
+        values: Weights with the clean codes, float32, (words,). Never modified. For a tensor with an adapter, the codes
+            themselves.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class WeightMemory:
         self._zeros = self._zero_codes()
 
     def _stored(self, one: StoredTensor, adapters: Sequence[Adapter], start: int) -> tuple[Part, Tensor, Tensor]:
-        """Return a tensor's part of the image from word ``start`` on, its words, and the values that they mean."""
+        """Return a tensor's part of the image from word ``start`` on, its words, and their values."""
         adapter = next((adapter for adapter in adapters if adapter.matches(one.tensor)), None)
         if adapter is None:
             try:
@@ -134,7 +134,7 @@ class WeightMemory:
             codes, scale, center = coded.codes, coded.scale, coded.center
             part = Part(one, Region(one.name, start, codes.numel()), scale, center, codes.shape, codes.dtype, None)
             return part, codes, self.scheme.decode(codes, scale, center)
-        # What the adapter rebuilds the weight from must stay as it is, whatever happens to the user's model.
+        # The adapter rebuilds the weight from this tensor, so it must not change with the user's model.
         one = replace(one, tensor=one.tensor.detach().clone())
         codes = adapter.codes(one.tensor)
         words = _as_words(codes, self.scheme, one.name)
@@ -144,7 +144,7 @@ class WeightMemory:
 
     @property
     def device(self) -> torch.device:
-        """Where the image lies."""
+        """Device of the image."""
         return self.codes.device
 
     def codes_of(self, name: str) -> Tensor:
@@ -152,27 +152,27 @@ class WeightMemory:
         return self.split(self.codes)[name]
 
     def split(self, image: Tensor) -> dict[str, Tensor]:
-        """Return views of an image-sized tensor, one for each stored tensor by its name and in its shape."""
+        """Return views into an image-sized tensor: by the name of each stored tensor, in its shape."""
         return {
             part.region.name: image[part.region.start : part.region.start + part.region.words].view(part.shape)
             for part in self.parts
         }
 
     def parameters(self, values: Tensor) -> dict[str, Tensor]:
-        """Return what takes the place of the stored parameters, by parameter name, from an image of values."""
+        """Build the stored parameters from an image of values. Return them by parameter name."""
         views = self.split(values)
         return {part.stored.parameter: self.parameter(part, views[part.region.name]) for part in self.parts}
 
     def read(self, chip: Chip, *, read: int = 0) -> Reading:
-        """Return what changes when the image is read through a chip; the stored codes stay as they are.
+        """Return the words that change when the image is read through a chip. The stored codes are not modified.
 
         Args:
             chip: The chip.
-            read: How often it was read before; transient errors are fresh each time.
+            read: Number of earlier reads. Transient errors are drawn anew at each read.
         """
         index, words = self.readout.read(self._image, self.layout, chip, zeros=self._zeros, read=read)
         codes = self.scheme.signed(words)
-        if not isinstance(self.readout, Plain):  # a word set to zero may have been one
+        if not isinstance(self.readout, Plain):  # a word set to zero may have been zero
             differs = codes != self.codes.index_select(0, index)
             index, codes = index[differs], codes[differs]
         return Reading(index, codes, self._decode(index, codes), self)
@@ -187,7 +187,7 @@ class WeightMemory:
         return values
 
     def parts_of(self, index: Tensor) -> Iterator[tuple[Part, slice]]:
-        """Yield each tensor that a sorted index of words has some of, with its stretch of the index."""
+        """Yield each tensor with words in a sorted index, and the slice of the index with its words."""
         ends = torch.tensor([part.region.start + part.region.words for part in self.parts], device=index.device)
         first = 0
         for part, end in zip(self.parts, torch.searchsorted(index, ends).tolist(), strict=True):
@@ -196,14 +196,14 @@ class WeightMemory:
             first = end
 
     def parameter(self, part: Part, values: Tensor) -> Tensor:
-        """Return what takes the place of a stored parameter, from its values in its shape."""
+        """Build a stored parameter from its values in its shape."""
         if part.adapter is None:
             return values.to(part.stored.tensor.dtype)
         codes = values.to(self.scheme.dtype).view(part.dtype)
         return part.adapter.with_codes(part.stored.tensor.detach(), codes)
 
     def _zero_codes(self) -> Tensor | int:
-        """Return the code of 0: one number where all words have the same, else one a word."""
+        """Return the code of 0: one number if all words share it, otherwise one per word."""
         zeros = [
             torch.zeros((), dtype=self.codes.dtype, device=self.device)
             if part.adapter is not None
@@ -222,14 +222,14 @@ def _as_words(codes: Tensor, scheme: Scheme | FloatWords, name: str) -> Tensor:
     """Return an adapter's words in the image's dtype, bit for bit."""
     width = codes.dtype.itemsize * 8
     if width > 16:
-        raise ConfigError(f"words of another quantizer must have 8 or 16 bits: {name!r} is stored in {width}.")
+        raise ConfigError(f"words of another quantizer must have 8 or 16 bits: those of {name!r} have {width}.")
     if width == scheme.bits and scheme.dtype.itemsize != codes.dtype.itemsize:
         raise ConfigError(
-            f"{name!r} is stored in {width}-bit words, for which the scheme must be signed: got {scheme}."
+            f"the scheme must be signed for {name!r}, which is stored in {width}-bit words: got {scheme}."
         )
     if width != scheme.bits:
         raise ConfigError(
-            f"all words of a memory must have one width: {name!r} is stored in {width}-bit words, the scheme in "
-            f"{scheme.bits}-bit ones. Choose the scheme's bits, or leave one kind out with Layers(exclude=...)."
+            f"all words of a memory must have the same width: {name!r} has {width}-bit words, the scheme has "
+            f"{scheme.bits}-bit words. Use {width} bits for the scheme, or leave one kind out with Layers(exclude=...)."
         )
     return codes.detach().contiguous().view(scheme.dtype)

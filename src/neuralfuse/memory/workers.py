@@ -1,6 +1,6 @@
 """Work side by side: on a CPU, several chips run at a time, each on its own thread with its share of the cores.
 
-A pass over few images does not keep two cores as busy as two passes do, and drawing a chip keeps one busy only.
+Two passes over few images keep two cores busier than one pass does. Drawing a chip keeps only one core busy.
 """
 
 from __future__ import annotations
@@ -21,18 +21,21 @@ Out = TypeVar("Out")
 
 
 def threads_at_once(cores: int) -> int:
-    """Return how many threads, of nearly as many as may be, keep most cores busy when all have an equal share."""
+    """Return the number of threads that keeps the most cores busy if each thread has an equal share of them.
+
+    It is at least half of the largest possible number.
+    """
     most = min(cores, MOST)
     return max(range((most + 1) // 2, most + 1), key=lambda count: (count * (cores // count), count))
 
 
 def side_by_side(function: Callable[[In], Out], items: Iterable[In], at_once: int) -> Generator[Out, None, None]:
-    """Yield the function's results in the items' order; at most one more than there are threads is waiting.
+    """Yield the function's results in the order of the items. At most ``at_once`` + 1 items are ahead of the caller.
 
     Args:
-        function: Takes one item; called on several threads, unless ``at_once`` is 1.
-        items: What to do; taken one after the other, by the calling thread.
-        at_once: How many run at a time, at most `torch.get_num_threads` (see `Deployed.at_once`).
+        function: Takes one item. It is called on several threads, unless ``at_once`` is 1.
+        items: Items to work on. The calling thread takes them, one after another.
+        at_once: Number of threads, at most `torch.get_num_threads` (see `Deployed.at_once`).
     """
     if at_once == 1:
         yield from map(function, items)
@@ -53,13 +56,13 @@ def side_by_side(function: Callable[[In], Out], items: Iterable[In], at_once: in
         for one in waiting:
             one.cancel()
         wait(waiting)
-        torch.set_num_threads(cores)  # threads that torch meets later start with what was set last, anywhere
+        torch.set_num_threads(cores)  # new threads start with the number that was last set on any thread
 
 
 def _on_share(cores: int, cast: torch.dtype | None, function: Callable[[In], Out], item: In) -> Out:
     if torch.get_num_threads() != cores:
         torch.set_num_threads(cores)
-    with nullcontext() if cast is None else torch.autocast("cpu", cast):  # the caller's holds on its own thread only
+    with nullcontext() if cast is None else torch.autocast("cpu", cast):  # autocast applies to one thread only
         return function(item)
 
 
@@ -69,4 +72,4 @@ def _pool(size: int) -> ThreadPoolExecutor:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a forked process
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has none of these threads

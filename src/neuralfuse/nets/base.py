@@ -1,4 +1,4 @@
-"""The registry of base models, and what a trained one carries with it."""
+"""The registry of base models, and base models with the information needed to deploy them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Builder(Protocol):
     def __call__(self, *, classes: int, channels: int) -> nn.Module: ...
 
 
-_Family = tuple[int, Callable[[int], _Builder]]  # the usual width, and the builder at any
+_Family = tuple[int, Callable[[int], _Builder]]  # the usual width, and a function from any width to its builder
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class BaseSpec:
     """One entry of the registry.
 
     Attributes:
-        image_size: The size (H = W) it is meant for.
-        smallest: The smallest H and W it can take.
-        note: Where it comes from.
-        width: Channels of its first stage.
-        member: Makes the builder of the same network at another width.
+        image_size: Intended image size (H = W).
+        smallest: Smallest H and W that the network accepts.
+        note: Where the network comes from.
+        width: Channels of the first stage.
+        member: Returns the builder of the network for a given width.
     """
 
     image_size: int
@@ -43,7 +43,7 @@ class BaseSpec:
 
     @property
     def build(self) -> _Builder:
-        """Makes the network for a number of classes and input channels."""
+        """Builder of the network for a number of classes and input channels."""
         return self.member(self.width)
 
 
@@ -75,8 +75,8 @@ def _spec(family: _Family, image_size: int, smallest: int, note: str) -> BaseSpe
     return BaseSpec(image_size, smallest, note, width, member)
 
 
-_PAPER = "the paper's, CIFAR form"
-_TORCHVISION = "the paper's, torchvision's form"
+_PAPER = "the paper's network, CIFAR form"
+_TORCHVISION = "the paper's network, torchvision's form"
 _SMALL = "for CPUs: a quarter of the width"
 _EIGHTH = "for CPUs: an eighth of the width"
 _TINY = "for images of 8x8: three short stages, an eighth of the width"
@@ -92,7 +92,7 @@ BASE_MODELS: dict[str, BaseSpec] = {
     "vgg11-imagenet": _spec(_vgg(STAGES["vgg11"], form="imagenet"), 224, 32, _TORCHVISION + ", with BatchNorm"),
     "vgg16-imagenet": _spec(_vgg(STAGES["vgg16"], form="imagenet"), 224, 32, _TORCHVISION + ", with BatchNorm"),
     "vgg19-imagenet": _spec(_vgg(STAGES["vgg19"], form="imagenet"), 224, 32, _TORCHVISION + ", with BatchNorm"),
-    "preact-resnet18": _spec(_preact((2, 2, 2, 2)), 32, 1, "the paper's, section on adversarial perturbation"),
+    "preact-resnet18": _spec(_preact((2, 2, 2, 2)), 32, 1, "the paper's network for adversarial perturbation"),
     "resnet8": _spec(_resnet(BasicBlock, (1, 1, 1), width=16), 32, 1, "for CPUs: three stages of one block"),
     "resnet18-quarter": _spec(_resnet(BasicBlock, (2, 2, 2, 2), width=16), 32, 1, _SMALL),
     "resnet50-eighth": _spec(_resnet(Bottleneck, (3, 4, 6, 3), width=8), 32, 1, _EIGHTH),
@@ -110,11 +110,11 @@ BASE_MODELS: dict[str, BaseSpec] = {
 
 
 def base_spec(name: str) -> BaseSpec:
-    """Return an entry of `BASE_MODELS`, or for ``NAME@WIDTH`` the same network with that many first channels.
+    """Return an entry of `BASE_MODELS`. ``NAME@WIDTH`` is the network NAME with WIDTH channels in its first stage.
 
     Raises:
         UnknownNameError: there is no such model.
-        ConfigError: the width is no whole number of at least 1.
+        ConfigError: the width is not an integer in 1..4096.
     """
     known, at, width = name.partition("@")
     if known not in BASE_MODELS:
@@ -129,17 +129,17 @@ def base_spec(name: str) -> BaseSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel:
-    """A base model and all that is needed to deploy it.
+    """A base model with the information needed to deploy it.
 
     Attributes:
-        name: Its registry name, or ``package.module:factory`` for a user's own.
+        name: Registry name, or ``package.module:factory`` for a user's own model.
         module: The network with its float weights.
         classes: Number of classes.
         channels: Input channels.
-        image_size: (H, W) it was made for.
-        scheme: How its weights are to be stored.
-        input_range: What its inputs are made of.
-        trained: How it was trained, for records; empty if unknown.
+        image_size: (H, W) of the images that the model was made for.
+        scheme: Quantization scheme of the stored weights.
+        input_range: Value range of the inputs.
+        trained: How the model was trained, for records. Empty if unknown.
     """
 
     name: str
@@ -158,14 +158,14 @@ def base_model(
     """Return an untrained base model.
 
     Args:
-        name: A key of `BASE_MODELS`, with ``@WIDTH`` behind it for another number of first channels.
+        name: A key of `BASE_MODELS`. Append ``@WIDTH`` for another number of channels in the first stage.
         classes: Number of classes.
         channels: Input channels.
-        image_size: (H, W) of the images it will see.
+        image_size: (H, W) of the images.
         seed: Seed of the initial weights.
     Raises:
         UnknownNameError: there is no such model.
-        ShapeError: the images are too small for it.
+        ShapeError: the images are too small for the model.
     """
     spec = base_spec(name)
     require(classes >= 2, f"classes must be at least 2: got classes={classes}.")
@@ -174,25 +174,25 @@ def base_model(
         fits = ", ".join(other for other, one in BASE_MODELS.items() if one.smallest <= min(image_size))
         raise ShapeError(
             f"images for {name} must be at least {spec.smallest}x{spec.smallest}: got "
-            f"{image_size[0]}x{image_size[1]}. Enlarge them with --image-size, or take one of {fits or 'none'}."
+            f"{image_size[0]}x{image_size[1]}. Enlarge them with --image-size, or choose one of {fits or 'none'}."
         )
     return seeded(lambda: spec.build(classes=classes, channels=channels), seed)
 
 
 def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Build a module whose initial weights depend on ``seed`` alone; the global generator is left as it was."""
+    """Build a module whose initial weights depend on ``seed`` alone. The global generator keeps its state."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return build()
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Return how many trainable numbers a module has."""
+    """Return the number of parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def check_base(model: BaseModel, *, classes: int, channels: int) -> None:
-    """Raise a `ConfigError` unless a base model fits a data set."""
+    """Raise `ConfigError` unless a base model has a data set's number of classes and channels."""
     for what, own, wanted in (("classes", model.classes, classes), ("channels", model.channels, channels)):
         if own != wanted:
             raise ConfigError(f"base model and data must have the same number of {what}: got {own} and {wanted}.")

@@ -1,4 +1,4 @@
-"""All networks with their sizes."""
+"""The catalogue of networks with their parameter counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCHEMA = "neuralfuse/models/1"
 
 
 def catalogue(classes: int = 10, channels: int = 3) -> dict[str, Any]:
-    """Return every base model and generator with its parameter count, as one record; nothing is allocated."""
+    """Return all base models and generators with their parameter counts, as one record. No weight is allocated."""
     with torch.device("meta"):
         bases = [
             {

@@ -1,6 +1,6 @@
 """Residual networks: He et al. 2015 for CIFAR and ImageNet sizes, and the pre-activation form of 2016.
 
-Parameter names are torchvision's, so that its weights load into the ImageNet form.
+Parameters have torchvision's names, so torchvision's weights load into the ImageNet form.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut; the stride is at the 3x3 one, as in torchvision."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut. The 3x3 convolution has the stride, as in torchvision."""
 
     expansion = 4
 
@@ -69,9 +69,11 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network; ``stem="cifar"`` starts with a 3x3 convolution at full size, ``"imagenet"`` with 7x7 / 4.
+    """A residual network.
 
-    The blocks' ReLUs are modules and the stem's is a function, as in the reference: the paper's MACs count modules.
+    ``stem="cifar"`` is a 3x3 convolution at full size. ``stem="imagenet"`` is a 7x7 convolution and a max-pool, each of
+    stride 2. The ReLUs are modules in the blocks and a function in the stem, as in the reference code. This matters
+    because the paper's MACs count modules only.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class ResNet(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """BatchNorm and ReLU before each of two 3x3 convolutions; the shortcut leaves after the first ReLU."""
+    """Two 3x3 convolutions, each after BatchNorm and ReLU. A shortcut convolution starts after the first ReLU."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()

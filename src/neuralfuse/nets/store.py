@@ -18,7 +18,7 @@ SCHEMA = "neuralfuse/base/1"
 
 
 def save_base(model: BaseModel, folder: Path | str) -> None:
-    """Write a base model of the registry."""
+    """Write a base model of the registry to a folder."""
     folder = Path(folder)
     config: dict[str, Any] = {
         "schema": SCHEMA,
@@ -37,7 +37,7 @@ def load_base(folder: Path | str) -> BaseModel:
     """Read a base model that `save_base` wrote.
 
     Raises:
-        FileFormatError: the folder is not one of a base model, or its weights do not fit its config.
+        FileFormatError: the folder holds no base model, or its weights do not fit its config.
     """
     folder = Path(folder)
     path = folder / "config.json"
@@ -59,16 +59,16 @@ def load_base(folder: Path | str) -> BaseModel:
 
 
 def load_factory(reference: str, *, classes: int, channels: int, image_size: tuple[int, int]) -> BaseModel:
-    """Call a user's ``package.module:factory`` and take the model it returns as a base model.
+    """Call a user's ``package.module:factory`` and return its module as a base model.
 
     Raises:
-        ConfigError: the factory cannot be imported or returns no module.
+        ConfigError: the factory cannot be imported, fails, or returns no module.
     """
     factory = load(reference, what="--base")
     try:
         module = factory()
     except Exception as error:  # the code is the user's, and may raise anything
-        raise ConfigError(f"--base {reference} must name a factory without arguments that runs: {error}.") from error
+        raise ConfigError(f"--base {reference} must name a factory that runs without arguments: {error}.") from error
     if not isinstance(module, nn.Module):
         raise ConfigError(f"--base {reference} must return an nn.Module: got {type(module).__name__}.")
     return BaseModel(

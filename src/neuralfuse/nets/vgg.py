@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-# Convolutions of each stage; a stage ends with a 2x2 max-pool. Source: Simonyan & Zisserman (2014), table 1.
+# Convolutions per stage. Each stage ends with a 2x2 max-pool. Source: Simonyan & Zisserman (2014), table 1.
 STAGES = {
     "vgg11": (1, 1, 2, 2, 2),
     "vgg16": (2, 2, 3, 3, 3),
@@ -15,7 +15,7 @@ STAGES = {
 
 
 class VGG(nn.Module):
-    """A VGG network; parameter names are torchvision's (``features``, ``classifier``)."""
+    """A VGG network. Parameters have torchvision's names (``features``, ``classifier``)."""
 
     def __init__(
         self,

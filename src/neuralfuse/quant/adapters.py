@@ -1,4 +1,4 @@
-"""Weights that somebody else has quantized: their codes as they are, through three methods."""
+"""Adapters: read and replace the stored words of weights that another library has quantized."""
 
 from __future__ import annotations
 
@@ -9,33 +9,32 @@ from torch import Tensor
 
 
 class Adapter(Protocol):
-    """How to reach the stored words of one kind of quantized tensor."""
+    """Access to the stored words of one kind of quantized tensor."""
 
     def matches(self, weight: Tensor) -> bool:
-        """Say whether a weight is of this kind."""
+        """Return whether a weight is of this kind."""
 
     def codes(self, weight: Tensor) -> Tensor:
-        """Return its stored words as an integer tensor of any shape: int8, uint8 or int16, all bits of it in use."""
+        """Return the weight's stored words: int8, uint8 or int16, any shape. Every bit of a word is in use."""
 
     def with_codes(self, weight: Tensor, codes: Tensor) -> Tensor:
-        """Return a weight like this one that holds other words; ``weight`` is not modified."""
+        """Return a copy of ``weight`` that holds other words. ``weight`` is not modified."""
 
 
 class InnerTensors:
-    """Tensor subclasses that keep their words in an inner integer tensor and follow PyTorch's flatten protocol.
+    """Adapter for tensor subclasses that hold an inner integer tensor and implement ``__tensor_flatten__``.
 
-    That is how torchao stores int8 weights (``qdata``) and packed int4 weights, and what
-    `torch.Tensor.__tensor_flatten__` is for.
+    torchao stores int8 weights and packed int4 weights this way, in the inner tensor ``qdata``.
 
     Args:
-        name: Attribute of the inner tensor.
+        name: Attribute that holds the inner tensor.
     """
 
     def __init__(self, name: str = "qdata") -> None:
         self.name = name
 
     def matches(self, weight: Tensor) -> bool:
-        """Say whether a weight has such an inner tensor."""
+        """Return whether a weight has such an inner tensor."""
         inner = getattr(weight, self.name, None)
         integers = (torch.int8, torch.uint8, torch.int16)
         return hasattr(weight, "__tensor_flatten__") and isinstance(inner, Tensor) and inner.dtype in integers
@@ -46,7 +45,7 @@ class InnerTensors:
         return inner
 
     def with_codes(self, weight: Tensor, codes: Tensor) -> Tensor:
-        """Return a tensor of the same kind around other words."""
+        """Return a tensor of the same kind that holds other words."""
         kind: Any = type(weight)
         names, context = weight.__tensor_flatten__()  # type: ignore[attr-defined]
         inner = {name: getattr(weight, name) for name in names}

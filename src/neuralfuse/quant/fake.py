@@ -1,4 +1,4 @@
-"""Fake quantization: the forward pass sees the values a memory would hold, the gradient passes straight through."""
+"""Fake quantization: the forward pass uses dequantized weights. The gradient passes straight through."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from neuralfuse.quant.scheme import Scheme
 
 
 def fake_quantize(weight: Tensor, scheme: Scheme, channel_axis: int | None = 0) -> Tensor:
-    """Return the values of the weight's codes, differentiable as if it were the identity.
+    """Return the dequantized weight. Its gradient is that of the identity.
 
     Args:
         weight: Floats, any shape.
-        scheme: How to quantize.
-        channel_axis: The axis of output channels, for scales by channel.
+        scheme: Quantization scheme.
+        channel_axis: Axis of the output channels, for one scale per channel.
     Source:
-        Straight-through estimator (Bengio et al., arXiv 1308.3432); scales come from max|w|, so nothing is clipped.
+        Straight-through estimator (Bengio et al., arXiv 1308.3432). No weight is clipped, as scales come from max|w|.
     """
     coded = scheme.encode(weight, channel_axis)
     values = scheme.decode(coded.codes, coded.scale, coded.center).to(weight.dtype)
@@ -33,14 +33,14 @@ def quantized_parameters(model: nn.Module, scheme: Scheme, layers: Layers = DEFA
 
 
 def quantized_call(model: nn.Module, x: Tensor, scheme: Scheme | None, layers: Layers = DEFAULT_LAYERS) -> Tensor:
-    """Run a model on its fake-quantized weights; with ``scheme=None`` on its own ones."""
+    """Run a model on its fake-quantized weights, or on its float weights if ``scheme`` is None."""
     if scheme is None:
         return model(x)  # type: ignore[no-any-return]
     return functional_call(model, quantized_parameters(model, scheme, layers), (x,))  # type: ignore[no-any-return]
 
 
 def snap_(model: nn.Module, scheme: Scheme, layers: Layers = DEFAULT_LAYERS) -> nn.Module:
-    """Replace a model's weights by the values of their codes, in place; then it runs as quantized without help."""
+    """Replace a model's weights by their dequantized values, in place. Return the model."""
     with torch.no_grad():
         for stored in layers.select(model):
             stored.tensor.copy_(fake_quantize(stored.tensor, scheme, stored.channel_axis))

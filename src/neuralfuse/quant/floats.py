@@ -1,4 +1,4 @@
-"""Weights stored as floating-point words, as they are: fp32, fp16, bf16, fp8."""
+"""Weights stored as floating-point words: fp32, fp16, bf16 or fp8."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ FORMATS: dict[str, tuple[torch.dtype, torch.dtype]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class FloatWords:
-    """A floating-point format for weights; the code of a weight is its bit pattern.
+    """A floating-point format for stored weights. The code of a weight is its bit pattern.
 
-    A fault in the exponent may turn a weight into something huge, infinite or NaN. That is what such a memory does, and
-    is counted, not mended.
+    A fault in the exponent can make a weight huge, infinite or NaN. Such weights are counted, not repaired.
 
     Args:
         coding: fp32, fp16, bf16, fp8-e4m3 or fp8-e5m2.
@@ -39,7 +38,7 @@ class FloatWords:
 
     @property
     def bits(self) -> int:
-        """Width of a word."""
+        """Bits per word."""
         return self.dtype.itemsize * 8
 
     @property
@@ -48,25 +47,27 @@ class FloatWords:
         return FORMATS[self.coding][1]
 
     def encode(self, weight: Tensor, channel_axis: int | None = 0) -> Codes:
-        """Return the bit patterns of a weight rounded to the format; there is no scale.
+        """Return the bit patterns of a weight, rounded to the format. The scale is 1 and the center 0.
 
         Raises:
-            ConfigError: the weight has NaN, or values too large for the format.
+            ConfigError: the weight has NaN or values outside the format's range.
         """
         values, kind = weight.detach().float(), FORMATS[self.coding][0]
         rounded = values.to(kind)
         fits = torch.isfinite(rounded.float()) & (values.abs() <= torch.finfo(kind).max)
         if not bool(fits.all()):
-            raise ConfigError(f"weights must be finite in {self.coding} to be stored: got NaN or too large a value.")
+            raise ConfigError(
+                f"weights must be finite in {self.coding} to be stored: got NaN or a value outside the format's range."
+            )
         one = torch.ones((), device=weight.device)
         return Codes(rounded.contiguous().view(self.dtype), one, torch.zeros_like(one))
 
     def decode(self, codes: Tensor, scale: Tensor, center: Tensor) -> Tensor:
-        """Return the values (float32) of bit patterns."""
+        """Return the float32 values of bit patterns."""
         return codes.contiguous().view(FORMATS[self.coding][0]).float()
 
     def signed(self, words: Tensor) -> Tensor:
-        """Return words as codes: every bit pattern is one."""
+        """Return the words unchanged: every bit pattern is a code."""
         return words
 
     def zero(self, scale: Tensor, center: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which tensors of a model are weights that a memory stores: chosen by layer type and by name pattern."""
+"""The weights of a model that a memory stores, chosen by layer type and name pattern."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ DEFAULT_TYPES: tuple[type[nn.Module], ...] = (
 
 
 def plain_names(model: nn.Module) -> dict[int, tuple[str, str]]:
-    """Return, by the id of each parameter, its first name in the module and that name without wrappers.
+    """Map each parameter's id to its first name in the module and to that name without wrapper prefixes.
 
-    DataParallel, DDP and `torch.compile` put ``module`` or ``_orig_mod`` before every name; a submodule that merely
+    DataParallel, DDP and `torch.compile` put ``module`` or ``_orig_mod`` before every name. A submodule that merely
     happens to be called ``module`` keeps its name.
     """
     own = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -38,13 +38,13 @@ def plain_names(model: nn.Module) -> dict[int, tuple[str, str]]:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One weight tensor that goes into the memory.
+    """One weight tensor that the memory stores.
 
     Attributes:
-        name: Its name in the model as handed over, wrappers stripped; chips are keyed by it.
-        parameter: The name under which the module itself knows it.
+        name: Parameter name without wrapper prefixes. Chips are keyed by it.
+        parameter: Parameter name in the module, with wrapper prefixes.
         tensor: The parameter.
-        channel_axis: The axis of its output channels; the groups of a transposed convolution share theirs.
+        channel_axis: Axis of the output channels. In a transposed convolution, all groups share its indices.
     """
 
     name: str
@@ -55,12 +55,17 @@ class StoredTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Layers:
-    """A choice of weights: those of the default layer types whose name matches ``include`` and not ``exclude``.
+    """A choice of weights, by layer type and by parameter name.
 
-    The default types are convolutions (1-d to 3-d, transposed ones too), linear and bilinear layers, embeddings,
-    attention projections and recurrent layers; ``types`` restricts them. ``extra`` adds parameters of any layer by
-    name, ``extra=("blocks.*.mixing",)``. Patterns are those of a shell (``*``, ``?``, ``[ab]``), matched against
-    parameter names such as ``layer1.0.conv1.weight``. Biases and normalization parameters are never stored by default.
+    The default types are convolutions (1-d to 3-d, also transposed), linear and bilinear layers, embeddings, attention
+    projections and recurrent layers. Biases and normalization parameters are not stored by default. Patterns are shell
+    patterns (``*``, ``?``, ``[ab]``) for parameter names such as ``layer1.0.conv1.weight``.
+
+    Attributes:
+        types: Layer types whose weights are stored.
+        include: Patterns for the names of these weights. A name must match at least one.
+        exclude: Patterns for names to leave out. They take precedence.
+        extra: Patterns for further parameters to store, of any layer: ``("blocks.*.mixing",)``.
     """
 
     types: tuple[type[nn.Module], ...] = DEFAULT_TYPES
@@ -71,7 +76,8 @@ class Layers:
     def __post_init__(self) -> None:
         for name in ("include", "exclude", "extra"):
             if isinstance(getattr(self, name), str):
-                raise ConfigError(f"{name} must be a tuple of patterns: got the string {getattr(self, name)!r}.")
+                text = getattr(self, name)
+                raise ConfigError(f"{name} must be a tuple of patterns: got the string {text!r}. Pass ({text!r},).")
 
     def to_config(self) -> dict[str, Any]:
         """Return the choice as JSON."""
@@ -83,10 +89,10 @@ class Layers:
         }
 
     def select(self, model: nn.Module) -> list[StoredTensor]:
-        """Return the chosen weights in state_dict order; a tied weight once, under its first name.
+        """Return the chosen weights in state_dict order. A tied weight comes once, under its first name.
 
         Raises:
-            ConfigError: nothing is chosen.
+            ConfigError: no weight is chosen.
         """
         names = plain_names(model)
         chosen: dict[int, StoredTensor] = {}
@@ -99,13 +105,13 @@ class Layers:
         if not chosen:
             has = ", ".join(name for _, name in names.values()) or "none"
             raise ConfigError(
-                f"a memory must store at least one weight: include={self.include}, exclude={self.exclude} matches none "
+                f"a memory must store at least one weight: include={self.include}, exclude={self.exclude} match none "
                 f"of the parameters {has}."
             )
         return [chosen[key] for key in names if key in chosen]
 
     def left_out(self, model: nn.Module) -> Iterator[str]:
-        """Yield the names of parameters with two or more axes that are not chosen: they stay free of errors."""
+        """Yield the names of parameters with two or more axes that are not stored, and so stay free of errors."""
         chosen = {id(stored.tensor) for stored in self.select(model)}
         names = plain_names(model)
         for tensor in model.parameters():

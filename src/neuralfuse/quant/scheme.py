@@ -1,4 +1,4 @@
-"""Quantization schemes: how a float weight becomes the integer code that a memory holds, and back."""
+"""Quantization schemes: float weights to stored integer codes, and back."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ class Codes:
 
     Attributes:
         codes: Integers, the scheme's dtype, the weight's shape.
-        scale: Step between neighbouring codes, float32, () or broadcastable to the weight (one a channel). Where all
-            weights are equal there is no step: 1 for the signed coding, 0 for the others, which read one value only.
-        center: Value of the code ``scheme.offset``, the shape of ``scale``; 0 for symmetric schemes.
+        scale: Quantization scale, the step between neighbouring codes: float32, () or one per channel, broadcastable to
+            the weight. If all weights equal ``center``, the scale is 1 for the signed coding. For the other codings it
+            is 0, and every code reads as ``center``.
+        center: Value of the code ``scheme.offset``, in the shape of ``scale``. 0 for symmetric schemes.
     """
 
     codes: Tensor
@@ -36,17 +37,17 @@ class Scheme:
     """A b-bit integer code for weights.
 
     ``signed``      code = round(w / scale) in two's complement, scale = max|w| / (2^(b-1) - 1). The default.
-    ``unsigned``    the same code + 2^(b-1) - 1, stored without sign; what is read is clamped to +-max|w|.
-    ``asymmetric``  like ``unsigned``, with [min, max] in the place of +-max|w|.
+    ``unsigned``    the same code + 2^(b-1) - 1, stored without sign. Values read back are clamped to +-max|w|.
+    ``asymmetric``  like ``unsigned``, with [min, max] instead of +-max|w|.
 
     Args:
-        bits: Width b of a word, 2..16.
-        coding: One of the three above.
-        rounding: ``nearest`` (half to even), or ``floor``, as the paper says of its reduced-precision study.
-        granularity: One scale a tensor, or one an output channel.
+        bits: Bits b per word, 2..16.
+        coding: One of the three codings above.
+        rounding: ``nearest`` (half to even), or ``floor``, which the paper states for its reduced-precision study.
+        granularity: One quantization scale per ``tensor`` or per output ``channel``.
     Source:
-        NeuralFuse (arXiv 2306.16869) section 4.1 and 4.6, and its public code for the two unsigned variants. Differs:
-        a b-bit word is a real b-bit two's complement word, sign-extended when read.
+        NeuralFuse (arXiv 2306.16869) section 4.1 and 4.6, and its public code for the two unsigned variants.
+        Difference: a word has exactly b bits in two's complement, sign-extended when read.
     """
 
     bits: int = 8
@@ -74,12 +75,12 @@ class Scheme:
 
     @property
     def offset(self) -> int:
-        """The code of the value ``center``: 0 when signed, 2^(b-1) - 1 else."""
+        """The code of the value ``center``: 0 for the signed coding, 2^(b-1) - 1 for the others."""
         return 0 if self.coding == "signed" else self.limit
 
     @property
     def dtype(self) -> torch.dtype:
-        """The integer type of the codes: the smallest that holds them (int32 for wide unsigned ones)."""
+        """The smallest integer type that holds the codes. Unsigned codes of more than 8 bits take int32."""
         if self.coding == "signed":
             return torch.int8 if self.bits <= 8 else torch.int16
         return torch.uint8 if self.bits <= 8 else torch.int32
@@ -89,7 +90,7 @@ class Scheme:
 
         Args:
             weight: Finite floats, any shape; not modified.
-            channel_axis: The axis of output channels, used when ``granularity`` is ``channel``; None for one scale.
+            channel_axis: Axis of the output channels, for one scale per channel. None for one scale per tensor.
         Raises:
             ConfigError: the weight has NaN or infinite values.
         """
@@ -100,7 +101,7 @@ class Scheme:
         center = (low + high) / 2 if self.coding == "asymmetric" else torch.zeros_like(high)
         scale = (high - center) / self.limit
         positive = torch.where(scale > 0, scale, torch.ones_like(scale))
-        if self.rounding == "floor":  # in float64, so that the largest weight does not fall below its own code
+        if self.rounding == "floor":  # float64 keeps the largest weight from being floored below its own code
             reach = torch.where(scale > 0, high - center, positive * self.limit).double()
             steps = torch.floor((values - center).double() * self.limit / reach)
         else:
@@ -109,9 +110,10 @@ class Scheme:
         return Codes(steps.to(self.dtype), positive if self.coding == "signed" else scale, center)
 
     def decode(self, codes: Tensor, scale: Tensor, center: Tensor) -> Tensor:
-        """Return the values (float32) of codes, clean or faulty; ``scale`` and ``center`` broadcast against them.
+        """Return the float32 values of codes, clean or faulty. ``scale`` and ``center`` broadcast against ``codes``.
 
-        Unsigned codings clamp to the range of the clean weights, as the reference does; the signed one does not.
+        The unsigned codings clamp to the range of the clean weights, as the reference code does. The signed coding does
+        not clamp.
         """
         steps = codes.to(torch.float32)
         if self.coding == "signed":
@@ -119,7 +121,7 @@ class Scheme:
         return steps.sub_(self.offset).clamp_(-self.limit, self.limit).mul_(scale).add_(center)
 
     def signed(self, words: Tensor) -> Tensor:
-        """Return words as codes: the sign bit of a two's complement word is spread over the bits above it."""
+        """Return words as codes. Two's complement words are sign-extended."""
         if self.coding != "signed" or self.bits == words.dtype.itemsize * 8:
             return words
         sign = 1 << (self.bits - 1)
@@ -135,7 +137,7 @@ class Scheme:
         return asdict(self)
 
     def _bounds(self, values: Tensor, channel_axis: int | None) -> tuple[Tensor, Tensor]:
-        """Return the smallest and largest value that codes must reach, a scalar each or one a channel."""
+        """Return the smallest and the largest value to encode: one pair per tensor or per channel."""
         if self.coding != "asymmetric":
             values = values.abs()
         if self.granularity == "tensor" or channel_axis is None or values.dim() < 2:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from neuralfuse.report.figures import Figure, quantile
+from neuralfuse.report.figures import Figure
 from neuralfuse.report.records import Found
 from neuralfuse.report.svg import INK, MUTED, SERIES, chart, inline
 
@@ -24,7 +24,7 @@ def methods_chart(found: Found) -> Iterator[Figure]:
         mean = {name: sum(values) / len(values) for name, values in each.items()}
         names = sorted(every, key=lambda name: mean[name])
         colours = {row["method"]: _colour(row) for row in own}
-        lowest = min(quantile(row["measured"]["per_chip"]["pa"], 0.1) for row in own)
+        lowest = min(np.quantile(row["measured"]["per_chip"]["pa"], 0.1) for row in own)
         with chart(2.2 + 2.1 * len(rates), 0.9 + 0.24 * len(names), 1, len(rates), sharey=True, sharex=True) as made:
             _stretch(made.axes[0][0], "x", lowest)
             for axes, rate in zip(made.axes[0], rates, strict=True):
@@ -35,7 +35,7 @@ def methods_chart(found: Found) -> Iterator[Figure]:
                         continue
                     values = at[name, rate]["per_chip"]["pa"]
                     colour = colours[name]
-                    span = [quantile(values, 0.1), quantile(values, 0.9)]
+                    span = [np.quantile(values, 0.1), np.quantile(values, 0.9)]
                     axes.plot(span, [place, place], color=colour, linewidth=4, alpha=0.35, solid_capstyle="butt")
                     axes.plot([at[name, rate]["pa"]], [place], "o", color=colour, markersize=4.5)
                 axes.set_title(f"{100 * rate:g}% {faults}", fontsize=9, loc="left")
@@ -71,13 +71,13 @@ def rates_chart(found: Found) -> Iterator[Figure]:
         if len(rates) < 2 or len(plain) < 2 or not names:
             continue
         lines = -(-len(names) // 4)
-        lowest = min(quantile(row["measured"]["per_chip"]["pa"], 0.1) for row in own)
+        lowest = min(np.quantile(row["measured"]["per_chip"]["pa"], 0.1) for row in own)
         with chart(8.4, 1.5 * lines + 0.4, lines, 4, sharex=True, sharey=True) as made:
             _stretch(made.axes[0][0], "y", lowest)
             for axes, name in zip(made.axes.flatten(), names, strict=False):
                 for chips, colour in ((plain, MUTED), (of[name], SERIES[0])):
                     at = sorted(chips)
-                    low, high = ([quantile(chips[rate], share) for rate in at] for share in (0.1, 0.9))
+                    low, high = ([np.quantile(chips[rate], share) for rate in at] for share in (0.1, 0.9))
                     axes.fill_between(at, low, high, color=colour, alpha=0.25, linewidth=0)
                     means = [sum(chips[rate]) / len(chips[rate]) for rate in at]
                     axes.plot(at, means, color=colour, marker="o", markersize=3)

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from neuralfuse.report.records import Found
 from neuralfuse.report.svg import GRID, MUTED, SERIES, chart, inline
 
@@ -26,15 +28,6 @@ class Figure:
     svg: str
     caption: str
     sources: tuple[Found, ...]
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """Return a quantile by linear interpolation."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
 _MARKS = "osv^D<>phdP*X"
@@ -61,7 +54,7 @@ def bands_chart(found: Sequence[Found]) -> Iterator[Figure]:
                 chips = [[chip[what] for chip in one.record["per_chip"]] for one in ordered]
                 if chips[0][0] is None:
                     continue
-                low, high = ([quantile(values, share) for values in chips] for share in (0.1, 0.9))
+                low, high = ([np.quantile(values, share) for values in chips] for share in (0.1, 0.9))
                 axes.fill_between(rates, low, high, color=colour, alpha=0.25, linewidth=0)
                 axes.plot(rates, [sum(v) / len(v) for v in chips], color=colour, marker="o", markersize=4, label=name)
             axes.set_xlabel(f"rate of faulty cells ({ordered[0].record['ber_kind']})")
