@@ -17,8 +17,7 @@ class Settings:
 
     Attributes:
         upstream: Address of the upstream server, without /v2.
-        models: Names of the models to protect (several: repeat the option); by default all. Requests to other models
-            pass unchanged.
+        models: Names of the models to protect, one option each; by default all. Other models pass unchanged.
         input_name: Name of the image input; by default the only input with the images' shape.
         layout: Order of the images' axes.
         host: Address to listen on. By default only this machine can reach it.
@@ -32,8 +31,7 @@ class Settings:
         upstream_token: Bearer token for the upstream server, sent in place of the clients' token.
         certificate: PEM file of the certificate, for TLS.
         key: PEM file of the certificate's private key.
-        grpc_upstream: Address of the upstream server's gRPC service, grpc[s]://HOST:PORT. With it the gateway serves
-            gRPC, too (pip install 'neuralfuse[grpc]').
+        grpc_upstream: Address of the upstream gRPC service, grpc[s]://HOST:PORT; with it the gateway serves gRPC, too.
         grpc_port: Port to listen on for gRPC.
     """
 
