@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -13,7 +14,7 @@ from cyclopts import Parameter
 
 from neuralfuse.cli.common import Common, DataOptions, say, token
 from neuralfuse.config import TuningConfig
-from neuralfuse.errors import ConfigError, require
+from neuralfuse.errors import BusyError, ConfigError, require
 
 if TYPE_CHECKING:
     from neuralfuse.blackbox import Box, LimitedBox
@@ -105,8 +106,13 @@ class BoxOptions:
                 with self.open(self.nominal, classes, input_range) as nominal:
                     yield box, nominal
 
-    def open(self, reference: str, classes: int, input_range: InputRange) -> LimitedBox:
-        """Return the black-box model that a reference names, limited by these options."""
+    def open(
+        self, reference: str, classes: int, input_range: InputRange, *, sleep: Callable[[float], None] = time.sleep
+    ) -> LimitedBox:
+        """Return the black-box model that a reference names, limited by these options.
+
+        ``sleep`` waits for some seconds before a retry.
+        """
         from neuralfuse.blackbox import LimitedBox, Limits, is_box, open_box, retry  # noqa: PLC0415
 
         if not is_box(reference):
@@ -121,8 +127,11 @@ class BoxOptions:
                 timeout=self.timeout, input_range=input_range, layout=self.layout,
             )  # fmt: skip
 
-        box = retry(opened, self.retries, on_retry=lambda error, seconds: say(f"{error} Retrying in {seconds:g} s."))
-        return LimitedBox(box, classes=classes, limits=limits, kind=self.answers)
+        def on_retry(error: BusyError, seconds: float) -> None:
+            say(f"{error} Retrying in {seconds:g} s.")
+
+        box = retry(opened, self.retries, sleep=sleep, on_retry=on_retry)
+        return LimitedBox(box, classes=classes, limits=limits, kind=self.answers, sleep=sleep)
 
 
 def check_left_out(command: Callable[..., None], values: Mapping[str, Any], reason: str) -> None:
