@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from conftest import toy_data
-from neuralfuse.blackbox import Answers, Box, Careful, Function, Limits, OnnxFile, Served, choose, judge, open_box
-from neuralfuse.blackbox.choose import choice_summary, sizes
+from neuralfuse.blackbox import Answers, Box, Function, LimitedBox, Limits, OnnxFile, Served, choose, judge, open_box
+from neuralfuse.blackbox.choose import choice_text, round_sizes
 from neuralfuse.cli.blackbox import BoxOptions
 from neuralfuse.cli.main import run
 from neuralfuse.config import QatConfig
@@ -59,9 +59,9 @@ def test_answers_say_what_they_are():
 @pytest.mark.parametrize(
     ("values", "kind", "message"),
     [
-        (np.zeros((2, 4)), None, "one number a class, 3 an image: got float64 of shape"),
-        (np.zeros((2, 1, 3)), None, "one row of numbers an image"),
-        (np.array(["a"]), None, "one row of numbers an image"),
+        (np.zeros((2, 4)), None, "one number per class, 3 per image: got float64 of shape"),
+        (np.zeros((2, 1, 3)), None, "one row of numbers per image"),
+        (np.array(["a"]), None, "one row of numbers per image"),
         (np.array([3]), None, r"labels must be whole numbers in 0\.\.2"),
         (np.array([[-1, 2]]), None, r"top-k must be whole numbers in 0\.\.2"),
         (np.array([[1.0, 2.0]]), "top-k", "top-k must be whole numbers"),
@@ -98,17 +98,17 @@ def images(count: int, seed: int = 0) -> torch.Tensor:
 def test_no_question_is_asked_twice(tmp_path):
     x, limits = images(10), Limits(cache=tmp_path / "below" / "answers.db", batch=4)
     first, model = Model(), Model()
-    with Careful(first, classes=3, limits=limits) as careful:
+    with LimitedBox(first, classes=3, limits=limits) as careful:
         answers = careful(torch.cat([x, x[:3]]))
         assert first.asked == [4, 4, 2] and (careful.asked, careful.found) == (10, 3)
     assert torch.allclose(answers.scores, torch.cat([x, x[:3]]).mean((2, 3)), atol=1e-6)
-    with Careful(model, classes=3, limits=limits) as careful:
+    with LimitedBox(model, classes=3, limits=limits) as careful:
         again = careful(torch.cat([x[5:], images(2, seed=1)]))
         assert model.asked == [2]
     assert torch.equal(again.scores[:5], answers.scores[5:10])
     other = Model()
     other.name = "other"
-    with Careful(other, classes=3, limits=limits) as careful:
+    with LimitedBox(other, classes=3, limits=limits) as careful:
         careful(x)
     assert sum(other.asked) == 10
 
@@ -116,10 +116,10 @@ def test_no_question_is_asked_twice(tmp_path):
 def test_an_interrupted_run_has_lost_nothing(tmp_path):
     limits = Limits(cache=tmp_path / "answers.db", batch=4)
     stopped = Model(None, KeyboardInterrupt())
-    with Careful(stopped, classes=3, limits=limits) as careful, pytest.raises(KeyboardInterrupt):
+    with LimitedBox(stopped, classes=3, limits=limits) as careful, pytest.raises(KeyboardInterrupt):
         careful(images(10))
     model = Model()
-    with Careful(model, classes=3, limits=limits) as careful:
+    with LimitedBox(model, classes=3, limits=limits) as careful:
         careful(images(10))
     assert model.asked == [4, 2]
 
@@ -127,20 +127,20 @@ def test_an_interrupted_run_has_lost_nothing(tmp_path):
 def test_the_budget_holds_over_runs_and_counts_every_try(tmp_path):
     limits = Limits(cache=tmp_path / "answers.db", batch=4, budget=12)
     model = Model(BusyError("busy"))
-    with Careful(model, classes=3, limits=limits, sleep=lambda seconds: None) as careful:
+    with LimitedBox(model, classes=3, limits=limits, sleep=lambda seconds: None) as careful:
         careful(images(4))
         with pytest.raises(BudgetError, match="5 images must be within the budget: 4 of 12 are left"):
             careful(images(5, seed=1))
         assert model.asked == [4, 4] and careful.tried_again == 1
-    with Careful(model, classes=3, limits=limits) as careful:
+    with LimitedBox(model, classes=3, limits=limits) as careful:
         careful(images(4))
         careful(images(4, seed=2))
         with pytest.raises(BudgetError, match="0 of 12 are left"):
             careful(images(1, seed=3))
     model = Model(*[BusyError("busy")] * 9)
     limits = Limits(batch=4, budget=10, retries=9)
-    with Careful(model, classes=3, limits=limits, sleep=lambda seconds: None) as careful:
-        with pytest.raises(BudgetError, match="must cover tries too"):
+    with LimitedBox(model, classes=3, limits=limits, sleep=lambda seconds: None) as careful:
+        with pytest.raises(BudgetError, match="must cover retries, too"):
             careful(images(4))
         assert model.asked == [4, 4]
 
@@ -154,12 +154,12 @@ def test_a_function_of_one_s_own_is_asked_again_when_it_says_so():
         return np.zeros(len(x), dtype=np.int64)
 
     waits = []
-    with Careful(Function(answer, "call:mine"), classes=3, sleep=waits.append) as careful:
+    with LimitedBox(Function(answer, "call:mine"), classes=3, sleep=waits.append) as careful:
         assert careful(images(2)).labels.tolist() == [0, 0]
         assert waits == [0.5, 1.0, 3.0]
     troubles += [TimeoutError("slow")] * 2
     with (
-        Careful(Function(answer, "call:mine"), classes=3, limits=Limits(retries=1), sleep=waits.append) as careful,
+        LimitedBox(Function(answer, "call:mine"), classes=3, limits=Limits(retries=1), sleep=waits.append) as careful,
         pytest.raises(BusyError, match="call:mine must answer: it raised TimeoutError: slow"),
     ):
         careful(images(2))
@@ -167,13 +167,13 @@ def test_a_function_of_one_s_own_is_asked_again_when_it_says_so():
 
 def test_a_full_or_busy_disk_is_not_called_a_bad_file(tmp_path):
     cache = tmp_path / "answers.db"
-    with Careful(Model(), classes=3, limits=Limits(cache=cache)) as careful:
+    with LimitedBox(Model(), classes=3, limits=Limits(cache=cache)) as careful:
         careful(images(2))
-        pages = careful._kept.base.execute("PRAGMA page_count").fetchone()[0]
-        careful._kept.base.execute(f"PRAGMA max_page_count = {pages}")
+        pages = careful._cache.connection.execute("PRAGMA page_count").fetchone()[0]
+        careful._cache.connection.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(OutputError, match="--cache .*answers.db must be writable: database or disk is full"):
             careful(images(500, seed=1))
-    with Careful(Model(), classes=3, limits=Limits(cache=cache)) as careful:
+    with LimitedBox(Model(), classes=3, limits=Limits(cache=cache)) as careful:
         careful(images(2))
         assert careful.found == 2
 
@@ -181,17 +181,17 @@ def test_a_full_or_busy_disk_is_not_called_a_bad_file(tmp_path):
 def test_what_may_pass_is_tried_again_with_longer_and_longer_waits():
     waits = []
     model = Model(BusyError("busy"), BusyError("busy", after=7.0), BusyError("busy"))
-    with Careful(model, classes=3, sleep=waits.append) as careful:
+    with LimitedBox(model, classes=3, sleep=waits.append) as careful:
         careful(images(2))
         assert waits == [0.5, 7.0, 2.0] and careful.tried_again == 3
     model, limits = Model(*[BusyError("still busy")] * 3), Limits(retries=2)
     with (
-        Careful(model, classes=3, limits=limits, sleep=waits.append) as careful,
+        LimitedBox(model, classes=3, limits=limits, sleep=waits.append) as careful,
         pytest.raises(BusyError, match="still"),
     ):
         careful(images(2))
     model = Model(AnswerError("no such input"))
-    with Careful(model, classes=3, sleep=waits.append) as careful, pytest.raises(AnswerError):
+    with LimitedBox(model, classes=3, sleep=waits.append) as careful, pytest.raises(AnswerError):
         careful(images(2))
     assert model.asked == [2]
 
@@ -203,7 +203,7 @@ def test_no_more_images_a_second_than_allowed():
         waits.append(seconds)
         now[0] += seconds
 
-    with Careful(
+    with LimitedBox(
         Model(), classes=3, limits=Limits(batch=4, per_second=8), clock=lambda: now[0], sleep=sleep
     ) as careful:
         careful(images(10))
@@ -218,25 +218,25 @@ def test_limits_and_caches_that_cannot_be(tmp_path):
         with pytest.raises(ConfigError, match=f"{name} must be at least"):
             Limits(**{name: value})
     (tmp_path / "text.db").write_text("no database, but long enough to be one" * 9)
-    with pytest.raises(NeuralFuseError, match="must be a file of answers"):
-        Careful(Model(), classes=3, limits=Limits(cache=tmp_path / "text.db"))
-    with Careful(Function(lambda x: np.zeros((len(x), 3)), "f"), classes=4) as careful, pytest.raises(AnswerError):
+    with pytest.raises(NeuralFuseError, match="must be a cache of answers"):
+        LimitedBox(Model(), classes=3, limits=Limits(cache=tmp_path / "text.db"))
+    with LimitedBox(Function(lambda x: np.zeros((len(x), 3)), "f"), classes=4) as careful, pytest.raises(AnswerError):
         careful(images(1))
     cache = tmp_path / "answers.db"
     for classes in (3, 2):
         model = Function(lambda x, k=classes: np.zeros((len(x), k)), "f")
-        with Careful(model, classes=classes, limits=Limits(cache=cache)) as careful:
+        with LimitedBox(model, classes=classes, limits=Limits(cache=cache)) as careful:
             if classes == 3:
                 careful(images(2))
                 continue
-            with pytest.raises(AnswerError, match="alike to all images"):
+            with pytest.raises(AnswerError, match="all images in the same form"):
                 careful(images(3))
     with closing(sqlite3.connect(tmp_path / "foreign.db")) as foreign, foreign:
         foreign.execute("CREATE TABLE answers (key BLOB PRIMARY KEY, other BLOB)")
     limits = Limits(cache=tmp_path / "foreign.db")
     with (
-        Careful(Model(), classes=3, limits=limits) as careful,
-        pytest.raises(NeuralFuseError, match="a file of answers"),
+        LimitedBox(Model(), classes=3, limits=limits) as careful,
+        pytest.raises(NeuralFuseError, match="a cache of answers"),
     ):
         careful(images(1))
     with closing(sqlite3.connect(cache)) as kept:
@@ -269,8 +269,8 @@ def test_a_judgement_is_that_of_the_model_itself(chip):
     faulty = base.perturbed(Chip(fault_model("stuck", ber=0.05), seed=3))
     x, labels = plain_inputs(data.test, base.input_range), data.test.labels
     with (
-        Careful(Function(as_function(faulty), "chip 3"), classes=2) as box,
-        Careful(Function(as_function(base), "nominal"), classes=2) as nominal,
+        LimitedBox(Function(as_function(faulty), "chip 3"), classes=2) as box,
+        LimitedBox(Function(as_function(base), "nominal"), classes=2) as nominal,
     ):
         record = judge(fuse, box, data, nominal=nominal)
         alone = judge(None, box, data, images=7)
@@ -282,9 +282,9 @@ def test_a_judgement_is_that_of_the_model_itself(chip):
     assert record["rp_ci95"] == pytest.approx(list(t_interval((hits[1] - hits[0]).tolist())))
     assert alone["images"] == 7 and alone["pa_nf"] is None and alone["rp"] is None
     assert box.found == 7  # they were among those asked before
-    with pytest.raises(ConfigError, match="one input range"):
+    with pytest.raises(ConfigError, match="the same input range"):
         judge(fuse, box, data, input_range=InputRange.named("unit"))
-    with pytest.raises(ConfigError, match="those that the NeuralFuse is made for"):
+    with pytest.raises(ConfigError, match="the shape that the NeuralFuse was made for"):
         judge(NeuralFuse("convs", channels=1, image_size=(16, 16), seed=1).eval(), box, data)
     with pytest.raises(ConfigError, match=r"images must be in 0\.\."):
         judge(fuse, box, data, images=10**6)
@@ -330,7 +330,7 @@ def test_an_onnx_file_answers_as_the_model(chip, tmp_path):
     found = {}
     for name in ("good", "bad", "good"):  # one cache, two outputs
         box = OnnxFile(tmp_path / "two.onnx", output_name=name)
-        with Careful(box, classes=2, limits=Limits(cache=tmp_path / "answers.db")) as careful:
+        with LimitedBox(box, classes=2, limits=Limits(cache=tmp_path / "answers.db")) as careful:
             found[name] = careful(x[:5]).scores
     assert torch.allclose(found["good"], -found["bad"], atol=1e-5)
     export_onnx(two, tmp_path / "out" / "two.onnx", outputs=["good", "bad"], external_data=True)
@@ -372,7 +372,7 @@ def test_an_onnx_file_gets_images_as_it_wants_them(chip, tmp_path, kind, last):
     with torch.no_grad():
         wanted = model.module(x.half().float() if kind is torch.float16 else x).numpy()
     assert np.allclose(box.ask(x.numpy()), wanted, atol=1e-3)
-    assert box.how == ({"layout": "nhwc"} if last else {})
+    assert box.options == ({"layout": "nhwc"} if last else {})
     with pytest.raises(ConfigError, match="--layout must go with a server or an ONNX file"):
         open_box("call:math:sqrt", layout="nhwc")
 
@@ -491,7 +491,7 @@ def probabilities(x):
 def test_whatever_a_server_answers_with_it_is_as_right(serve, answer, kind):
     address, _ = serve(model=staticmethod(answer))
     x, labels = images(30), torch.arange(30) % 3
-    with Careful(open_box(address), classes=3, kind=kind) as careful:
+    with LimitedBox(open_box(address), classes=3, kind=kind) as careful:
         assert careful(x).right(labels).tolist() == (x.mean((2, 3)).argmax(1) == labels).tolist()
 
 
@@ -515,7 +515,7 @@ def test_a_server_that_starts_is_waited_for(serve, capsys):
     made.do_GET = about
     box = BoxOptions(retries=3).open(address, 3, InputRange())
     said = capsys.readouterr().err
-    assert said.count("Trying again in") == 3 and "503" in said and "must say that it is ready: got 400" in said
+    assert said.count("Retrying in") == 3 and "503" in said and "must report that it is ready: got 400" in said
     made.troubles.append((400, {}))  # it lies: its model is not there yet
     starting += [200, 400]
     assert box(images(2)).labels.shape == (2,) and box.tried_again == 1
@@ -528,19 +528,19 @@ def test_a_server_that_starts_is_waited_for(serve, capsys):
 def test_a_server_in_trouble_is_asked_again_or_not(serve):
     waits = []
     address, made = serve(troubles=[(503, {}), (429, {"Retry-After": "3"})])
-    with Careful(open_box(address), classes=3, sleep=waits.append) as careful:
+    with LimitedBox(open_box(address), classes=3, sleep=waits.append) as careful:
         careful(images(2))
     assert waits == [0.5, 3.0] and len(made.seen) == 3
     address, made = serve(troubles=[(400, {})])
     refused = pytest.raises(AnswerError, match=r"must answer: got 400 .*not now")
-    with Careful(open_box(address), classes=3, sleep=waits.append) as careful, refused:
+    with LimitedBox(open_box(address), classes=3, sleep=waits.append) as careful, refused:
         careful(images(2))
     assert len(made.seen) == 1
     with pytest.raises(AnswerError, match="404 .*no such model"):
         open_box(address.replace("net", "other"))
     with pytest.raises(AnswerError, match="must have an address http://HOST:PORT/v2/models/NAME"):
         open_box("http://127.0.0.1:1/predict")
-    with pytest.raises(AnswerError, match="must be an address"):
+    with pytest.raises(AnswerError, match="must be a valid address"):
         open_box("http://host:abc/v2/models/net")
     with pytest.raises(ConfigError, match="timeout must be in"):
         open_box(address, timeout=-1.0)
@@ -550,7 +550,7 @@ def test_a_server_in_trouble_is_asked_again_or_not(serve):
     with pytest.raises(AnswerError, match="must take FP16, FP32, FP64, UINT8: image is BYTES"):
         open_box(address)
     address, _ = serve(model=staticmethod(lambda x: x.mean((2, 3))[:1]))
-    with Careful(open_box(address), classes=3) as careful, pytest.raises(AnswerError, match="one row of numbers"):
+    with LimitedBox(open_box(address), classes=3) as careful, pytest.raises(AnswerError, match="one row of numbers"):
         careful(images(3))
     with pytest.raises(AnswerError, match="--output-name must be one of the outputs"):
         open_box(address, output_name="probs")
@@ -571,22 +571,24 @@ def test_evaluate_asks_a_black_box(chip, tmp_path, monkeypatch, capsys):
     assert run([*command, "--answers", "top-k", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["pa"] == record["pa"]
     assert run([*command, "--answers", "probabilities"]) == 2
-    assert "probabilities must be one number a class, 10 an image" in capsys.readouterr().err
+    assert "probabilities must be one number per class, 10 per image" in capsys.readouterr().err
     x = plain_inputs(data.test, InputRange())
     rows = data.test.order("digits", "black box")[:50]
     right = (x[rows, 0, 0, 0] > 0) == data.test.labels[rows]
     assert record["pa"] == pytest.approx(100 * float(right.double().mean()))
     assert run([*command, "--nominal", "call:boxes:answer"]) == 0
     shown = capsys.readouterr()
-    assert "0 images asked, 100 known before" in shown.out and f"{record['pa']:.2f}" in shown.out
-    fails(capsys, [*command, "--ber", "0.01"], "no option of chips, memories or --resume goes with it")
+    assert "0 images sent, 100 from the cache" in shown.out and f"{record['pa']:.2f}" in shown.out
+    for option in ("--ber 0.01", "--confidence .5", "--bits 4", "--no-fold", "--published-chips", "--resume"):
+        left_out = f"{option.split()[0]} must be left out: call:boxes:answer is a black-box model"
+        fails(capsys, [*command, *option.split()], left_out)
     fails(
         capsys, ["evaluate", "--base", str(folder / "base"), "--ber", "0.1", "--budget", "3"], "--budget must go with"
     )
     assert run(["evaluate", "--base", "call:boxes:bad"]) == 2
     assert "call:boxes:bad must answer: it raised ZeroDivisionError" in capsys.readouterr().err
     assert run([*command, "--nominal", str(folder / "base")]) == 2
-    assert "a model to ask must be a URL, FILE.onnx or call:module:function" in capsys.readouterr().err
+    assert "a black-box model must be a URL, FILE.onnx or call:module:function" in capsys.readouterr().err
 
 
 class Shift:
@@ -613,10 +615,10 @@ def test_the_better_half_goes_on():
         return (x[:, 0, 0, 0] > 0.5).astype(int)
 
     fuses = {f"by {amount}": Shift(amount) for amount in (0.1, 0.2, 0.3, 0.4, 0.0)}
-    with Careful(Function(answer, "bound"), classes=2, limits=Limits(batch=1000)) as box:
+    with LimitedBox(Function(answer, "bound"), classes=2, limits=Limits(batch=1000)) as box:
         record = choose(fuses, box, data)
     most = len(flat)
-    assert [one["images"] for one in record["rounds"]] == sizes(5, most) == [max(16, most // 4), most // 2, most]
+    assert [one["images"] for one in record["rounds"]] == round_sizes(5, most) == [max(16, most // 4), most // 2, most]
     assert [len(one["accuracy"]) for one in record["rounds"]] == [5, 3, 2]
     assert record["best"] == "by 0.4" and next(iter(record["rounds"][1]["accuracy"])) == "by 0.4"
     x = plain_inputs(flat[flat.order("toy", "choosing")], InputRange())[:, 0, 0, 0]
@@ -624,15 +626,15 @@ def test_the_better_half_goes_on():
     assert record["gain"] == pytest.approx(float(gains.mean()))
     assert record["gain_ci95"] == pytest.approx(list(t_interval(gains.tolist())))
     assert box.found > 0  # earlier rounds' images are not asked about again
-    with Careful(Function(answer, "bound"), classes=2, limits=Limits(batch=1000)) as box:
+    with LimitedBox(Function(answer, "bound"), classes=2, limits=Limits(batch=1000)) as box:
         harmful = choose({"darker": Shift(-0.2), "darkest": Shift(-0.4)}, box, data)
     assert (harmful["best"], harmful["best_fuse"]) == ("none", "darker") and harmful["gain"] < 0
-    assert f"best: no NeuralFuse; of them darker, {harmful['gain']:+.1f} points" in choice_summary(harmful)
-    with pytest.raises(ConfigError, match="there must be a NeuralFuse"):
+    assert f"best: no NeuralFuse; best NeuralFuse: darker, {harmful['gain']:+.1f} points" in choice_text(harmful)
+    with pytest.raises(ConfigError, match="at least one NeuralFuse must be given"):
         choose({}, box, data)
     with pytest.raises(ConfigError, match="must not be the name"):
         choose({"none": Shift(0.0)}, box, data)
-    assert sizes(1, 300) == [300] and sizes(2, 300) == [300] and sizes(3, 10) == [10, 10]
+    assert round_sizes(1, 300) == [300] and round_sizes(2, 300) == [300] and round_sizes(3, 10) == [10, 10]
 
 
 WRONG_ABOUT_WHAT_IT_KNOWS = """
@@ -657,7 +659,7 @@ def test_choose_from_the_command_line(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     record = json.loads((tmp_path / "choice.json").read_text())
     assert record["best"] == "none" and record["gain"] == 0
-    assert "best: no NeuralFuse; of them convs, +0.0 points" in shown
+    assert "best: no NeuralFuse; best NeuralFuse: convs, +0.0 points" in shown
     assert not (tmp_path / "best").exists()
     (tmp_path / "better.py").write_text(WRONG_ABOUT_WHAT_IT_KNOWS)
     assert run([*command[:-3], "call:better:answer", "--keep", "best", "--out", "choice.json"]) == 0
@@ -665,5 +667,5 @@ def test_choose_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert f"best: {record['best']}, +" in capsys.readouterr().out
     kept, best = (NeuralFuse.from_pretrained(tmp_path / name) for name in ("best", record["best"]))
     assert kept.name == best.name
-    fails(capsys, ["choose", "--base", "call:boxes:answer"], "there must be a NeuralFuse to choose")
+    fails(capsys, ["choose", "--base", "call:boxes:answer"], "at least one NeuralFuse must be given")
     fails(capsys, [*command, "--nominal", "call:boxes:answer"], "--nominal must be left out")

@@ -250,10 +250,10 @@ def test_ctrl_c_exits_with_130(capsys, monkeypatch):
     assert capsys.readouterr().err == "neuralfuse: interrupted.\n"
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["models"], ["train-base"], ["train"], ["evaluate"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["models"], ["train-base"], ["train"], ["evaluate"], ["serve"]])
 def test_help_has_an_example_and_starts_without_torch(command):
     code = f"import sys; from neuralfuse.cli.main import run; code = run({[*command, '--help']!r}); "
-    code += "sys.exit(code or ('torch' in sys.modules))"
+    code += "sys.exit(code or not {'torch', 'starlette'}.isdisjoint(sys.modules))"
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=child_environment(), check=False
     )

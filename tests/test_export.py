@@ -104,10 +104,10 @@ def test_an_interrupted_folder_goes_on_to_the_same_bytes(tmp_path):
     for name in names:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
     for resume in (True, False):  # another module, other images: nothing is mixed
-        with pytest.raises(OutputError, match="must hold what the same NeuralFuse makes of the same images"):
+        with pytest.raises(OutputError, match="must be new, empty or from the same NeuralFuse and images"):
             apply_folder(strong("unets"), tmp_path / "in", tmp_path / "out", resume=resume)
     picture(pixels(1)[0], tmp_path / "in" / "one more.png")
-    with pytest.raises(OutputError, match="must hold what the same NeuralFuse makes of the same images"):
+    with pytest.raises(OutputError, match="must be new, empty or from the same NeuralFuse and images"):
         apply_folder(fuse, tmp_path / "in", tmp_path / "out", resume=True)
 
 
@@ -129,7 +129,7 @@ def test_what_a_folder_may_not_be(tmp_path):
     with pytest.raises(DataError, match="must hold images"):
         apply_folder(fuse, tmp_path / "in", tmp_path / "out")
     picture(one, tmp_path / "in" / "a.png")
-    with pytest.raises(NeuralFuseError, match="must not be in the one that is read"):
+    with pytest.raises(NeuralFuseError, match="must not lie in the source folder"):
         apply_folder(fuse, tmp_path / "in", tmp_path / "in" / "out")
     picture(one, tmp_path / "mine" / "b.png")
     with pytest.raises(OutputError, match="it holds other files"):
@@ -182,7 +182,7 @@ def test_an_interrupted_array_goes_on_to_the_same_bytes(tmp_path):
     assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
     with pytest.raises(Stop):
         apply_array(fuse, tmp_path / "in.npy", tmp_path / "out.npy", progress=stop_after(1))
-    with pytest.raises(NeuralFuseError, match="must go on with the same NeuralFuse"):
+    with pytest.raises(NeuralFuseError, match="must come with the same NeuralFuse"):
         apply_array(strong("unets"), tmp_path / "in.npy", tmp_path / "out.npy", resume=True)
     with pytest.raises(Stop):  # begun anew and stopped before its first batch: what the older run noted is gone
         apply_array(Stopping(), tmp_path / "in.npy", tmp_path / "out.npy")
@@ -192,7 +192,7 @@ def test_an_interrupted_array_goes_on_to_the_same_bytes(tmp_path):
         apply_array(fuse, tmp_path / "in.npy", tmp_path / "out.npy", progress=stop_after(1))
     whole = (tmp_path / ".out.npy.partial").read_bytes()
     for damaged, message in (
-        (whole[:-1], "cannot go on with"),
+        (whole[:-1], "cannot resume from"),
         (whole.replace(b"|u1", b"|i1", 1), "must find a file of"),
     ):
         (tmp_path / ".out.npy.partial").write_bytes(damaged)

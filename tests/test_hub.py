@@ -112,7 +112,7 @@ def test_what_is_pushed_is_what_is_pulled(hub, tmp_path, capsys):
     assert set(hub.files) == {"config.json", "model.safetensors", "README.md"}
     about = hub.files["README.md"].decode()
     assert "trained on gtsrb in front of vgg11, against 1% stuck" in about
-    assert "73.5% without it, 90.3% behind it (98.2% without bit errors)" in about
+    assert "73.5% without it, 90.3% with it (98.2% without bit errors)" in about
     assert run(["pull", "me/x", str(tmp_path / "pulled"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["generator"] == "unets"
     pulled = NeuralFuse.from_pretrained(tmp_path / "pulled")

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import ROOT, toy_data
-from neuralfuse.blackbox import Careful, Function, tune
+from neuralfuse.blackbox import Function, LimitedBox, tune
 from neuralfuse.config import EopmConfig, QatConfig, TuningConfig
 from neuralfuse.data import load_data
 from neuralfuse.energy import count
@@ -300,7 +300,7 @@ def test_a_tuned_module_is_fitted_by_questions_alone(trained, setting, monkeypat
     for chip, result, record in zip(faults.chips(2), results, tunings, strict=True):
         perturbed = made.deployed.perturbed(chip)
         faulty, clean = (
-            Careful(Function(lambda x, model=model: model(torch.from_numpy(x)).detach().numpy(), "it"), classes=2)
+            LimitedBox(Function(lambda x, model=model: model(torch.from_numpy(x)).detach().numpy(), "it"), classes=2)
             for model in (perturbed, made.deployed)
         )
         config = TuningConfig(queries=2200, seed=5)

@@ -16,7 +16,7 @@ from PIL import Image
 
 import test_plan
 from conftest import ROOT, toy_data
-from neuralfuse.blackbox import Careful, Function, choose, judge, tune
+from neuralfuse.blackbox import Function, LimitedBox, choose, judge, tune
 from neuralfuse.cli.main import run
 from neuralfuse.config import EopmConfig, QatConfig, TuningConfig
 from neuralfuse.errors import NeuralFuseError
@@ -121,7 +121,7 @@ def answered(fuse, base, data) -> dict[str, dict]:
         return faulty(torch.from_numpy(x)).detach().numpy()
 
     def box():
-        return Careful(Function(answer, "call:faulty:answer"), classes=2)
+        return LimitedBox(Function(answer, "call:faulty:answer"), classes=2)
 
     few = TuningConfig(queries=120, step_images=10, directions=1, judged=20)
     return {

@@ -29,8 +29,8 @@ from neuralfuse.cli.main import run
 from neuralfuse.errors import ConfigError
 from neuralfuse.export.apply import transform_any
 from neuralfuse.serve import Settings
-from neuralfuse.serve.rpc import put, tensors_of
-from neuralfuse.serve.settings import place_of
+from neuralfuse.serve.rpc import decode_request, replace_tensor
+from neuralfuse.serve.settings import host_port
 from neuralfuse.wire import HEADER, Message, WireError, WireTensor, decode, encode
 from test_blackbox import serve as upstream  # noqa: F401
 from test_cli import fails
@@ -144,8 +144,8 @@ def test_what_only_reads_passes_and_what_could_answer_is_refused(door):
         with pytest.raises(grpc.RpcError) as error:
             next(stream)
         assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert "images are transformed in ModelInfer only" in error.value.details()
-        with pytest.raises(grpc.RpcError, match="images are transformed in ModelInfer only"):
+        assert "a protected model must be queried by ModelInfer" in error.value.details()
+        with pytest.raises(grpc.RpcError, match="a protected model must be queried by ModelInfer"):
             channel.unary_unary("/other.Service/Predict")(b"", timeout=20)
 
 
@@ -207,7 +207,7 @@ def test_a_call_whose_message_does_not_come_is_not_waited_for(door):
 
 def test_tokens_and_the_bound_on_requests_in_flight(door, behind):
     address, x = door(token="secret", upstream_token="other", in_flight=1), images(1).numpy()
-    with pytest.raises(InferenceServerException, match="a bearer token must come") as error:
+    with pytest.raises(InferenceServerException, match="must carry the bearer token") as error:
         asked(address, x, "FP32")
     assert "UNAUTHENTICATED" in error.value.status()
     known = {"authorization": "Bearer secret"}
@@ -216,7 +216,7 @@ def test_tokens_and_the_bound_on_requests_in_flight(door, behind):
         first = pool.submit(asked, address, x, "FP32", headers=known)
         while not behind[0].seen:
             pass
-        with pytest.raises(InferenceServerException, match="1 requests are worked on already") as error:
+        with pytest.raises(InferenceServerException, match="the limit of 1 requests in flight is reached") as error:
             asked(address, x, "FP32", headers=known)
         assert "RESOURCE_EXHAUSTED" in error.value.status()
         behind[0].gate.set()
@@ -306,7 +306,7 @@ def test_a_stopped_gateway_answers_what_it_has_begun(tmp_path, fuse, upstream, c
 
 
 def test_an_address_of_the_newer_kind_is_written_in_brackets():
-    assert place_of("::1", 8011) == "[::1]:8011" and place_of("localhost", 1) == "localhost:1"
+    assert host_port("::1", 8011) == "[::1]:8011" and host_port("localhost", 1) == "localhost:1"
 
 
 @given(
@@ -324,13 +324,13 @@ def test_any_message_is_read_or_refused(datatype, shape, raw, numbers, names):
         one.contents.int_contents.extend(numbers)
         one.contents.fp32_contents.extend(numbers)
     try:
-        message = tensors_of(request)
+        message = decode_request(request)
     except WireError:
         return
     assert [one.shape for one in message.tensors] == [tuple(shape)] * len(names)
     before = request.SerializeToString(deterministic=True)
     for one in message.tensors:
-        put(request, WireTensor(one.name, one.datatype, one.values))
+        replace_tensor(request, WireTensor(one.name, one.datatype, one.values))
     if datatype != "BF16":
         assert request.SerializeToString(deterministic=True) == before
 

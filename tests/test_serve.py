@@ -12,6 +12,7 @@ import time
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2
 import numpy as np
@@ -26,8 +27,9 @@ from neuralfuse.cli.main import run
 from neuralfuse.errors import ConfigError
 from neuralfuse.export.apply import transform_any
 from neuralfuse.fuse import NeuralFuse
-from neuralfuse.serve import Settings, gateway
+from neuralfuse.serve import Settings
 from neuralfuse.serve.batching import Batcher
+from neuralfuse.serve.gateway import gateway
 from neuralfuse.serve.run import listen, server_of
 from neuralfuse.wire import HEADER, Message, WireTensor, decode, encode
 from test_blackbox import Server
@@ -340,7 +342,7 @@ def test_questions_whether_the_server_is_ready_leave_room_for_others(put_before)
         first = [pool.submit(httpx2.get, ready, timeout=60) for _ in range(4)]
         asked = [silent.accept()[0] for _ in first]
         answer = httpx2.get(ready, timeout=60)
-        assert answer.status_code == 503 and "is being asked already" in answer.json()["error"]
+        assert answer.status_code == 503 and "readiness checks are in flight already" in answer.json()["error"]
         for one in asked:
             one.close()
         assert all(one.result().status_code == 503 and "reachable" in one.result().json()["error"] for one in first)
@@ -354,7 +356,7 @@ def test_requests_that_come_together_are_transformed_together():
         return x * 2
 
     async def main() -> list[torch.Tensor]:
-        batcher = Batcher(double, most=4, wait=0.05, watch=sizes.append)
+        batcher = Batcher(double, max_batch=4, max_wait=0.05, on_batch=sizes.append)
         batcher.start()
         parts = [torch.full((size, 1, 1, 1), float(number)) for number, size in enumerate((1, 2, 2, 1, 6, 1))]
         jobs = [asyncio.create_task(batcher(part)) for part in parts]
@@ -375,15 +377,15 @@ def test_a_request_waits_for_others_only_while_there_are_any():
     sizes, image = [], torch.zeros(1, 1, 1, 1)
 
     async def main() -> None:
-        batcher = Batcher(lambda x: x, most=9, wait=60.0, watch=sizes.append)
+        batcher = Batcher(lambda x: x, max_batch=9, max_wait=60.0, on_batch=sizes.append)
         batcher.start()
         await asyncio.wait_for(batcher(image), 30)  # there is no other
-        with batcher.coming() as second, batcher.coming() as third:
+        with batcher.announce() as second, batcher.announce() as third:
             first = asyncio.create_task(batcher(image))
             await asyncio.sleep(0.05)
             assert not first.done()
             await asyncio.wait_for(asyncio.gather(first, second(image), third(image)), 30)
-        with pytest.raises(ValueError, match="broken"), batcher.coming():
+        with pytest.raises(ValueError, match="broken"), batcher.announce():
             raise ValueError("broken")
         await asyncio.wait_for(batcher(image), 30)
         await batcher.stop()
@@ -399,7 +401,7 @@ def test_a_batch_that_fails_fails_those_in_it_alone():
         return x
 
     async def main() -> None:
-        batcher, pair = Batcher(picky, most=1, wait=0.0), Batcher(picky, most=2, wait=0.05)
+        batcher, pair = Batcher(picky, max_batch=1, max_wait=0.0), Batcher(picky, max_batch=2, max_wait=0.05)
         batcher.start()
         pair.start()
         good, bad = torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 2.0)
@@ -412,9 +414,9 @@ def test_a_batch_that_fails_fails_those_in_it_alone():
         assert all(isinstance(one, RuntimeError) for one in uneven)
         assert torch.equal(await pair(good), good)
         await pair.stop()
-        waits = Batcher(picky, most=9, wait=60.0)
+        waits = Batcher(picky, max_batch=9, max_wait=60.0)
         waits.start()
-        with waits.coming():
+        with waits.announce():
             waiting = asyncio.create_task(waits(good))
             await asyncio.sleep(0.05)
             await waits.stop()
@@ -569,11 +571,30 @@ def test_serve_says_what_hinders_it(fuse, tmp_path, capsys, monkeypatch):
     fails(capsys, [*command, "--host", "192.0.2.1"], "--host and --port must be free to listen on")
     pem = tmp_path / "no.pem"
     pem.write_text("nothing")
-    fails(capsys, [*command, "--certificate", str(pem), "--key", str(pem)], "must be PEM files")
-    assert run([*command, "--in-flight", "0"]) == 2
-    capsys.readouterr()
+    fails(capsys, [*command, "--certificate", str(pem), "--key", str(pem)], "must be a matching pair of PEM files")
+    fails(capsys, [*command, "--in-flight", "0"], "in_flight must be at least 1: got in_flight=0")
+    fails(capsys, command[:2], "--upstream")
+    fails(capsys, [*command, "--token", "secret"], "--token")
     monkeypatch.setenv("NEURALFUSE_TOKEN", "two words")
     fails(capsys, command, "NEURALFUSE_TOKEN must be printable ASCII")
+
+
+def test_serve_takes_every_setting_but_the_tokens(fuse, tmp_path, monkeypatch):
+    fuse.save_pretrained(tmp_path)
+    served = []
+    monkeypatch.setattr("neuralfuse.serve.run.serve", lambda module, settings, say: served.append(settings))
+    monkeypatch.setenv("NEURALFUSE_TOKEN", "mine")
+    monkeypatch.delenv("NEURALFUSE_UPSTREAM_TOKEN", raising=False)
+    options = "--upstream http://h:1 --model a --model b --input-name x --layout nhwc --host ::1 --port 1 --max-batch 2"
+    options += " --max-wait .5 --in-flight 3 --timeout 4 --max-body 5 --certificate c --key k"
+    options += " --grpc-upstream grpc://h:2 --grpc-port 6"
+    assert run(["serve", str(tmp_path), *options.split()]) == 0
+    wanted = Settings(
+        upstream="http://h:1", models=("a", "b"), input_name="x", layout="nhwc", host="::1", port=1, max_batch=2,
+        max_wait=0.5, in_flight=3, timeout=4.0, max_body=5, token="mine", certificate=Path("c"), key=Path("k"),
+        grpc_upstream="grpc://h:2", grpc_port=6,
+    )  # fmt: skip
+    assert served == [wanted] and "mine" not in repr(wanted)
 
 
 MOST = 4000

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from conftest import toy_data
-from neuralfuse.blackbox import Answers, Careful, Function, Limits, tune, tuning_summary
+from neuralfuse.blackbox import Answers, Function, LimitedBox, Limits, tune, tuning_text
 from neuralfuse.blackbox.tune import _Search, losses_of
 from neuralfuse.cli.main import run
 from neuralfuse.config import TuningConfig
@@ -48,8 +48,8 @@ class Counting:
         return brightness(x)
 
 
-def careful(function=brightness, name="call:it", **limits) -> Careful:
-    return Careful(Function(function, name), classes=2, limits=Limits(**limits))
+def careful(function=brightness, name="call:it", **limits) -> LimitedBox:
+    return LimitedBox(Function(function, name), classes=2, limits=Limits(**limits))
 
 
 def test_a_step_goes_against_the_slopes_between_opposite_modules():
@@ -74,8 +74,9 @@ def test_a_step_goes_against_the_slopes_between_opposite_modules():
             found.append(float(F.cross_entropy(torch.from_numpy(brightness(inputs.numpy())), labels)))
         assert losses[2 * k : 2 * k + 2] == pytest.approx(found, rel=1e-5)
         gradient += (found[0] - found[1]) / 0.4 * way / 3
-    assert torch.allclose(search.move.grad, gradient, rtol=1e-3, atol=1e-5)
-    assert torch.equal(search.move.sign(), -search.move.grad.sign()) and search.move.abs().max() <= tuning.lr + 1e-6
+    assert torch.allclose(search.offset.grad, gradient, rtol=1e-3, atol=1e-5)
+    assert torch.equal(search.offset.sign(), -search.offset.grad.sign())
+    assert search.offset.abs().max() <= tuning.lr + 1e-6
 
 
 def test_it_learns_within_its_questions_and_leaves_the_module_alone():
@@ -100,7 +101,7 @@ def test_it_learns_within_its_questions_and_leaves_the_module_alone():
     ]
     assert [record["before"], record["after"]] == [pytest.approx(one.mean()) for one in hits]
     assert record["gain_ci95"] == list(t_interval((hits[1] - hits[0]).tolist()))
-    assert f"gain   {record['gain']:+6.2f}" in tuning_summary(record)
+    assert f"gain   {record['gain']:+6.2f}" in tuning_text(record)
 
 
 def test_tunings_add_up_and_few_images_judge_as_many_as_there_are():
@@ -108,7 +109,7 @@ def test_tunings_add_up_and_few_images_judge_as_many_as_there_are():
     with careful() as box:
         once, record = tune(module, box, data, replace(SHORT, judged=500))
     assert record["judged"] == len(data.validation) < 500
-    assert f"of {len(data.validation)} validation images" in tuning_summary(record)
+    assert f"of {len(data.validation)} validation images" in tuning_text(record)
     assert record["steps"] == (2000 - 2 * len(data.validation)) // 60
     once.trained["tuned"] = [{"queries": 1}]
     with careful(lambda x: brightness(x) - [0.0, 14.0]) as box:  # another chip
@@ -230,4 +231,4 @@ def test_tune_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert record["gain"] == pytest.approx(record["after"] - record["before"])
     assert NeuralFuse.from_pretrained(tmp_path / "tuned").name == "unets"
     fails(capsys, [*command, "99999"], "images must be in 0..1132: got images=99999")
-    fails(capsys, ["tune", "fuse", "--base", "runs/base", "--out", "tuned"], "a model to ask must be a URL")
+    fails(capsys, ["tune", "fuse", "--base", "runs/base", "--out", "tuned"], "a black-box model must be a URL")

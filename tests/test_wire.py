@@ -94,8 +94,8 @@ def one(**changes) -> bytes:
         (one(shape=[-1]), "must have a shape"),
         (one(shape=[1] * 33), "must have a shape"),
         (one(shape=[0, 2**64], data=[]), "must have a shape"),
-        (one(shape=[0, 2**63], data=[]), "must have a shape that can be"),
-        (one(shape=[2**62, 2**62, 0], data=[]), "must have a shape that can be"),
+        (one(shape=[0, 2**63], data=[]), "must have a shape that NumPy supports"),
+        (one(shape=[2**62, 2**62, 0], data=[]), "must have a shape that NumPy supports"),
         (one(shape=[3]), "must have 3 values by its shape: got 2"),
         (one(data=None), "its data as a list: got a NoneType"),
         (one(data=[1, 300]), "must fit UINT8"),
@@ -111,11 +111,11 @@ def one(**changes) -> bytes:
         (one(parameters=[]) + b" ", None),
         (one(parameters=[1]), "an object as parameters"),
         (one(parameters={"shared_memory_region": "a"}), "must come in the body"),
-        (one(parameters={"binary_data_size": 1}), r"binary_data_size in 0..0, what is left: got 1"),
+        (one(parameters={"binary_data_size": 1}), r"binary_data_size in 0..0, the bytes left: got 1"),
         (one(parameters={"binary_data_size": True}), "binary_data_size"),
         (one(parameters={"binary_data_size": 0}), "as JSON or as bytes: got both"),
         (one(parameters={"binary_data_size": 0}, data=None), "must have 2 bytes by its shape: got 0"),
-        (b'{"inputs": [%s, %s]}' % ((one()[12:-2],) * 2), "a name of its own"),
+        (b'{"inputs": [%s, %s]}' % ((one()[12:-2],) * 2), "names must be unique: got x, x"),
     ],
 )
 def test_what_is_no_message_is_refused(body, message):
@@ -148,7 +148,7 @@ def test_bytes_that_do_not_fit_are_refused(datatype, shape, data, message):
 
 def test_bytes_that_are_left_over_are_refused():
     body, length = encode(Message((WireTensor("x", "UINT8", np.zeros(2, np.uint8)),)), "inputs", binary=True)
-    with pytest.raises(WireError, match="1 more bytes came"):
+    with pytest.raises(WireError, match="got 1 extra bytes"):
         decode(body + b"\0", length, "inputs")
 
 

@@ -1,4 +1,4 @@
-"""A stand-in for a server at low voltage: a runtime for MLServer that answers through one chip's faulty memory."""
+"""A stand-in for hardware at low voltage: an MLServer runtime that serves a base model through one faulty chip."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ try:
     from mlserver import MLModel
     from mlserver.codecs import NumpyCodec
     from mlserver.types import InferenceRequest, InferenceResponse
-except ImportError:  # the settings are written where there is no MLServer
+except ImportError:  # `write_settings` runs without MLServer, too
     MLModel = object
 
 INPUT, OUTPUT = "image", "logits"
@@ -27,22 +27,23 @@ INPUT, OUTPUT = "image", "logits"
 def write_settings(
     folder: Path, base: Path, faults: dict[str, Any] | None, seed: int, *, name: str = "model", port: int = 8080
 ) -> None:
-    """Write what ``mlserver start FOLDER`` reads: a server on this machine with one model.
+    """Write the settings that ``mlserver start FOLDER`` reads: a server on this machine with one model.
 
     Args:
-        folder: To write.
+        folder: Folder to write.
         base: Folder of a trained base model.
-        faults: A fault model's description; None for a memory without faults.
-        seed: Of the chip.
-        name: Of the model.
-        port: For HTTP; gRPC and metrics take the next two.
+        faults: Config of a fault model (see `from_config`); None for a memory without faults.
+        seed: Seed of the chip.
+        name: Name of the model on the server.
+        port: Port for HTTP; the next two are for gRPC and metrics.
 
     Raises:
-        FileFormatError: the folder is not one of a base model.
+        ConfigError: the port is not in 1..65533.
+        FileFormatError: ``base`` is not the folder of a base model.
         OutputError: the folder cannot be written.
     """
     model = load_base(base)
-    require(1 <= port <= 65533, f"port must be in 1..65533, for it and the next two: got port={port}.")
+    require(1 <= port <= 65533, f"port must be in 1..65533, since the next two are used, too: got port={port}.")
     height, width = model.image_size
     server = {"host": "127.0.0.1", "http_port": port, "grpc_port": port + 1, "metrics_port": port + 2}
     write_json(folder / "settings.json", {**server, "parallel_workers": 0})
@@ -59,10 +60,10 @@ def write_settings(
 
 
 class FaultyModel(MLModel):  # type: ignore[misc, unused-ignore]
-    """A base model whose weights are read through one chip; set up by `write_settings`."""
+    """An MLServer model: a base model read through one chip, as `write_settings` describes it."""
 
     async def load(self) -> bool:
-        """Read the model and make the chip."""
+        """Load the model and make the chip."""
         extra = self.settings.parameters.extra
         model = load_base(Path(extra["base"]))
         deployed = deploy(model.module, scheme=model.scheme, input_range=model.input_range)
@@ -71,7 +72,7 @@ class FaultyModel(MLModel):  # type: ignore[misc, unused-ignore]
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """Answer with logits."""
+        """Return the logits of a request's images."""
         x = torch.from_numpy(np.array(NumpyCodec.decode_input(payload.inputs[0]), dtype=np.float32))
         with torch.inference_mode():
             logits = self.model(x).numpy()

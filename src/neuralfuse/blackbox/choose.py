@@ -1,4 +1,4 @@
-"""Which of several NeuralFuses suits a model that one can only ask: the worse half goes, the rest are asked more."""
+"""Choosing among several NeuralFuses by successive halving on a black-box model's answers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from neuralfuse.blackbox.careful import Careful
 from neuralfuse.blackbox.judge import check_fits
+from neuralfuse.blackbox.limited import LimitedBox
 from neuralfuse.data import DataSet
 from neuralfuse.errors import require
 from neuralfuse.evaluation import mean, t_interval
@@ -19,36 +19,38 @@ from neuralfuse.scoring import plain_inputs, transform
 
 SCHEMA = "neuralfuse/choice/1"
 NONE = "none"
-FEWEST = 16  # images of the first round
+FEWEST = 16  # images in the first round
 
 
 def choose(
     fuses: Mapping[str, NeuralFuse],
-    box: Careful,
+    box: LimitedBox,
     data: DataSet,
     *,
     images: int = 0,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Return the record of a choice among NeuralFuses by a model's answers to validation images.
+    """Return the record of a choice among NeuralFuses by a model's accuracy on validation images.
 
-    Successive halving (Jamieson and Talwalkar, AISTATS 2016): each round asks about twice as many images as the one
-    before, those among them, and the better half goes on. The last one is compared with no NeuralFuse on all images,
-    which is best if it answers as well. A choice among many looks a little better than it is: judge it on test images.
+    Each round uses about twice as many images as the round before, among them the same ones, and keeps the better half
+    of the modules. The last module is compared with no NeuralFuse on all images. If it gains nothing, ``best`` is
+    ``none``. The best of many modules looks better than it is: measure it again on test images.
 
     Args:
-        fuses: By name, in eval mode, all of one input range.
+        fuses: NeuralFuses by name, in eval mode, all with the same input range.
         box: The model.
-        data: Its validation images are asked about.
-        images: How many at most; 0 for all.
-        say: Told of every round.
+        data: Its validation images are the queries.
+        images: Number of validation images, a fixed random subset; 0 for all.
+        say: Called with a line after each round.
 
     Raises:
-        ConfigError: modules and images do not fit.
-        NeuralFuseError: see `Careful`.
+        ConfigError: modules and images do not fit together, or there are fewer images than asked for.
+        NeuralFuseError: a query failed, see `LimitedBox`.
+    Source:
+        Successive halving (Jamieson and Talwalkar, AISTATS 2016).
     """
-    require(len(fuses) > 0, "there must be a NeuralFuse to choose: got none.")
-    require(NONE not in fuses, f"{NONE} must not be the name of a NeuralFuse: it stands for no NeuralFuse.")
+    require(len(fuses) > 0, "at least one NeuralFuse must be given: got none.")
+    require(NONE not in fuses, f"{NONE} must not be the name of a NeuralFuse: it means no NeuralFuse.")
     first = next(iter(fuses.values()))
     for fuse in fuses.values():
         check_fits(fuse, data.validation.images, first.input_range)
@@ -65,9 +67,9 @@ def choose(
         return box(inputs).right(labels[:count])
 
     rounds, left = [], list(fuses)
-    for count in sizes(len(left), most):
+    for count in round_sizes(len(left), most):
         hits = {name: 100 * float(right(name, count).double().mean()) for name in left}
-        left = sorted(left, key=lambda name: -hits[name])  # stable: of equals the first stays
+        left = sorted(left, key=lambda name: -hits[name])  # stable: of equal ones the first stays
         rounds.append({"images": count, "accuracy": {name: hits[name] for name in left}})
         say(f"{count} images: " + ", ".join(f"{name} {hits[name]:.1f}" for name in left))
         left = left[: math.ceil(len(left) / 2)]
@@ -79,7 +81,7 @@ def choose(
         "schema": SCHEMA,
         "config": {
             "box": box.box.name,
-            **box.box.how,
+            **box.box.options,
             "candidates": {name: fuse.trained for name, fuse in fuses.items()},
             "data": data.to_config(),
             "images": most,
@@ -93,14 +95,14 @@ def choose(
     }
 
 
-def sizes(candidates: int, most: int) -> list[int]:
-    """Return the images of each round: doubling, the last round all of them, one round a halving."""
+def round_sizes(candidates: int, most: int) -> list[int]:
+    """Return the number of images in each round: doubled per halving, all of them in the last round."""
     rounds = max(1, math.ceil(math.log2(candidates)))
     return [max(min(most, FEWEST), most // 2**step) for step in reversed(range(rounds))]
 
 
-def choice_summary(record: Mapping[str, Any]) -> str:
-    """Return the record in a few lines."""
+def choice_text(record: Mapping[str, Any]) -> str:
+    """Return a record of `choose` as a few lines."""
     lines: list[str] = []
     for one in record["rounds"]:
         found: Sequence[tuple[str, float]] = list(one["accuracy"].items())
@@ -108,6 +110,6 @@ def choice_summary(record: Mapping[str, Any]) -> str:
     interval = record["gain_ci95"]
     known = "" if interval is None else f", 95% interval {interval[0]:+.1f} to {interval[1]:+.1f} over images"
     over = f"{record['best_fuse']}, {record['gain']:+.1f} points over no NeuralFuse{known}"
-    lines.append(f"best: {over}" if record["best"] != NONE else f"best: no NeuralFuse; of them {over}")
-    lines.append(f"{record['run']['asked']} images asked, {record['run']['known']} known before")
+    lines.append(f"best: {over}" if record["best"] != NONE else f"best: no NeuralFuse; best NeuralFuse: {over}")
+    lines.append(f"{record['run']['asked']} images sent, {record['run']['known']} from the cache")
     return "\n".join(lines)

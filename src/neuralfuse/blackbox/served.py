@@ -8,32 +8,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuralfuse.blackbox.boxes import SENT, Layout, Named, rows
+from neuralfuse.blackbox.boxes import IMAGE_TYPES, Layout, TensorBox, check_rows
 from neuralfuse.errors import AnswerError, BusyError, MissingExtraError, NeuralFuseError, require
 from neuralfuse.ranges import InputRange
 from neuralfuse.wire import HEADER, Message, WireError, WireTensor, decode, encode
 
 BINARY = "binary_tensor_data"
-_AGAIN = {408, 425, 429, 500, 502, 503, 504}
-_NOT_SAID = {401, 403, 404, 405, 501}  # it does not say whether it is ready
+_RETRY = {408, 425, 429, 500, 502, 503, 504}
+_NO_READINESS = {401, 403, 404, 405, 501}  # statuses that do not tell whether it is ready
 _ADDRESS = re.compile(r"(https?://.+?)/v2/models/([^/]+)(/versions/[^/]+)?/?")
 
 
-class Served(Named):
-    """A served model.
+class Served(TensorBox):
+    """A model on a server.
 
     Args:
         address: ``http(s)://HOST[:PORT][/PATH]/v2/models/NAME[/versions/VERSION]``.
-        input_name: Of the images, where the model has several inputs.
-        output_name: Of the answers, where the model has several outputs.
-        token: Sent as a bearer token.
-        timeout: Seconds for one request.
-        input_range: What the model's inputs are made of, for a server that takes pixels (UINT8): they are sent as the
-            nearest of 256 levels.
+        input_name: Name of the input for images; needed if the model has several inputs.
+        output_name: Name of the output with the answers; needed if the model has several outputs.
+        token: Bearer token to send.
+        timeout: Seconds per request.
+        input_range: Value range of the model's inputs; used if the server takes UINT8 pixels, the nearest of 256
+            levels.
         layout: Order of the images' axes.
 
     Raises:
-        AnswerError: the address is none, or the server knows no such model.
+        AnswerError: the address is invalid, or the server has no such model.
         BusyError: the server cannot be reached, or is not ready.
     """
 
@@ -63,26 +63,26 @@ class Served(Named):
         self._illegal: type[Exception] = httpx2.InvalidURL
         self._client = httpx2.Client(headers=headers, timeout=timeout)
         try:
-            self._get_to_know(input_name, output_name)
+            self._read_metadata(input_name, output_name)
         except NeuralFuseError:
             self.close()
             raise
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connections."""
         self._client.close()
 
-    def _get_to_know(self, input_name: str | None, output_name: str | None) -> None:
-        about = self._json(self._described_by_server())
-        self.input_name, self.datatype = self._described(about, "inputs", input_name)
-        self.output_name, _ = self._described(about, "outputs", output_name)
-        if self.datatype not in SENT:
-            raise AnswerError(f"{self.name} must take {', '.join(SENT)}: {self.input_name} is {self.datatype}.")
+    def _read_metadata(self, input_name: str | None, output_name: str | None) -> None:
+        about = self._json(self._model_metadata())
+        self.input_name, self.datatype = self._select_tensor(about, "inputs", input_name)
+        self.output_name, _ = self._select_tensor(about, "outputs", output_name)
+        if self.datatype not in IMAGE_TYPES:
+            raise AnswerError(f"{self.name} must take {', '.join(IMAGE_TYPES)}: {self.input_name} is {self.datatype}.")
         server = self._json(self._send("GET", f"{self.root}/v2"))
         self.binary = BINARY in (server.get("extensions") or [])
 
-    def _described_by_server(self) -> Any:
-        """Return the model's metadata; a server that is not ready may not know its models yet."""
+    def _model_metadata(self) -> Any:
+        """Return the model's metadata; raise `BusyError` if the server is not ready yet."""
         try:
             return self._send("GET", self.name)
         except AnswerError:
@@ -90,7 +90,7 @@ class Served(Named):
             raise
 
     def _check_ready(self) -> None:
-        """Raise a `BusyError` where the server says that it, or the model, is not ready: by a status of any kind."""
+        """Raise a `BusyError` if the server or the model reports, by whatever status, that it is not ready."""
         for address in (f"{self.root}/v2/health/ready", f"{self.name}/ready"):
             try:
                 status = self._client.get(address).status_code
@@ -98,15 +98,15 @@ class Served(Named):
                 return
             except self._unreachable as error:
                 raise BusyError(f"{self.root} must be reachable: {error or type(error).__name__}.") from error
-            if status >= 400 and status not in _NOT_SAID:
-                raise BusyError(f"{address} must say that it is ready: got {status}.")
+            if status >= 400 and status not in _NO_READINESS:
+                raise BusyError(f"{address} must report that it is ready: got {status}.")
 
     def ask(self, x: NDArray[np.float32]) -> NDArray[Any]:
         """See `Box`."""
         wanted: dict[str, Any] = {"name": self.output_name}
         if self.binary:
             wanted["parameters"] = {"binary_data": True}
-        message = Message((WireTensor(self.input_name, self.datatype, self.sent(x)),), {"outputs": [wanted]})
+        message = Message((WireTensor(self.input_name, self.datatype, self.encode(x)),), {"outputs": [wanted]})
         body, length = encode(message, "inputs", binary=self.binary)
         headers = {"Content-Type": "application/json" if length is None else "application/octet-stream"}
         if length is not None:
@@ -121,10 +121,10 @@ class Served(Named):
             made = decode(answer.content, None if size is None else int(size), "outputs")
             values = made[self.output_name].values
         except (WireError, StopIteration, ValueError) as error:
-            raise AnswerError(f"{self.name} must answer in the protocol: {error}.") from error
-        return rows(values, len(x), self.name)
+            raise AnswerError(f"{self.name} must follow the protocol in its response: {error}.") from error
+        return check_rows(values, len(x), self.name)
 
-    def _described(self, about: dict[str, Any], key: str, wanted: str | None) -> tuple[str, str]:
+    def _select_tensor(self, about: dict[str, Any], key: str, wanted: str | None) -> tuple[str, str]:
         known = {one.get("name"): one.get("datatype") for one in about.get(key) or [] if isinstance(one, dict)}
         if wanted is None and len(known) == 1:
             wanted = next(iter(known))
@@ -137,14 +137,14 @@ class Served(Named):
         try:
             answer = self._client.request(method, address, **options)
         except self._illegal as error:
-            raise AnswerError(f"{address} must be an address: {error}.") from error
+            raise AnswerError(f"{address} must be a valid address: {error}.") from error
         except self._unreachable as error:
             raise BusyError(f"{self.root} must be reachable: {error or type(error).__name__}.") from error
         if answer.status_code == 200:
             return answer
-        said = " ".join(answer.text.split())[:200]
-        line = f"{address} must answer: got {answer.status_code} {said}"
-        if answer.status_code in _AGAIN:
+        reason = " ".join(answer.text.split())[:200]
+        line = f"{address} must answer: got {answer.status_code} {reason}"
+        if answer.status_code in _RETRY:
             raise BusyError(line, after=_seconds(answer.headers.get("Retry-After")))
         raise AnswerError(line)
 
@@ -159,5 +159,5 @@ class Served(Named):
 def _seconds(text: str | None) -> float | None:
     try:
         return None if text is None else max(0.0, float(text))
-    except ValueError:  # a date
+    except ValueError:  # it may be a date
         return None

@@ -1,21 +1,23 @@
-"""A model that one can only ask: options of `evaluate`, and the commands `choose` and `tune`."""
+"""Black-box models on the command line: options of `evaluate`, and the commands `choose` and `tune`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from neuralfuse.cli.common import Common, DataOptions, say, token
 from neuralfuse.config import TuningConfig
-from neuralfuse.errors import ConfigError, require
+from neuralfuse.errors import BusyError, ConfigError, require
 
 if TYPE_CHECKING:
-    from neuralfuse.blackbox import Box, Careful
+    from neuralfuse.blackbox import Box, LimitedBox
     from neuralfuse.ranges import InputRange
 
 TOKEN = "NEURALFUSE_TOKEN"
@@ -25,25 +27,25 @@ _COMMON, _DATA, _TUNING = Common(), DataOptions(), TuningConfig()
 
 @dataclass(frozen=True, kw_only=True)
 class BoxOptions:
-    """How to ask a model that only answers (--base URL, FILE.onnx or call:module:function).
+    """How to query a black-box model (--base URL, FILE.onnx or call:module:function).
 
     Attributes:
-        nominal: The same model without faults, asked as well.
-        images: Images to ask about (of the test set; choose: of the validation set; tune: of the training set), drawn
-            by a name; 0 for all.
-        answers: What the model answers with, where its numbers do not say it: whole numbers are labels or the
-            likeliest classes, all others are logits.
-        cache: File for answers, which are then not asked for again, also by a later run; it goes with one state of the
-            model.
-        budget: Images that may be sent, every try counted, over all runs with the same --cache (without one, to each
-            model); 0 for any number.
-        per_second: Images a second at most; 0 for as many as it answers.
-        retries: How often a request is tried again that may succeed later.
-        batch: Images a request.
-        timeout: Seconds for a request. A token is read from the environment variable NEURALFUSE_TOKEN.
-        input_name: Name of the model's input for images, where it has several.
-        output_name: Name of its output with the answers, where it has several.
-        layout: Order of the images' axes in what a server or an ONNX file takes.
+        nominal: The same model without faults, queried as well.
+        images: Number of images to send, a fixed random subset of the test set (choose: of the validation set; tune:
+            of the training set); 0 for all.
+        answers: Kind of the model's answers. By default integers are labels or the most likely classes, and all other
+            numbers are logits.
+        cache: SQLite file for answers. An image whose answer is in it is not sent again, not even by a later run. It
+            is valid only as long as the model stays the same.
+        budget: Images that may be sent, retries included, over all runs with the same --cache (without a cache: per
+            model and run); 0 for no limit.
+        per_second: Images per second at most; 0 for no limit.
+        retries: Retries of a request that failed for a temporary reason.
+        batch: Images per request.
+        timeout: Seconds per request. If NEURALFUSE_TOKEN is set, requests carry it as bearer token.
+        input_name: Name of the model's input for images; needed if the model has several inputs.
+        output_name: Name of the model's output with the answers; needed if the model has several outputs.
+        layout: Order of the images' axes that a server or an ONNX file expects.
     """
 
     nominal: str | None = None
@@ -60,11 +62,9 @@ class BoxOptions:
     layout: Literal["nchw", "nhwc"] = "nchw"
 
     def check_unused(self) -> None:
-        """Raise a `ConfigError` if an option was given for a model that is no black box."""
-        usual = BoxOptions()
-        given = [name for name in self.__dataclass_fields__ if getattr(self, name) != getattr(usual, name)]
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        require(not given, f"{flags} must go with --base URL, FILE.onnx or call:module:function.")
+        """Raise a `ConfigError` if an option was given although the model is no black box."""
+        flags = _changed(self, BoxOptions())
+        require(not flags, f"{', '.join(flags)} must go with --base URL, FILE.onnx or call:module:function.")
 
     def judge(
         self,
@@ -75,8 +75,8 @@ class BoxOptions:
         out: Path | None,
         common: Common,
     ) -> None:
-        """Ask, and show what came of it."""
-        from neuralfuse.blackbox import judge, summary  # noqa: PLC0415
+        """Measure the accuracy of a black-box model, and show the record."""
+        from neuralfuse.blackbox import answers_text, judge  # noqa: PLC0415
         from neuralfuse.files import check_writable, write_json  # noqa: PLC0415
         from neuralfuse.ranges import InputRange  # noqa: PLC0415
 
@@ -91,11 +91,13 @@ class BoxOptions:
             record = judge(module, box, images, nominal=nominal, input_range=given, images=self.images, say=say)
         if out is not None:
             write_json(out, record)
-        common.show(record, summary(record))
+        common.show(record, answers_text(record))
 
     @contextmanager
-    def open_both(self, base: str, classes: int, input_range: InputRange) -> Iterator[tuple[Careful, Careful | None]]:
-        """Yield a model to ask, and the same without faults where one was named."""
+    def open_both(
+        self, base: str, classes: int, input_range: InputRange
+    ) -> Iterator[tuple[LimitedBox, LimitedBox | None]]:
+        """Yield the black-box model, and the model without faults if --nominal names it."""
         with self.open(base, classes, input_range) as box:
             if self.nominal is None:
                 yield box, None
@@ -103,12 +105,17 @@ class BoxOptions:
                 with self.open(self.nominal, classes, input_range) as nominal:
                     yield box, nominal
 
-    def open(self, reference: str, classes: int, input_range: InputRange) -> Careful:
-        """Return a model to ask."""
-        from neuralfuse.blackbox import Careful, Limits, again, is_box, open_box  # noqa: PLC0415
+    def open(
+        self, reference: str, classes: int, input_range: InputRange, *, sleep: Callable[[float], None] = time.sleep
+    ) -> LimitedBox:
+        """Return the black-box model that a reference names, limited by these options.
+
+        ``sleep`` waits for some seconds before a retry.
+        """
+        from neuralfuse.blackbox import LimitedBox, Limits, is_box, open_box, retry  # noqa: PLC0415
 
         if not is_box(reference):
-            raise ConfigError(f"a model to ask must be a URL, FILE.onnx or call:module:function: got {reference}.")
+            raise ConfigError(f"a black-box model must be a URL, FILE.onnx or call:module:function: got {reference}.")
         limits = Limits(
             cache=self.cache, budget=self.budget, per_second=self.per_second, retries=self.retries, batch=self.batch
         )
@@ -119,8 +126,39 @@ class BoxOptions:
                 timeout=self.timeout, input_range=input_range, layout=self.layout,
             )  # fmt: skip
 
-        box = again(opened, self.retries, told=lambda error, seconds: say(f"{error} Trying again in {seconds:g} s."))
-        return Careful(box, classes=classes, limits=limits, kind=self.answers)
+        def on_retry(error: BusyError, seconds: float) -> None:
+            say(f"{error} Retrying in {seconds:g} s.")
+
+        box = retry(opened, self.retries, sleep=sleep, on_retry=on_retry)
+        return LimitedBox(box, classes=classes, limits=limits, kind=self.answers, sleep=sleep)
+
+
+def check_left_out(command: Callable[..., None], values: Mapping[str, Any], reason: str) -> None:
+    """Raise a `ConfigError` that names every option that differs from its default.
+
+    Args:
+        command: The command.
+        values: Arguments of the command by name: single options, or dataclasses of options.
+        reason: Why they must be left out.
+    """
+    flags: list[str] = []
+    for name, value in values.items():
+        default = inspect.signature(command).parameters[name].default
+        if is_dataclass(value):
+            flags += _changed(value, default)
+        elif value != default:
+            flags.append(_flag(name, value))
+    require(not flags, f"{', '.join(flags)} must be left out: {reason}")
+
+
+def _changed(options: Any, defaults: Any) -> list[str]:
+    """Return the flags of a dataclass of options whose values differ from the defaults."""
+    pairs = {one.name: (getattr(options, one.name), getattr(defaults, one.name)) for one in fields(options)}
+    return [_flag(name, value) for name, (value, default) in pairs.items() if value != default]
+
+
+def _flag(name: str, value: Any) -> str:
+    return f"--{'no-' * (value is False)}{name.replace('_', '-')}"
 
 
 _BOX = BoxOptions()
@@ -135,10 +173,10 @@ def choose(
     out: Path | None = None,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
-    """Choose, by the answers of a model that only answers, which of several NeuralFuses suits it.
+    """Choose among several NeuralFuses the best one for a black-box model, by its answers.
 
-    They were trained for other models, at several rates, with several generators. Each round asks about more validation
-    images and keeps the better half.
+    The candidates may have been trained for other models, at several rates, with several generators. Each round uses
+    more validation images and keeps the better half.
 
     Example: neuralfuse choose runs/a runs/b runs/c --base https://host/v2/models/net --images 400 --keep runs/best
 
@@ -149,19 +187,19 @@ def choose(
     base
         The model: https://host/v2/models/NAME, FILE.onnx, or call:package.module:function (runs your code).
     keep
-        Folder for a copy of the best one; none is written where no NeuralFuse is better.
+        Folder for a copy of the best one; not written if no NeuralFuse improves the accuracy.
     out
         File for the record.
     """
-    from neuralfuse.blackbox import choice_summary  # noqa: PLC0415
+    from neuralfuse.blackbox import choice_text  # noqa: PLC0415
     from neuralfuse.blackbox import choose as run  # noqa: PLC0415
     from neuralfuse.files import check_writable, write_json  # noqa: PLC0415
 
     for path in (keep, out):
         if path is not None:
             check_writable(path.parent)
-    require(len(fuses) > 0, "there must be a NeuralFuse to choose: got none.")
-    require(box.nominal is None, "--nominal must be left out: a choice is made on the model as it is.")
+    require(len(fuses) > 0, "at least one NeuralFuse must be given: got none.")
+    require(box.nominal is None, "--nominal must be left out: choose queries the faulty model only.")
     device = common.set_up()
     modules = {str(path): common.open_fuse(path, device) for path in fuses}
     first = next(iter(modules.values()))
@@ -172,7 +210,7 @@ def choose(
         modules[record["best"]].save_pretrained(keep)
     if out is not None:
         write_json(out, record)
-    common.show(record, choice_summary(record))
+    common.show(record, choice_text(record))
 
 
 def tune(
@@ -185,11 +223,11 @@ def tune(
     box: Annotated[BoxOptions, _FLAT] = _BOX,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
-    """Fit a NeuralFuse to a model that only answers: an evolution strategy on its weights, within --queries images.
+    """Fit a NeuralFuse to one black-box model by an evolution strategy, within --queries images.
 
-    The module was trained for other models, or for all chips; the one behind the address is one chip. With --nominal,
-    what the same model answers without faults stands for labels. With --cache, the same command goes on after an
-    interruption without asking anything twice. Writes the module, and tuning.json beside it.
+    The given module was trained for other models or for all chips; the black-box model is one chip. With --nominal, the
+    answers of the same model without faults replace the labels. With --cache, the same command resumes after an
+    interruption without repeating a query. Writes the module, and tuning.json beside it.
 
     Example: neuralfuse tune runs/fuse --base https://host/v2/models/net --cache answers.db --out runs/tuned
 
@@ -203,7 +241,7 @@ def tune(
         Folder for the tuned module.
     """
     from neuralfuse.blackbox import tune as run  # noqa: PLC0415
-    from neuralfuse.blackbox import tuning_summary  # noqa: PLC0415
+    from neuralfuse.blackbox import tuning_text  # noqa: PLC0415
     from neuralfuse.files import check_writable, write_json  # noqa: PLC0415
 
     check_writable(out)
@@ -213,4 +251,4 @@ def tune(
         made, record = run(module, opened, images, tuning, images=box.images, nominal=nominal, say=say)
     made.save_pretrained(out)
     write_json(out / "tuning.json", record)
-    common.show(record, f"{tuning_summary(record)}\nWrote {out}.")
+    common.show(record, f"{tuning_text(record)}\nWrote {out}.")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from neuralfuse.cli.blackbox import BoxOptions
+from neuralfuse.cli.blackbox import BoxOptions, check_left_out
 from neuralfuse.cli.common import Common, DataOptions, StorageOptions, listeners, open_bases, say
 from neuralfuse.cli.faults import FaultOptions
 from neuralfuse.config import EopmConfig, QatConfig, Running
@@ -209,7 +209,8 @@ def train(
         common.show(record, text)
 
 
-_ASKED_AS_IT_IS = (_FAULTS, _STORAGE, _RUNNING, 30, None, None, False, False, False)
+# Arguments of `evaluate` that apply to black-box models, too.
+_FOR_BLACK_BOXES = {"fuse", "base", "data", "box", "out", "common"}
 
 
 def evaluate(
@@ -231,7 +232,7 @@ def evaluate(
     resume: bool = False,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
-    """Measure accuracy on unseen chips, each with and without NeuralFuse; or that of a model that only answers.
+    """Measure accuracy on unseen chips, each with and without NeuralFuse; or the accuracy of a black-box model.
 
     Example: neuralfuse evaluate runs/fuse --base runs/base --ber 0.05 --chips 30 --out runs/record.json
     Example: neuralfuse evaluate runs/fuse --base https://host/v2/models/net --images 500 --cache runs/answers.db
@@ -239,41 +240,42 @@ def evaluate(
     Parameters
     ----------
     fuse
-        Folder of a trained NeuralFuse; without one only CA and PA are measured.
+        Folder of a trained NeuralFuse; without it, only CA and PA are measured.
     base
-        A folder written by train-base, or package.module:factory (runs your code). Or a model that only answers, with
-        whatever faults it has: a server's https://host/v2/models/NAME (Open Inference Protocol), FILE.onnx, or
-        call:package.module:function (runs your code; a function from float32 (N, C, H, W) to a row an image).
+        A folder written by train-base, or package.module:factory (runs your code). Or a black-box model with its own
+        faults: a server's https://host/v2/models/NAME (Open Inference Protocol), FILE.onnx, or
+        call:package.module:function (runs your code; from float32 (N, C, H, W) to one row per image).
     chips
-        How many unseen chips; on a fault map, in how many random places the weights are laid (1: as --mapping says).
+        Number of unseen chips. On a fault map: number of random places of the weights (1: the place by --mapping).
     until
-        Stop early, once the 95% interval of PA(NF) (of PA without a NeuralFuse) is at most this many points wide.
+        Stop early once the 95% interval of PA(NF) (without a NeuralFuse: of PA) is at most this many points wide.
     target
-        An accuracy in percent: say how many of the chips reach it, and how many of all chips do at least.
+        An accuracy in percent. Report how many chips reach it, and a lower bound on the share of all chips that do.
     confidence
-        Of that statement.
+        Confidence of that bound.
     published_chips
-        Use the ten chips of the paper's tables instead.
+        Use the ten chips of the paper's tables.
     faulty_generator
-        Store the weights of NeuralFuse in memory of the same kind too, and let them fail as well.
+        Store the weights of NeuralFuse in faulty memory of the same kind, too.
     out
         File for the record.
     resume
-        Go on from an interrupted evaluation with the same --out.
+        Resume an interrupted evaluation with the same --out.
     """
+    given = dict(locals())
     from neuralfuse.blackbox import is_box  # noqa: PLC0415
     from neuralfuse.evaluation import Target, evaluation_text  # noqa: PLC0415
     from neuralfuse.pipeline import make_evaluation  # noqa: PLC0415
 
     if is_box(base):
-        own = (faults, replace(storage, input_range=None), running)
-        alike = (*own, chips, until, target, published_chips, faulty_generator, resume) == _ASKED_AS_IT_IS
-        require(alike, f"{base} must be asked as it is: no option of chips, memories or --resume goes with it.")
+        given["storage"] = replace(storage, input_range=None)
+        own = {name: value for name, value in given.items() if name not in _FOR_BLACK_BOXES}
+        check_left_out(evaluate, own, f"{base} is a black-box model (with --cache, its queries resume).")
         box.judge(fuse, base, data, storage.input_range, out, common)
         return
     box.check_unused()
     goal = None if target is None else Target(accuracy=target, confidence=confidence)
-    require(not resume or out is not None, "--resume must come with --out: without it nothing was kept.")
+    require(not resume or out is not None, "--resume must come with --out: it resumes that record.")
     require(not faulty_generator or fuse is not None, "--faulty-generator must come with a NeuralFuse: got none.")
     model = faults.model(chips)
     device = common.set_up()

@@ -1,4 +1,4 @@
-"""The `energy` command: what a voltage saves, and the paper's energy tables beside what it prints."""
+"""The `energy` command: the energy that a voltage saves, and the paper's energy tables."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _COMMON = Common()
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareOptions:
-    """What the accesses are counted for, and what they cost.
+    """The array whose accesses are counted, and their energies.
 
     Attributes:
-        curve: CSV file (voltage,ber,energy, and a line "# source: ..."), or paper or xilinx-vc707.
-        energy_law: How energies run between the curve's points: power, quadratic (V^2; needs no energies) or
-            exponential. By default as the curve says.
-        array: Rows and columns of the systolic array.
+        curve: Voltage curve: paper, xilinx-vc707, or a CSV file (voltage,ber,energy, and a line "# source: ...").
+        energy_law: Interpolation of energies between the curve's points: power, quadratic (V^2; needs no energies) or
+            exponential. By default the curve's own law.
+        array: Rows and columns of the systolic array, e.g. 32x32.
         dataflow: output-stationary, weight-stationary or input-stationary.
-        technology: 45nm, 7nm, or a TOML file of your own with energies and their sources.
-        bank_kib: Capacity of a bank of memory, in KiB; one that the technology has.
+        technology: 45nm, 7nm, or a TOML file with energies and their sources.
+        bank_kib: Capacity of a memory bank in KiB, one of the technology's.
     """
 
     curve: str | None = None
@@ -44,12 +44,12 @@ class HardwareOptions:
     bank_kib: float = 8
 
     def open_array(self) -> SystolicArray:
-        """Return the array."""
+        """Return the systolic array."""
         from neuralfuse.energy import SystolicArray  # noqa: PLC0415
 
         rows, _, columns = self.array.partition("x")
         if not (rows.isdecimal() and columns.isdecimal()):
-            raise ConfigError(f"--array must be rows x columns, as in 32x32: got {self.array!r}.")
+            raise ConfigError(f"--array must be ROWSxCOLUMNS, e.g. 32x32: got {self.array!r}.")
         return SystolicArray(rows=int(rows), columns=int(columns), dataflow=self.dataflow)  # type: ignore[arg-type]
 
     def open_technology(self) -> Technology:
@@ -81,7 +81,7 @@ def energy(
     paper_tables: bool = False,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
-    """Say what a lower voltage saves: memory accesses, the paper's figures, joules and where each number comes from.
+    """Show the energy that a lower voltage saves: accesses, the paper's figures, joules, and the source of each number.
 
     Example: neuralfuse energy resnet18 --generator unetl --ber 0.01
     Example: neuralfuse energy --paper-tables
@@ -89,48 +89,48 @@ def energy(
     Parameters
     ----------
     base
-        A name (`neuralfuse models` lists them), a folder written by train-base, or package.module:factory (runs your
-        code).
+        Name of a base model (`neuralfuse models` lists them), folder written by train-base, or package.module:factory
+        (runs your code).
     generator
-        A name, or the folder of a trained NeuralFuse; without one, the voltage is lowered unprotected.
+        Name of a generator, or folder of a trained NeuralFuse; without it, the base model is unprotected.
     ber
-        Rate of faulty cells; the voltage is the highest one at which the curve has it.
+        Rate of faulty cells. The voltage is the highest one with this rate on the curve.
     voltage
-        Supply voltage, in the place of --ber. Without both, only what a model takes is counted.
+        Supply voltage, instead of --ber. Without both, only counts and the nominal energy are shown.
     image_size
-        Height and width; by default the base model's.
+        Height and width of the images; by default the base model's.
     channels
-        Channels of the images; a folder knows its own.
+        Channels of the images, for a base model without a folder.
     classes
-        Classes of a model given by name.
+        Classes, for a base model without a folder.
     bits
-        Width of a word; by default the base model's.
+        Width of a word in bits; by default the base model's.
     inference_seconds
-        How long an inference takes; needed where the technology has leakage.
+        Duration of an inference in seconds; needed if the technology has leakage.
     record
-        An evaluation record; its recovery gives the efficiency ratio.
+        Evaluation record, whose recovery gives the efficiency ratio.
     layers
-        List every layer.
+        List all layers.
     latency
-        Measure the latency on this device, for one image.
+        Measure the latency of one image on this device.
     paper_tables
-        Work out the paper's Tables 2, 3, 6, 7 and 8 beside the printed values, and nothing else.
+        Only recompute the paper's Tables 2, 3, 6, 7 and 8, beside the printed values.
     """
     device = common.set_up()
     if paper_tables:
         from neuralfuse.energy.tables import paper_tables as all_tables  # noqa: PLC0415
 
-        require(base is None, f"--paper-tables must stand alone: got the base model {base}.")
+        require(base is None, f"--paper-tables must be used without a base model: got {base}.")
         found = all_tables()
         common.show(found, _tables_text(found))
         return
     from neuralfuse.energy import GENERATOR_LAYERS, OperatingPoint, count, energy_record  # noqa: PLC0415
     from neuralfuse.energy import latency as measure  # noqa: PLC0415
 
-    require(base is not None, "a base model must say what runs: got none. Pass its name, folder or factory.")
-    require(record is None or generator is not None, "--record must come with --generator: it is of one.")
+    require(base is not None, "a base model must be given: pass its name, folder or factory.")
+    require(record is None or generator is not None, "--record must come with --generator: it is a generator's record.")
     require(bits is None or bits >= 1, f"bits must be at least 1: got bits={bits}.")
-    require(ber is None or voltage is None, "one of --ber and --voltage must say how low it goes: got both.")
+    require(ber is None or voltage is None, "the operating point must be given by --ber or --voltage: got both.")
     model = open_base(str(base), classes=classes, channels=channels, image_size=image_size, real=latency)
     size = image_size or model.image_size
     fuse = None if generator is None else open_generator(generator, model.channels, size, common, real=latency)
@@ -168,7 +168,7 @@ def energy(
 def open_base(
     reference: str, *, classes: int, channels: int, image_size: tuple[int, int] | None, real: bool
 ) -> BaseModel:
-    """Return a base model to be counted; one given by name has no weights unless it is to be ``real``."""
+    """Return the base model to count. A model given by name has weights only if it is to be ``real``."""
     import torch  # noqa: PLC0415
 
     from neuralfuse.nets import BaseModel, base_model, base_spec, load_base  # noqa: PLC0415
@@ -187,7 +187,7 @@ def open_base(
 def open_generator(
     reference: str, channels: int, size: tuple[int, int], common: Common, *, real: bool
 ) -> NeuralFuse:  # fmt: skip
-    """Return a NeuralFuse to be counted, padded where the image asks for it."""
+    """Return the NeuralFuse to count, with padding if the image size needs it."""
     from neuralfuse.fuse import NeuralFuse  # noqa: PLC0415
     from neuralfuse.nets import generator, skeleton  # noqa: PLC0415
 
@@ -203,7 +203,7 @@ def open_generator(
 
 
 def _recovery(path: Path, base: str, generator: str) -> dict[str, Any]:
-    """Return an evaluation record of this base model behind this generator."""
+    """Read the evaluation record of this base model behind this generator."""
     from neuralfuse.evaluation.record import EVALUATION_SCHEMA  # noqa: PLC0415
     from neuralfuse.files import read_json  # noqa: PLC0415
 
@@ -234,7 +234,7 @@ def _text(record: Mapping[str, Any], size: tuple[int, int]) -> str:
         row(f"one image of {size[0]}x{size[1]}", [one["name"] for one in models], bounds=exactly),
         row("parameters", [f"{one['parameters']:,}" for one in models], bounds=exactly),
         row("MACs", [f"{one['macs'] / 1e6:,.2f} M" for one in models], "convolutions and matrix products"),
-        row("MACs, the paper's count", macs, "biases, BatchNorm ... too", exactly),
+        row("MACs, the paper's count", macs, "includes biases, BatchNorm, ...", exactly),
         row("weight accesses, the paper's", accesses, "T.W.M.A., words of 64 bits"),
         row("weights read", weights, f"{array['rows']}x{array['columns']}, {array['dataflow']}"),
         row("inputs read", inputs),
@@ -248,7 +248,7 @@ def _text(record: Mapping[str, Any], size: tuple[int, int]) -> str:
         lines += ["", *_point_lines(record["operating_point"], record["saving"], record["generator"])]
     joules, technology = record["joules"], record["technology"]
     bounds = [least[-1] if name == "generator" else least[0] for name in joules]
-    lines += ["", row("microjoules an inference", list(joules), bounds=[""] * len(joules))]
+    lines += ["", row("microjoules per inference", list(joules), bounds=[""] * len(joules))]
     for part in ("weights", "inputs", "outputs", "macs", "leakage", "dram", "total"):
         values = [one[part] for one in joules.values()]
         if any(values):
@@ -260,11 +260,11 @@ def _text(record: Mapping[str, Any], size: tuple[int, int]) -> str:
     if record["efficiency_ratio"] is not None:
         ratio = record["efficiency_ratio"]
         at = f"at {100 * ratio['ber']:.4g}% ({ratio['ber_kind']})"
-        lines.append(f"efficiency ratio {ratio['value']:.1f} points a million parameters, from a recovery {at}")
+        lines.append(f"efficiency ratio {ratio['value']:.1f} points per million parameters, from the recovery {at}")
     if record["latency_seconds"] is not None:
         taken = record["latency_seconds"].items()
         each = ", ".join(f"{name.replace('_', ' ')} {1000 * value:.2f} ms" for name, value in taken)
-        lines.append(f"latency here, one image: {each}")
+        lines.append(f"latency of one image on this device: {each}")
     return "\n".join(lines)
 
 
@@ -291,14 +291,14 @@ def _point_lines(point: Mapping[str, Any], saving: Mapping[str, Any], generator:
         return "not known" if saving[name] is None else f"{least}{saving[name]:.1f}%"
 
     lines = [
-        f"at {point['voltage']:.4g} {curve['unit']}: {100 * point['ber']:.4g}% of the cells faulty, an access takes "
-        f"{point['weight_energy']:.4g} of its energy",
+        f"at {point['voltage']:.4g} {curve['unit']}: {100 * point['ber']:.4g}% of the cells faulty, one access takes "
+        f"{point['weight_energy']:.4g} of the nominal energy",
         f"   {how}: {curve['source']}",
         f"saved {without}",
-        f"   {percent('paper'):>10}  of the weight memory's energy, the paper's count (Eq. 6)",
-        f"   {percent('paper_macs'):>10}  by MACs (Eq. 7)",
+        f"   {percent('paper'):>10}  of the weight memory's energy by the paper's count (Eq. 6)",
+        f"   {percent('paper_macs'):>10}  by the paper's count of MACs (Eq. 7)",
         f"   {percent('weight_memory'):>10}  of the weight memory's energy on this array",
-        f"   {percent('inference'):>10}  of all that an inference takes below",
+        f"   {percent('inference'):>10}  of the total energy per inference (below)",
     ]
     if point["ber"] == 0:
         lines.append("no cell fails at this voltage: NeuralFuse is not needed.")

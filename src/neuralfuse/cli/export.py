@@ -1,4 +1,4 @@
-"""The commands `apply`, `export`, `push` and `pull`: a NeuralFuse outside of this library's own loops."""
+"""The commands `apply`, `export`, `push` and `pull`: uses of a trained NeuralFuse outside of this library."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def apply(
     resume: bool = False,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
-    """Transform images: a folder of image files into PNGs, or an NPY file into another.
+    """Transform images: a folder of image files into PNG files, or an NPY file into another one.
 
-    Image files and uint8 arrays are pixels, and come out as pixels, rounded to 256 levels; float32 arrays are inputs
-    of the model, in its own space.
+    Image files and uint8 arrays hold pixels; their transforms are rounded to 256 levels. float32 arrays hold inputs in
+    the model's own space.
 
     Example: neuralfuse apply runs/fuse photos protected
     Example: neuralfuse apply runs/fuse inputs.npy protected.npy
@@ -42,17 +42,17 @@ def apply(
     target
         Folder or NPY file to write.
     resize
-        Cut and resize images of another size than the NeuralFuse was trained on.
+        Crop and resize images to the size that the NeuralFuse was trained on.
     layout
-        Order of an NPY file's axes: images, channels, height, width, or the channels last.
+        Order of an NPY file's axes: nchw (images, channels, height, width), or nhwc with the channels last.
     resume
-        Go on from what an interrupted run wrote.
+        Resume an interrupted run.
     """
     from neuralfuse.export import apply_array, apply_folder  # noqa: PLC0415
 
     module = common.open_fuse(fuse, common.set_up())
     if source.suffix.lower() == ".npy":
-        require(not resize, "--resize must be left out for an array: it has one size.")
+        require(not resize, "--resize must be left out for an array: all its images have one size.")
         count = apply_array(module, source, target, layout=layout, resume=resume, progress=_Tenths())
     else:
         count = apply_folder(module, source, target, resize=resize, resume=resume, progress=_Tenths())
@@ -60,15 +60,15 @@ def apply(
 
 
 class _Tenths:
-    """Says how far a long job is, ten times."""
+    """Reports the progress of a long job, ten times."""
 
     def __init__(self) -> None:
-        self.said = 0
+        self.shown = 0
 
     def __call__(self, done: int, total: int) -> None:
         tenth = 10 * done // total
-        if tenth > self.said:
-            self.said = tenth
+        if tenth > self.shown:
+            self.shown = tenth
             say(f"{done} of {total} images")
 
 
@@ -80,10 +80,10 @@ def export(
     to: Literal["onnx", "torch"] = "onnx",
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
-    """Write a NeuralFuse as one file for other runtimes: ONNX, or a torch.export program.
+    """Export a NeuralFuse as one file for other runtimes: ONNX, or a torch.export program.
 
-    The graph takes and returns inputs of the model, any number of them at once; the clipping is inside. The file is
-    kept only if it agrees with PyTorch, on batches of several sizes.
+    The graph maps model inputs to model inputs, for any batch size, and includes the clipping. The file is kept only if
+    it agrees with PyTorch on batches of several sizes.
 
     Example: neuralfuse export runs/fuse --to onnx --out fuse.onnx
 
@@ -114,7 +114,7 @@ def push(
     private: bool = False,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
-    """Upload a NeuralFuse to the Hugging Face Hub, with a card that says what it was trained against.
+    """Upload a NeuralFuse to the Hugging Face Hub, with a model card.
 
     Needs huggingface_hub (pip install 'neuralfuse[hub]') and a token (hf auth login, or HF_TOKEN).
 
@@ -125,11 +125,11 @@ def push(
     fuse
         Folder of a trained NeuralFuse.
     repo
-        NAME or OWNER/NAME; made where it is not there yet.
+        NAME or OWNER/NAME; created if it does not exist.
     record
-        Record of an evaluation, for the card.
+        Evaluation record whose accuracies the card shows.
     private
-        Keep a new repository private.
+        Make a new repository private.
     """
     from neuralfuse.export import push as upload  # noqa: PLC0415
 
@@ -145,7 +145,7 @@ def pull(
     revision: str | None = None,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
-    """Download a NeuralFuse from the Hugging Face Hub; weights and config only, no code.
+    """Download a NeuralFuse from the Hugging Face Hub: weights and config only, no code.
 
     Example: neuralfuse pull my-name/my-fuse runs/fuse
 
@@ -156,7 +156,7 @@ def pull(
     fuse
         Folder to write.
     revision
-        Branch, tag or commit; by default the newest.
+        Branch, tag or commit; by default the newest commit.
     """
     from neuralfuse.export import pull as download  # noqa: PLC0415
 

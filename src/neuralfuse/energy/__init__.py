@@ -1,4 +1,4 @@
-"""What a voltage saves: accesses and MACs of a model, the energy of each, and the paper's figures."""
+"""The energy that a voltage saves: accesses and MACs of a model, their energies, and the paper's figures."""
 
 from neuralfuse.energy.arrays import Accesses, SystolicArray
 from neuralfuse.energy.counts import GENERATOR_LAYERS, Counts, count

@@ -1,4 +1,4 @@
-"""How often a systolic array reads and writes its memories: closed forms for three dataflows."""
+"""Reads and writes of a systolic array's memories: closed forms for three dataflows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Dataflow = Literal["output-stationary", "weight-stationary", "input-stationary"]
 
 @dataclass(frozen=True, kw_only=True)
 class Accesses:
-    """Words that move between an array and its three memories, for one image.
+    """Words moved between an array and its three memories, per image.
 
     Attributes:
-        weight_reads: Words read from the memory of the weights.
-        input_reads: Words read from the memory of the inputs; both matrices of a product of activations lie there.
-        output_writes: Words written to the memory of the outputs.
-        output_reads: Partial sums read back from it, to be added to.
+        weight_reads: Words read from the weight memory.
+        input_reads: Words read from the input memory. It holds both matrices of a product of activations.
+        output_writes: Words written to the output memory.
+        output_reads: Partial sums read back from the output memory for accumulation.
     """
 
     weight_reads: int = 0
@@ -28,25 +28,25 @@ class Accesses:
     output_reads: int = 0
 
     def __add__(self, other: Accesses) -> Accesses:
-        """Return the sum of two layers."""
+        """Return the sum of both."""
         return Accesses(**{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(self)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class SystolicArray:
-    """A grid of multipliers without memory between it and the three memories beside it.
+    """A grid of multipliers with a weight memory, an input memory and an output memory, and no cache between them.
 
-    What is *stationary* stays in the grid while the rest streams through: outputs lie rows x columns as output pixels x
-    filters, weights as window x filters, inputs as window x output pixels. A matrix larger than the grid is taken in
-    folds, and what streams is read again for each of them.
+    The *stationary* operand stays in the grid, and the other operands stream through it. Outputs lie in the grid as
+    output pixels x filters, weights as window x filters, inputs as window x output pixels. A matrix larger than the
+    grid is cut into folds, and each fold reads the streaming operands again.
 
     Args:
-        rows: Its height.
-        columns: Its width.
-        dataflow: What stays in it.
+        rows: Height of the grid.
+        columns: Width of the grid.
+        dataflow: Which operand is stationary.
     Source:
-        SCALE-Sim (Samajdar et al., ISPASS 2020), whose counts of reads and writes these are; it does not count partial
-        sums read back, and its version 2.0.2 counts some outputs twice (docs/energy.md).
+        SCALE-Sim (Samajdar et al., ISPASS 2020): reads and writes are counted alike. It does not count partial sums
+        read back, and its version 2.0.2 counts some outputs twice (docs/energy.md).
     """
 
     rows: int = 32
@@ -60,7 +60,7 @@ class SystolicArray:
             raise unknown_name("dataflow", self.dataflow, get_args(Dataflow))
 
     def accesses(self, operation: Operation) -> Accesses:
-        """Return what one operation moves."""
+        """Return the words that one operation moves."""
         m, k, n, times = operation.rows, operation.inner, operation.columns, operation.groups
         if operation.kind == "lookup":
             return Accesses(weight_reads=m * n, output_writes=m * n)
@@ -79,5 +79,5 @@ class SystolicArray:
 
 
 def folds(length: int, size: int) -> int:
-    """Return how many pieces of at most ``size`` something of this length is cut into."""
+    """Return the number of folds of at most ``size`` that cover a length."""
     return -(-length // size)

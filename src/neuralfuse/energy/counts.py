@@ -1,4 +1,4 @@
-"""What a model costs before any voltage: accesses, MACs, parameters, by the paper's conventions and plainly."""
+"""Accesses, MACs and parameters of a model: exact counts, and counts in the paper's conventions."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from neuralfuse.errors import require
 from neuralfuse.quant import DEFAULT_LAYERS, Layers
 
 GENERATOR_LAYERS = Layers(extra=("*perturbation",))
-"""Weights of a generator: the usual layers, and the universal perturbation, which is read like a weight."""
+"""Weights of a generator: the usual layers and the universal perturbation, which is stored like a weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What one pass over one image takes; with ``unknown`` layers, every figure is a lower bound.
+    """Counts of one pass over one image. If there are ``unknown`` layers, every figure is a lower bound.
 
     Attributes:
-        parameters: Numbers that training has made or would make.
-        words: Stored weights.
-        macs: Multiplications of all convolutions and matrix products.
-        paper_macs: MACs in the paper's convention (its Table 7); None where it has none for a layer.
+        parameters: Number of parameters.
+        words: Number of stored weights.
+        macs: MACs of all convolutions and matrix products.
+        paper_macs: MACs in the paper's convention (its Table 7); None if a layer has no such convention.
         paper_accesses: Total weight memory accesses in the paper's convention (T.W.M.A., its Table 6).
-        accesses: Words moved by the array.
-        reliable_reads: Those of the words read from the memory of the weights that belong to weights which are not
-            stored in it, and so never see its low voltage.
-        unknown: What is not counted.
-        operations: What was counted, in the order of the pass.
+        accesses: Words that the array moves.
+        reliable_reads: Part of ``accesses.weight_reads`` for weights that the weight memory does not store. They lie in
+            reliable memory, at the nominal voltage.
+        unknown: Operations and weights that are not counted.
+        operations: The counted operations, in the order of the pass.
     """
 
     parameters: int
@@ -50,17 +50,17 @@ class Counts:
 
     @staticmethod
     def none() -> Counts:
-        """Return the counts of nothing at all."""
+        """Return counts of zero."""
         return Counts(parameters=0, words=0, macs=0, paper_macs=0, paper_accesses=0, accesses=Accesses())
 
     def to_config(self) -> dict[str, Any]:
-        """Return the figures as JSON, without the single operations."""
+        """Return the figures as JSON, without the operations."""
         found = asdict(replace(self, operations=()))
         del found["operations"]
         return found | {"unknown": [asdict(one) for one in self.unknown]}
 
     def layers(self, array: SystolicArray) -> list[dict[str, Any]]:
-        """Return each operation with what it moves, as JSON."""
+        """Return each operation with the words that it moves, as JSON."""
         return [
             {
                 "layer": one.layer, "kind": one.kind, "rows": one.rows, "inner": one.inner, "columns": one.columns,
@@ -78,12 +78,12 @@ def count(
     array: SystolicArray | None = None,
     layers: Layers = DEFAULT_LAYERS,
 ) -> Counts:
-    """Count one pass of an image model over one image of (channels, H, W).
+    """Return the counts of one pass of an image model over one image (channels, H, W).
 
     Raises:
-        ConfigError: the model does not run on such an image, or nothing of it can be counted.
+        ConfigError: the model does not run on such an image, or none of its layers can be counted.
     """
-    require(min(channels, *image_size) >= 1, f"an image must have pixels: got {channels}x{image_size}.")
+    require(min(channels, *image_size) >= 1, f"an image must have at least one pixel: got {channels}x{image_size}.")
     tensor = next((one for one in model.parameters()), torch.zeros(0))
     image = torch.zeros(1, channels, *image_size, device=tensor.device, dtype=tensor.dtype)
     return counts_of(trace(model, image, layers), array or SystolicArray())

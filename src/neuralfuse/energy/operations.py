@@ -1,4 +1,4 @@
-"""What one pass of a model does: operations on matrices, and the weights that they read."""
+"""The operations of one pass of a model: matrix products, and the weights that they read."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ Kind = Literal["convolution", "transposed convolution", "product", "lookup"]
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """The geometry of a convolution, one number for each spatial axis.
+    """The geometry of a convolution, one number per spatial axis.
 
     Attributes:
-        channels: In and out, of one group.
-        input: Size of the input.
-        output: Size of the output.
-        kernel: Size of the window.
-        stride: Of the window.
-        padding: On each side.
-        dilation: Distance between neighbours in the window.
-        images: How many such images one pass makes, as for the frames of a film; usually 1.
+        channels: Input and output channels per group.
+        input: Size of the input image.
+        output: Size of the output image.
+        kernel: Size of the kernel.
+        stride: Stride of the kernel.
+        padding: Padding on each side.
+        dilation: Distance between neighbouring pixels of the kernel.
+        images: Number of such images per pass; 1 unless the model reshapes, as for the frames of a video.
     """
 
     channels: tuple[int, int]
@@ -35,19 +35,19 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """A product of matrices, (rows x inner) times (inner x columns), as often as there are groups.
+    """A matrix product, (rows x inner) times (inner x columns), once per group.
 
-    For a convolution, rows are output pixels, inner is a window and columns are filters; for a transposed one, rows are
-    input pixels and columns are the filters' pixels. A lookup takes ``rows`` rows of ``columns`` words, as an embedding
-    or a sum does, and multiplies nothing.
+    A convolution has output pixels as rows, the kernel's window as inner axis and filters as columns. A transposed
+    convolution has input pixels as rows and the filters' pixels as columns. A lookup reads ``rows`` rows of ``columns``
+    words, as for an embedding or an elementwise operation; it has no MACs.
 
     Attributes:
-        layer: The module that did it.
-        kind: What it is.
-        weight: The parameter or buffer that is the right-hand matrix; None where both hold activations, as in
+        layer: Name of the module.
+        kind: Kind of the operation.
+        weight: Name of the parameter or buffer that is the right-hand matrix; None if both are activations, as in
             attention.
-        stored: Whether the memory stores that weight; what it does not store is in a reliable one.
-        window: A convolution's geometry.
+        stored: Whether the weight memory stores that weight; otherwise it lies in reliable memory.
+        window: Geometry of a convolution.
     """
 
     layer: str
@@ -62,17 +62,17 @@ class Operation:
 
     @property
     def macs(self) -> int:
-        """Multiplications, each with its addition."""
+        """Number of multiply-accumulates."""
         return 0 if self.kind == "lookup" else self.groups * self.rows * self.inner * self.columns
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unknown:
-    """Something that is not counted, and why.
+    """An operation or weight that is not counted, and why.
 
     Attributes:
-        layer: The stored tensor, or the module.
-        reason: What is done with it.
+        layer: Name of the stored tensor, or of the module.
+        reason: Why it is not counted.
     """
 
     layer: str
@@ -81,14 +81,14 @@ class Unknown:
 
 @dataclass
 class Trace:
-    """One pass over one image.
+    """The counted operations of one pass over one image.
 
     Attributes:
-        parameters: Numbers that training has made or would make.
-        words: Numbers that the memory stores.
-        operations: In the order in which they ran.
-        unknown: What is not among them.
-        paper_macs: MACs in the paper's convention; None where a layer is of a kind that it does not have.
+        parameters: Number of parameters.
+        words: Number of stored weights.
+        operations: The operations, in the order in which they ran.
+        unknown: Operations and weights that are not counted.
+        paper_macs: MACs in the paper's convention; None if a layer has no such convention.
     """
 
     parameters: int
@@ -99,11 +99,11 @@ class Trace:
 
     @property
     def macs(self) -> int:
-        """Multiplications of all convolutions and matrix products."""
+        """MACs of all convolutions and matrix products."""
         return sum(operation.macs for operation in self.operations)
 
-    def miss(self, layer: str, reason: str) -> None:
-        """Note once what is not counted."""
+    def add_unknown(self, layer: str, reason: str) -> None:
+        """Note an operation or weight that is not counted, once."""
         one = Unknown(layer=layer, reason=reason)
         if one not in self.unknown:
             self.unknown.append(one)

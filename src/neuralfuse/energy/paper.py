@@ -1,4 +1,4 @@
-"""How the paper counts: MACs as its tool does, and accesses as it gave its networks to a simulator."""
+"""The paper's conventions: MACs as its tool counts them, accesses as a simulator counts its networks."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ PAPER_ROWS = 32
 """Height of the paper's array. Source: found to give all of NeuralFuse's Table 6 (arXiv 2306.16869) exactly."""
 
 WEIGHTS_PER_ACCESS = 8
-"""8-bit weights in a word of 64 bits. Source: the 512 x 64-bit arrays of its Figure 2; its Table 6 does not say it."""
+"""8-bit weights per 64-bit word. Source: the 512 x 64-bit arrays of its Figure 2; its Table 6 does not state it."""
 
 
 def in_convention(module: nn.Module) -> bool:
-    """Say whether the paper's count of MACs has this layer: convolutions, linear layers, BatchNorm."""
+    """Say whether the paper's count of MACs covers this layer: convolutions, linear layers, BatchNorm."""
     return isinstance(module, (_ConvNd, nn.Linear, _BatchNorm))
 
 
 def paper_macs(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> int | None:
-    """Return the MACs of one call of one module, as the paper's Table 7 counts them; it is a reporting convention.
+    """Return the MACs of one call of one module in the convention of the paper's Table 7.
 
-    Biases count one an output, BatchNorm two an input, ReLU and max-pooling one an input, upsampling one an output,
-    and a transposed convolution as if its window were slid over the output. Functions outside modules count nothing.
+    A bias counts one MAC per output, BatchNorm two per input, ReLU and max-pooling one per input, upsampling one per
+    output. A transposed convolution counts as if its kernel moved over the output. Functions outside of modules count
+    nothing.
 
     Returns:
-        Their number; None for PyTorch's other layers with parameters, for which we know no convention of the paper.
+        The number of MACs; None for PyTorch's other layers with parameters, whose convention in the paper is unknown.
     Source:
-        ptflops 0.6.9 (MIT), the tool of the paper; found to give its Table 7 to the printed digit.
+        ptflops 0.6.9 (MIT), the paper's tool; it gives the paper's Table 7 to the printed digit.
     """
     foreign = type(module).__module__.startswith("torch.nn") and any(True for _ in module.parameters(recurse=False))
     if foreign and not in_convention(module):
@@ -64,17 +65,17 @@ def paper_macs(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> int |
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatorLayer:
-    """A layer as SCALE-Sim's topology files describe it: an unpadded convolution.
+    """A layer of a SCALE-Sim topology file: an unpadded convolution.
 
     Attributes:
-        layer: Its name.
-        size: Of the input, padding included, one number for each spatial axis.
-        kernel: Of the window.
-        channels: Of the input.
+        layer: Name of the layer.
+        size: Size of the input, padding included, one number per spatial axis.
+        kernel: Size of the kernel.
+        channels: Channels of the input.
         filters: Channels of the output.
-        stride: Of the window.
-        groups: How many such convolutions there are.
-        images: How many images one pass makes.
+        stride: Stride of the kernel.
+        groups: Number of such convolutions.
+        images: Number of images per pass.
     """
 
     layer: str
@@ -88,25 +89,26 @@ class SimulatorLayer:
 
     @property
     def rows(self) -> int:
-        """Output pixels; a window that does not fit a whole number of times is counted once more."""
+        """Number of output pixels; a partial step at the border counts as a whole one."""
         sizes = zip(self.size, self.kernel, self.stride, strict=True)
         return self.images * math.prod(folds(size - kernel, stride) + 1 for size, kernel, stride in sizes)
 
     @property
     def filter_reads(self) -> int:
-        """Words read from the memory of the weights, by an output-stationary array of the paper's height."""
+        """Words read from the weight memory by an output-stationary array of the paper's height."""
         return self.groups * folds(self.rows, PAPER_ROWS) * math.prod(self.kernel) * self.channels * self.filters
 
 
 def paper_layers(made: Trace) -> list[SimulatorLayer]:
-    """Return a pass's layers as the paper gave them to SCALE-Sim.
+    """Return the layers of a pass as the paper gave them to SCALE-Sim.
 
-    A transposed convolution is a convolution of stride 1 over its output with a border of 1, from its output channels
-    to its input channels; a 1x1 convolution that ends a network is padded by 1; all else is as it is.
+    A transposed convolution becomes a convolution of stride 1 over its output, with a border of 1, from its output
+    channels to its input channels. A 1x1 convolution at the end of a network is padded by 1. All other layers are
+    unchanged.
 
     Source:
-        NeuralFuse (arXiv 2306.16869), Table 6. The conventions are not in the paper: they were found by fitting, and
-        give all eleven of its totals exactly.
+        NeuralFuse (arXiv 2306.16869), Table 6. The paper does not state these conventions: they were found by fitting,
+        and give all eleven totals exactly.
     """
     read = [one for one in made.operations if one.weight is not None]
     return [_simulated(one, border=1 if one is read[-1] and _is_pointwise(one) else 0) for one in read]
@@ -123,7 +125,7 @@ def _is_pointwise(operation: Operation) -> bool:
 
 def _simulated(operation: Operation, border: int) -> SimulatorLayer:
     window, groups = operation.window, operation.groups
-    if window is None:  # a 1x1 convolution over as many pixels as there are rows; a lookup reads each row once
+    if window is None:  # a 1x1 convolution with one pixel per row; a lookup reads each row once
         rows, filters = operation.rows, operation.columns
         rows, filters = (1, rows * filters) if operation.kind == "lookup" else (rows, filters)
         return SimulatorLayer(
@@ -135,7 +137,7 @@ def _simulated(operation: Operation, border: int) -> SimulatorLayer:
     if operation.kind == "transposed convolution":
         incoming, outgoing, stride = outgoing, incoming, (1,) * len(window.kernel)
         size = tuple(size + 2 for size in window.output)
-    spread = zip(size, window.kernel, window.dilation, strict=True)  # the simulator knows no gaps: take them off
+    spread = zip(size, window.kernel, window.dilation, strict=True)  # the simulator has no dilation: subtract the gaps
     return SimulatorLayer(
         layer=operation.layer, size=tuple(size - (gap - 1) * (kernel - 1) for size, kernel, gap in spread),
         kernel=window.kernel, channels=incoming, filters=outgoing, stride=stride, groups=groups, images=window.images,

@@ -1,4 +1,4 @@
-"""One record of what a voltage saves: counts of base model and generator, the paper's figures, joules, latency."""
+"""The energy record: counts of base model and generator, the paper's figures, joules, latency."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SCHEMA = "neuralfuse/energy/1"
 
 @dataclass(frozen=True, kw_only=True)
 class OperatingPoint:
-    """A supply voltage of the weights' memory, and what it means.
+    """A supply voltage of the weight memory, with its bit-error rate and energy.
 
     Attributes:
-        voltage: In the curve's unit.
-        ber: Rate of faulty cells there.
-        weight_energy: Energy of an access relative to the highest voltage.
-        is_point: Whether the energy is that of a measured or published point, and not of a law or a model.
-        curve: Where all that comes from.
+        voltage: Voltage in the curve's unit.
+        ber: Rate of faulty cells at this voltage.
+        weight_energy: Energy per access, relative to the highest voltage.
+        is_point: Whether the energy is a measured or published point, not an interpolation by a law or a model.
+        curve: The curve that rate and energy come from.
     """
 
     voltage: float
@@ -41,8 +41,8 @@ class OperatingPoint:
 
     @staticmethod
     def at(curve: VoltageCurve, *, voltage: float | None = None, ber: float | None = None) -> OperatingPoint:
-        """Return the point at a voltage, or at the highest voltage with a rate of faulty cells."""
-        require(voltage is None or ber is None, "an operating point must be said by its voltage or its rate: got both.")
+        """Return the point at a voltage, or at the highest voltage with this rate of faulty cells."""
+        require(voltage is None or ber is None, "an operating point must have a voltage or a rate: got both.")
         if voltage is None:
             voltage = curve.voltage(ber or 0.0)
         return OperatingPoint(
@@ -51,7 +51,7 @@ class OperatingPoint:
         )  # fmt: skip
 
     def to_config(self) -> dict[str, Any]:
-        """Return it as JSON."""
+        """Return the point as JSON."""
         return {**asdict(self), "curve": self.curve.to_config()}
 
 
@@ -68,19 +68,19 @@ def energy_record(
     recovery: Mapping[str, Any] | None = None,
     latency: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Return the record.
+    """Return the energy record.
 
     Args:
         base: Name and counts of the base model.
-        generator: Name and counts of the generator, whose memory stays at the nominal voltage; None without one.
-        point: The voltage of the base model's weights; None for counts alone.
-        array: What the accesses are counted for.
-        technology: What they cost.
-        kib: Capacity of a bank of memory.
-        bits: Width of a word.
-        seconds: How long an inference takes, for leakage.
-        recovery: The evaluation record of the two, for the efficiency ratio.
-        latency: Measured seconds, by what was run.
+        generator: Name and counts of the generator, at the nominal voltage; None without a generator.
+        point: Operating point of the base model's weight memory; None for the nominal voltage alone.
+        array: Array that the accesses were counted for.
+        technology: Energies of accesses and MACs.
+        kib: Capacity of a memory bank in KiB.
+        bits: Width of a word in bits.
+        seconds: Duration of an inference, for leakage.
+        recovery: Evaluation record of base model and generator, for the efficiency ratio.
+        latency: Measured seconds, from `latency`.
     """
     record: dict[str, Any] = {
         "schema": SCHEMA,
@@ -117,7 +117,7 @@ def energy_record(
 def _saving(
     base: Counts, extra: Counts, weight_energy: float, nominal: Joules, low: Joules, added: Joules
 ) -> dict[str, float | bool | None]:
-    """Return what is saved, in percent; None where something that is not counted could make it smaller."""
+    """Return the savings in percent; None if uncounted operations could make a saving smaller."""
     known, macs = not extra.unknown, (extra.paper_macs, base.paper_macs)
     by_macs = known and not base.unknown and macs[0] is not None and macs[1]
     return {
@@ -130,13 +130,13 @@ def _saving(
 
 
 def latency(base: nn.Module, fuse: nn.Module | None, image: Tensor, repeats: int = 30) -> dict[str, float]:
-    """Return the median seconds of one inference on this device, without and with NeuralFuse, run in turn.
+    """Return the median seconds of one inference, without and with NeuralFuse, measured alternately.
 
     Args:
         base: The base model.
-        fuse: What runs before it; None for nothing.
-        image: A batch (N, C, H, W) of images, on the models' device.
-        repeats: How often.
+        fuse: The NeuralFuse in front of it; None to measure the base model alone.
+        image: Images (N, C, H, W) on the models' device.
+        repeats: Number of measurements.
     """
     ways: dict[str, list[nn.Module]] = {"base": [base]} | ({} if fuse is None else {"with_neuralfuse": [fuse, base]})
     taken: dict[str, list[float]] = {name: [] for name in ways}
@@ -149,7 +149,7 @@ def latency(base: nn.Module, fuse: nn.Module | None, image: Tensor, repeats: int
                 for module in modules:
                     x = module(x)
                 _wait(image.device)
-                if turn >= 3:  # the first ones choose kernels
+                if turn >= 3:  # warm-up: the first runs choose kernels
                     taken[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in taken.items()}
 

@@ -1,4 +1,4 @@
-"""The paper's energy tables, worked out anew beside what it prints."""
+"""The paper's energy tables, recomputed beside the printed values."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _SIZES = {"CIFAR-10": ("", 32), "ImageNet-10": ("-imagenet", 224)}
 
 
 def paper_tables() -> dict[str, Any]:
-    """Return Tables 2, 3, 6, 7 and 8 as one record: each row with the printed value, ours, and a known misprint.
+    """Return Tables 2, 3, 6, 7 and 8 as one record: each row has the printed value, ours, and any known misprint.
 
-    Nothing is trained: Table 3 divides the printed recovery (Table 12).
+    Nothing is trained: Table 3 uses the printed recovery of Table 12.
     """
     made = {"table2": _table2(), "table3": _table3(), "table6": _table6(), "table7": _table7(), "table8": _table8()}
     titles = {name: published.paper()["tables"][name]["title"] for name in made}
@@ -92,10 +92,10 @@ def _table8() -> list[dict[str, Any]]:
 
 
 def _macs(counts: Counts) -> int:
-    return counts.paper_macs or 0  # the paper's networks have no layer without a convention
+    return counts.paper_macs or 0  # all layers of the paper's networks have a convention
 
 
 def printed_macs(macs: float) -> str:
-    """Return MACs as the paper prints them: two decimals, of millions or billions, without closing zeros."""
+    """Return MACs as the paper prints them: millions or billions, two decimals, without trailing zeros."""
     unit, letter = (1e9, "G") if macs >= 1e9 else (1e6, "M")
     return f"{round(macs / unit, 2):g}{letter}" if unit == 1e9 else f"{round(macs / unit, 2)}".removesuffix(".0") + "M"

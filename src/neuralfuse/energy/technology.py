@@ -1,4 +1,4 @@
-"""What one access and one MAC cost in a technology: tables in joules, each entry with its source."""
+"""Energy per memory access and per MAC in a technology: tables whose every entry names its source."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PJ = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class Mac:
-    """One multiplication and addition of words this wide, in picojoules."""
+    """Energy of one multiply-accumulate of words of this width, in picojoules."""
 
     bits: int
     pj: float
@@ -28,7 +28,7 @@ class Mac:
 
 @dataclass(frozen=True, kw_only=True)
 class Sram:
-    """One access to a bank of this capacity, in picojoules."""
+    """Energy per access to an SRAM bank of this capacity, in picojoules."""
 
     kib: float
     pj: float
@@ -37,7 +37,7 @@ class Sram:
 
 @dataclass(frozen=True, kw_only=True)
 class Leakage:
-    """What a stored bit draws at the nominal voltage whether it is read or not, in picowatts."""
+    """Leakage power per stored bit at the nominal voltage, in picowatts."""
 
     pw_per_bit: float
     source: str
@@ -45,7 +45,7 @@ class Leakage:
 
 @dataclass(frozen=True, kw_only=True)
 class Dram:
-    """One access to memory off the chip, in picojoules."""
+    """Energy per access to off-chip memory, in picojoules."""
 
     pj: float
     source: str
@@ -53,7 +53,7 @@ class Dram:
 
 @dataclass(frozen=True, kw_only=True)
 class Joules:
-    """Energy of one inference, in joules, by where it goes."""
+    """Energy of one inference by component, in joules."""
 
     weights: float = 0.0
     inputs: float = 0.0
@@ -64,25 +64,25 @@ class Joules:
 
     @property
     def total(self) -> float:
-        """Return the sum."""
+        """Sum of the components."""
         return math.fsum(asdict(self).values())
 
     def to_config(self) -> dict[str, float]:
-        """Return the parts and their sum as JSON."""
+        """Return the components and their sum as JSON."""
         return {**asdict(self), "total": self.total}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Supply:
-    """At which voltage the memories are, and what that means for them.
+    """Supply voltages of the memories, and their consequences.
 
     Attributes:
-        weights: Energy of an access to stored weights, relative to the nominal voltage.
-        activations: The same for the memories of inputs and outputs.
-        overhead: Share of bits that the memory of the weights stores besides, as for error correction.
-        voltage: That of the memory of the weights over the nominal one. Leakage goes with it, which keeps its current
-            and so overstates it.
-        seconds: How long an inference takes, for leakage.
+        weights: Energy per access to the weight memory, relative to the nominal voltage.
+        activations: Energy per access to the input and output memories, relative to the nominal voltage.
+        overhead: Extra bits in the weight memory as a share of its bits, e.g. for error correction.
+        voltage: Voltage of the weight memory, relative to the nominal voltage. Leakage power is proportional to it,
+            an upper bound: the leakage current falls, too.
+        seconds: Duration of an inference, for leakage.
     """
 
     weights: float = 1.0
@@ -97,14 +97,14 @@ class Technology:
     """A table of energies at the nominal voltage.
 
     Args:
-        name: Its name.
-        node: Technology node and voltage at which it holds.
-        access_bits: Width of one access to SRAM and DRAM.
-        mac: Arithmetic, by width.
-        sram: Accesses, by capacity of a bank; between them nothing is interpolated.
-        leakage: Optional; without it, memories that wait cost nothing.
-        dram: Optional; without it, weights are on the chip when an inference begins.
-        note: What is not in it.
+        name: Name of the technology.
+        node: Technology node and nominal voltage.
+        access_bits: Width of one access to SRAM or DRAM.
+        mac: Energies of MACs, by width.
+        sram: Energies per SRAM access, by capacity of a bank. Other capacities are not interpolated.
+        leakage: Leakage; None for no leakage.
+        dram: Energy per DRAM access, once per weight and inference; None if the weights are on the chip already.
+        note: What the table leaves out.
     """
 
     name: str
@@ -131,7 +131,7 @@ class Technology:
                 )
 
     def mac_joules(self, bits: int) -> float:
-        """Return the energy of a MAC of words this wide: the narrowest arithmetic that holds them."""
+        """Return the energy of one MAC, by the narrowest arithmetic that is wide enough."""
         fits = [one for one in self.mac if one.bits >= bits]
         if not fits:
             widths = ", ".join(str(one.bits) for one in self.mac)
@@ -139,23 +139,23 @@ class Technology:
         return min(fits, key=lambda one: one.bits).pj * _PJ
 
     def word_joules(self, bits: int, kib: float) -> float:
-        """Return the energy of a word's share of an access to a bank of this capacity."""
+        """Return the energy per word read from or written to a bank of this capacity."""
         for one in self.sram:
             if one.kib == kib:
                 return one.pj * _PJ * bits / self.access_bits
         sizes = ", ".join(f"{one.kib:g}" for one in self.sram)
-        raise ConfigError(f"a bank of {self.name} must hold {sizes} KiB: got {kib:g}.")
+        raise ConfigError(f"the capacity of a {self.name} bank must be one of {sizes} KiB: got {kib:g}.")
 
     def inference(self, counts: Counts, *, bits: int, kib: float, supply: Supply | None = None) -> Joules:
-        """Return the energy of one inference; arithmetic is at the nominal voltage, as in the paper.
+        """Return the energy of one inference. As in the paper, arithmetic is at the nominal voltage.
 
         Args:
-            counts: What it takes.
-            bits: Width of all words.
-            kib: Capacity of a bank of memory.
-            supply: Of the memories; by default all have the nominal voltage.
+            counts: Accesses, MACs and words of the inference.
+            bits: Width of all words in bits.
+            kib: Capacity of a memory bank in KiB.
+            supply: Supply voltages of the memories; by default all are nominal.
         Raises:
-            ConfigError: there is leakage, and how long the inference takes is not said.
+            ConfigError: the technology lacks such a width or capacity, or ``seconds`` is missing for its leakage.
         """
         supply = supply or Supply()
         word, moved = self.word_joules(bits, kib), counts.accesses
@@ -163,8 +163,8 @@ class Technology:
         legal = math.isfinite(supply.seconds) and (supply.seconds > 0 or (leak is None and supply.seconds == 0))
         require(
             legal,
-            f"inference-seconds must be positive where a technology leaks, and else 0 or more: got {supply.seconds:g} "
-            f"for {self.name}.",
+            f"inference-seconds must be positive for a technology with leakage, otherwise at least 0: got "
+            f"{supply.seconds:g} for {self.name}.",
         )
         leaked = 0.0 if leak is None else leak.pw_per_bit * _PJ * words * bits * supply.seconds * supply.voltage
         stored = (moved.weight_reads - counts.reliable_reads) * supply.weights * (1 + supply.overhead)
@@ -184,10 +184,10 @@ class Technology:
 
     @staticmethod
     def named(name: str) -> Technology:
-        """Return a table that comes with the package.
+        """Return a table of the package.
 
         Raises:
-            UnknownNameError: there is none of that name.
+            UnknownNameError: the package has no table of this name.
         """
         if name not in TECHNOLOGIES:
             raise unknown_name("technology", name, TECHNOLOGIES)
@@ -196,10 +196,10 @@ class Technology:
 
     @staticmethod
     def from_toml(path: Path | str) -> Technology:
-        """Read a table of your own: the form of those that come with the package (``energy/data/45nm.toml``).
+        """Read a table from a file in the form of the package's own (``energy/data/45nm.toml``).
 
         Raises:
-            FileFormatError: the file is missing or says something else.
+            FileFormatError: the file is missing, or holds no such table.
         """
         try:
             table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -209,7 +209,11 @@ class Technology:
 
     @staticmethod
     def from_config(table: Mapping[str, Any], where: str) -> Technology:
-        """Return the table that a TOML file or a record holds."""
+        """Return the table from the contents of a TOML file or a record.
+
+        Raises:
+            FileFormatError: the contents are no such table.
+        """
         parts: dict[str, Any] = dict(table)
         try:
             for name, kind in (("mac", Mac), ("sram", Sram)):

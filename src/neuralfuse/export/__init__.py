@@ -1,4 +1,4 @@
-"""A NeuralFuse after training: files and arrays transformed, a graph for other runtimes, a repository on the Hub."""
+"""Uses of a trained NeuralFuse: transformed files and arrays, graphs for other runtimes, the Hugging Face Hub."""
 
 from neuralfuse.export.apply import apply_array, apply_folder
 from neuralfuse.export.graph import FORMATS, export

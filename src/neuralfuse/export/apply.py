@@ -1,4 +1,4 @@
-"""F(x) for a folder of image files or an array on disk, in batches: what was written before an interruption is kept."""
+"""F(x) for a folder of image files or an array on disk, in batches, resumable after an interruption."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from neuralfuse.fuse import NeuralFuse
 
 Layout = Literal["nchw", "nhwc"]
 Progress = Callable[[int, int], None]
-BATCH = 64  # an interrupted run does whole batches again, so that it ends with the same bytes
+BATCH = 64  # a resumed run repeats whole batches, so that its output has the same bytes
 FOLDER_SCHEMA, ARRAY_SCHEMA = "neuralfuse/applied-folder/1", "neuralfuse/applied-array/1"
 MANIFEST = "neuralfuse.json"
-_TOLERANCE = 1e-3  # beyond [-1, 1]
+_TOLERANCE = 1e-3  # for float inputs, beyond [-1, 1]
 
 
 def transform_bytes(fuse: NeuralFuse, images: Tensor) -> Tensor:
-    """Return F(x) of uint8 images (N, C, H, W) as uint8 images: rounded to the nearest of 256 levels."""
+    """Return F(x) of uint8 images (N, C, H, W) as uint8 images, rounded to the nearest of 256 levels."""
     device = fuse.scale.device
     with torch.inference_mode():
         return fuse.input_range.to_bytes(fuse(fuse.input_range.from_bytes(images.to(device)))).cpu()
 
 
 def check_inputs(fuse: NeuralFuse, x: Tensor) -> None:
-    """Raise a `DataError` unless float inputs (N, C, H, W) are what a pixel can become in the model's own space."""
+    """Raise a `DataError` unless float inputs (N, C, H, W) lie in the range of pixels in the model's own space."""
     with torch.inference_mode():
         most = float(fuse.symmetric(x.to(fuse.scale.device)).abs().max())
     if not most <= 1 + _TOLERANCE:
@@ -53,7 +53,7 @@ def transform_floats(fuse: NeuralFuse, inputs: Tensor) -> Tensor:
 
 
 def transform_any(fuse: NeuralFuse, images: Tensor) -> Tensor:
-    """Return F(x) of uint8 images or float32 inputs as what they are."""
+    """Return F(x) of uint8 images or float32 inputs, in the same type."""
     return (transform_bytes if images.dtype == torch.uint8 else transform_floats)(fuse, images)
 
 
@@ -66,26 +66,26 @@ def apply_folder(
     resume: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> int:
-    """Write F(x) of every image below a folder as PNG, under the same name in the same subfolder.
+    """Write F(x) of every image below a folder as PNG, with the same name in the same subfolder.
 
     Args:
         fuse: In eval mode.
-        source: Folder of images.
-        target: Folder for theirs: a new or empty one, or that of an earlier run of the same on the same files.
-        resize: Cut and resize images of another size, as training on a folder of images does.
-        resume: Keep what an interrupted run wrote.
-        progress: Told after every batch.
+        source: Folder of images, searched with its subfolders.
+        target: Folder to write: new, empty, or from an earlier run with the same arguments.
+        resize: Crop and resize images of another size, as in training on a folder of images.
+        resume: Keep the images that an interrupted run wrote.
+        progress: Called after every batch with the number of images done, and their total.
 
     Returns:
         The number of images.
 
     Raises:
-        DataError: there is no image, one cannot be read or has another size, or two would get one name.
-        OutputError: the target holds something else, or cannot be written.
+        DataError: there is no image, one cannot be read or has another size, or two would get the same name.
+        OutputError: the target holds other files, or cannot be written.
     """
     files = _files(source, target)
-    manifest = {"schema": FOLDER_SCHEMA, "fuse": _identity(fuse), "source": _state(files.values()), "resized": resize}
-    _claim(target, manifest)
+    manifest = {"schema": FOLDER_SCHEMA, "fuse": _identity(fuse), "source": _digest(files.values()), "resized": resize}
+    _write_manifest(target, manifest)
     places = list(files.items())
     for start in range(0, len(places), BATCH):
         batch = places[start : start + BATCH]
@@ -98,11 +98,11 @@ def apply_folder(
 
 
 def _files(source: Path, target: Path) -> dict[Path, Path]:
-    """Return the file that each picture to write is made from."""
+    """Return the source file of each picture to write."""
     if not source.is_dir():
         raise DataError(f"images must lie in a folder or an NPY file: {source} is neither.")
     inside = target.resolve().is_relative_to(source.resolve())
-    require(not inside, f"the folder to write must not be in the one that is read: got {target} in {source}.")
+    require(not inside, f"the target folder must not lie in the source folder: got {target} in {source}.")
     found: dict[Path, Path] = {}
     for file in sorted(source.rglob("*")):
         below = file.relative_to(source)
@@ -121,8 +121,8 @@ def _identity(fuse: NeuralFuse) -> dict[str, Any]:
     return {"generator": fuse.name, "weights": fingerprint(*fuse.state_dict().values())}
 
 
-def _state(files: Iterable[Path]) -> str:
-    """Return a digest of files' names, sizes and times, to tell whether they are still the same."""
+def _digest(files: Iterable[Path]) -> str:
+    """Return a digest of the files' names, sizes and modification times."""
     digest = hashlib.sha256()
     for file in files:
         facts = file.stat()
@@ -130,18 +130,18 @@ def _state(files: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _claim(target: Path, manifest: dict[str, Any]) -> None:
-    """Say in the target folder what is written there; refuse one that holds something else."""
+def _write_manifest(target: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest of this run into the target folder; refuse a folder of another run."""
     path = target / MANIFEST
     others = target.is_dir() and any(file != path for file in target.iterdir())
     if others and path.exists():
         if read_json(path) != manifest:
             raise OutputError(
-                f"{target} must hold what the same NeuralFuse makes of the same images: {path} says that it holds "
-                "something else. Choose another folder, or remove it."
+                f"{target} must be new, empty or from the same NeuralFuse and images: {path} describes another run. "
+                "Choose another folder, or remove it."
             )
     elif others:
-        raise OutputError(f"{target} must be empty, or written by the same command: it holds other files.")
+        raise OutputError(f"{target} must be new, empty or from the same command: it holds other files.")
     write_json(path, manifest)
 
 
@@ -150,7 +150,7 @@ def _read(file: Path, fuse: NeuralFuse, resize: bool) -> Tensor:
     if image.shape[:2] != fuse.image_size:
         height, width = fuse.image_size
         raise DataError(
-            f"images must be {height}x{width}, those that the NeuralFuse was trained on: {file} is "
+            f"images must be {height}x{width}, as in the NeuralFuse's training: {file} is "
             f"{image.shape[0]}x{image.shape[1]}. Pass --resize to resize them."
         )
     return torch.from_numpy(image.copy()).permute(2, 0, 1)
@@ -171,7 +171,7 @@ class _Array:
 
     @cached_property
     def values(self) -> np.ndarray[Any, Any]:
-        """The array, checked and not in memory."""
+        """The array, checked and memory-mapped."""
         try:
             values = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -190,7 +190,7 @@ class _Array:
         return values
 
     def batches(self, first: int) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
-        """Yield where each batch starts, and F(x) of it."""
+        """Yield the start of each batch and its F(x)."""
         for start in range(first, len(self.values), BATCH):
             part = torch.from_numpy(np.array(self.values[start : start + BATCH]))
             x = part if self.layout == "nchw" else part.permute(0, 3, 1, 2)
@@ -201,7 +201,7 @@ class _Array:
 
     @property
     def digest(self) -> str:
-        """Of the file."""
+        """Digest of the file."""
         with self.path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
@@ -215,64 +215,64 @@ def apply_array(
     resume: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> int:
-    """Write F(x) of an NPY file as another, of the same shape and type; neither has to fit into memory.
+    """Write F(x) of an NPY file as another one of the same shape and type; neither needs to fit into memory.
 
     Args:
         fuse: In eval mode.
         source: uint8 pixels, or float32 inputs in the model's own space.
-        target: NPY file to write. Until it is whole it is called ``.NAME.partial``, with ``.NAME.json`` beside it.
+        target: NPY file to write. Until it is complete, it is ``.NAME.partial`` with ``.NAME.json`` beside it.
         layout: Order of the array's axes.
-        resume: Go on from what an interrupted run wrote.
-        progress: Told after every batch.
+        resume: Resume from the batches that an interrupted run wrote.
+        progress: Called after every batch with the number of images done, and their total.
 
     Returns:
         The number of images.
 
     Raises:
-        DataError: the array is none that the module can take.
-        OutputError: the target cannot be written.
+        DataError: the module cannot take the array.
+        OutputError: the target cannot be written, or the partial file is damaged.
     """
     array = _Array(source, layout, fuse)
     values = array.values
     require(source.resolve() != target.resolve(), f"the array must be written to another file: got {target} for both.")
     partial, note = target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.json")
-    of = {"schema": ARRAY_SCHEMA, "fuse": _identity(fuse), "source": array.digest, "layout": layout}
-    done = _done(note, of) if resume and partial.exists() else 0
+    task = {"schema": ARRAY_SCHEMA, "fuse": _identity(fuse), "source": array.digest, "layout": layout}
+    done = _images_done(note, task) if resume and partial.exists() else 0
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if done:
-            found = np.lib.format.open_memmap(partial, "r")  # which, unlike r+, does not make a short file longer
+            found = np.lib.format.open_memmap(partial, "r")  # unlike r+, it does not extend a truncated file
             same = (found.shape, found.dtype) == (values.shape, values.dtype)
-            require(same, f"--resume must find a file of {values.dtype} {values.shape}: {partial} is another.")
+            require(same, f"--resume must find a file of {values.dtype} {values.shape}: {partial} differs.")
             out = np.lib.format.open_memmap(partial, "r+")
         else:
-            note.unlink(missing_ok=True)  # of an earlier run, whose file is begun anew
+            note.unlink(missing_ok=True)  # the file starts anew
             out = np.lib.format.open_memmap(partial, "w+", dtype=values.dtype, shape=values.shape)
         for start, made in array.batches(done):
             out[start : start + len(made)] = made
             out.flush()
-            write_json(note, {**of, "done": start + len(made)})
+            write_json(note, {**task, "done": start + len(made)})
             progress(start + len(made), len(values))
         del out
         partial.replace(target)
         note.unlink(missing_ok=True)
     except NeuralFuseError:
         raise
-    except ValueError as error:  # what NumPy says of a damaged file
-        raise OutputError(f"cannot go on with {partial}: {error}. Remove it, or leave out --resume.") from error
+    except ValueError as error:  # NumPy raises it for a damaged file
+        raise OutputError(f"cannot resume from {partial}: {error}. Remove it, or leave out --resume.") from error
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error}. Choose another place.") from error
     return len(values)
 
 
-def _done(note: Path, of: Mapping[str, Any]) -> int:
-    """Return how many images an interrupted run of the same has written."""
+def _images_done(note: Path, task: Mapping[str, Any]) -> int:
+    """Return how many images an interrupted run of the same task has written."""
     if not note.exists():
         return 0
     found = read_json(note, ARRAY_SCHEMA)
     done = found.pop("done", None)
     require(
-        found == of and type(done) is int,
-        f"--resume must go on with the same NeuralFuse, array and options: {note} says {found}.",
+        found == task and type(done) is int,
+        f"--resume must come with the same NeuralFuse, array and options: {note} has {found}.",
     )
     return int(done)

@@ -1,4 +1,4 @@
-"""The module as a graph that other runtimes read, compared with the module itself before it is kept."""
+"""Export of a module as a graph for other runtimes, checked against the module itself."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from neuralfuse.seeds import generator
 
 SCHEMA = "neuralfuse/exported/1"
 BATCHES = (1, 2, 7)
-MOST = 1e-4  # of [-1, 1]: half a level of 256 is forty times as much
+TOLERANCE = 1e-4  # in units of [-1, 1], where half of one of 256 levels is 4e-3
 INPUT, OUTPUT = "x", "y"
 
 Runs = Callable[[Tensor], Tensor]
 
 
 def export(fuse: NeuralFuse, path: Path, *, to: str = "onnx") -> dict[str, Any]:
-    """Write F as a graph from model inputs (N, C, H, W), any N, to model inputs of the same shape.
+    """Write F as a graph from model inputs (N, C, H, W), for any N, to model inputs of the same shape.
 
-    The map between the model's own space and the generator's is inside the graph, the clipping too. What the inputs
-    are made of, and what the module was trained against, are in the file's metadata (``neuralfuse``, JSON). The file
-    is kept only if it agrees with the module on batches of 1, 2 and 7 images.
+    The graph includes the map between the model's own space and the generator's, and the clipping. The file's metadata
+    (``neuralfuse``, JSON) holds the value range of the inputs and how the module was trained. The file is kept only if
+    it agrees with the module on batches of 1, 2 and 7 images.
 
     Args:
         fuse: In eval mode, on the CPU.
@@ -36,11 +36,11 @@ def export(fuse: NeuralFuse, path: Path, *, to: str = "onnx") -> dict[str, Any]:
         to: A key of `FORMATS`: ``onnx``, or ``torch`` for a ``torch.export`` program (``torch.export.load``).
 
     Returns:
-        What was written, and the largest difference found, in units of [-1, 1].
+        The metadata, and the largest difference per batch size, in units of [-1, 1].
 
     Raises:
-        MissingExtraError: ONNX is not installed.
-        ParityError: the graph computes something else.
+        MissingExtraError: ``to`` is onnx, and ONNX is not installed.
+        ParityError: the graph differs from the module.
         OutputError: the file cannot be written.
     """
     if to not in FORMATS:
@@ -60,9 +60,9 @@ def export(fuse: NeuralFuse, path: Path, *, to: str = "onnx") -> dict[str, Any]:
         runs = FORMATS[to](fuse, file, about)
         differences = {str(size): _difference(fuse, runs, size) for size in BATCHES}
         worst = max(differences.values())
-        if not worst <= MOST:
+        if not worst <= TOLERANCE:
             raise ParityError(
-                f"the graph for {to} must agree with the module to {MOST:g}: it differs by {worst:g}. Nothing was "
+                f"the graph for {to} must agree with the module to {TOLERANCE:g}: it differs by {worst:g}. Nothing was "
                 "written; another version of torch or of the runtime may help."
             )
         record.update(about, format=to, differences=differences, bytes=file.stat().st_size)
@@ -73,7 +73,7 @@ def export(fuse: NeuralFuse, path: Path, *, to: str = "onnx") -> dict[str, Any]:
 
 
 def _inputs(fuse: NeuralFuse, size: int) -> Tensor:
-    """Return random inputs of the model's own space, all of it."""
+    """Return random inputs that cover the model's own space."""
     shape = (size, fuse.channels, *fuse.image_size)
     levels = torch.randint(0, 256, shape, generator=generator("export", size), dtype=torch.uint8)
     return fuse.input_range.from_bytes(levels)

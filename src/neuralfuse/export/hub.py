@@ -1,4 +1,4 @@
-"""Trained modules on the Hugging Face Hub: the same folder, with a card that says what it was trained against."""
+"""Trained modules on the Hugging Face Hub: the module's folder with a model card."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ EVALUATION = "neuralfuse/evaluation/1"
 def push(
     folder: Path, repo: str, *, record: Path | None = None, private: bool = False, allow_code: bool = False
 ) -> str:  # fmt: skip
-    """Upload a trained module and a card about it, and return the address of the commit.
+    """Upload a trained module with a model card, and return the URL of the commit.
 
-    The token and the hub are those of the `huggingface_hub` library (`hf auth login`, or HF_TOKEN; HF_ENDPOINT).
+    The `huggingface_hub` library chooses the token (`hf auth login` or HF_TOKEN) and the hub (HF_ENDPOINT).
 
     Args:
-        folder: Of the module.
-        repo: NAME or OWNER/NAME; made where it is not there yet.
-        record: Of an evaluation, for the card.
+        folder: Folder of the module.
+        repo: NAME or OWNER/NAME; created if it does not exist.
+        record: Evaluation record whose accuracies the card shows.
         private: Whether a new repository is private.
         allow_code: Whether the code of a generator of one's own may be run.
 
     Raises:
-        FileFormatError: the folder is not one of a NeuralFuse module, or the record is none of an evaluation.
-        HubError: the hub refuses, or cannot be reached.
+        FileFormatError: the folder holds no NeuralFuse module, or the record is not from an evaluation with one.
+        HubError: the hub refuses the upload, or cannot be reached.
     """
     fuse = NeuralFuse.from_pretrained(folder, allow_code=allow_code)
     text = card(fuse, repo, None if record is None else read_json(record, EVALUATION))
@@ -49,17 +49,17 @@ def push(
 
 
 def pull(repo: str, folder: Path, *, revision: str | None = None, allow_code: bool = False) -> NeuralFuse:
-    """Download a trained module into a folder, and return it; only weights and config are fetched, no code is run.
+    """Download a trained module into a folder, and return it. Only weights and config are downloaded, no code.
 
     Args:
         repo: OWNER/NAME.
-        folder: To write.
-        revision: Branch, tag or commit; by default the newest.
+        folder: Folder to write.
+        revision: Branch, tag or commit; by default the newest commit.
         allow_code: Whether the code of a generator of somebody's own may be run, which must be here already.
 
     Raises:
-        FileFormatError: what the repository holds is no NeuralFuse module.
-        HubError: there is no such repository, revision or file, or the hub cannot be reached.
+        FileFormatError: the repository holds no NeuralFuse module.
+        HubError: the repository, revision or file does not exist, or the hub cannot be reached.
         OutputError: the folder cannot be written.
     """
     with _hub(f"pull {repo}") as api, tempfile.TemporaryDirectory() as place:
@@ -71,7 +71,7 @@ def pull(repo: str, folder: Path, *, revision: str | None = None, allow_code: bo
 
 
 @contextmanager
-def _hub(what: str) -> Iterator[Any]:
+def _hub(action: str) -> Iterator[Any]:
     try:
         from httpx2 import HTTPError  # noqa: PLC0415
         from huggingface_hub import HfApi  # noqa: PLC0415
@@ -84,19 +84,23 @@ def _hub(what: str) -> Iterator[Any]:
         raise
     except (HTTPError, HFValidationError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise HubError(f"cannot {what}: {reason} Check the name, the token (hf auth login) and the network.") from error
+        raise HubError(f"cannot {action}: {reason} Check name, token (hf auth login) and network.") from error
 
 
 def card(fuse: NeuralFuse, repo: str, record: Mapping[str, Any] | None = None) -> str:
-    """Return the model card: what the module is for, what was measured, how to use it. Markdown."""
+    """Return the model card in Markdown: purpose of the module, measured accuracy, usage.
+
+    Raises:
+        FileFormatError: the record is not from an evaluation with a NeuralFuse.
+    """
     trained = fuse.trained
     measured = ""
     if record is not None:
         if not {"chips", "ber", "ber_kind", "ca", "pa", "pa_nf"} <= set(record) or record["pa_nf"] is None:
-            raise FileFormatError("--record must be of an evaluation behind a NeuralFuse: it has no PA(NF).")
+            raise FileFormatError("--record must be from an evaluation with a NeuralFuse: it has no PA(NF).")
         measured = (
             f"\n- measured on {record['chips']} unseen chips at {100 * record['ber']:g}% {record['ber_kind']}: "
-            f"accuracy {record['pa']:.1f}% without it, {record['pa_nf']:.1f}% behind it "
+            f"accuracy {record['pa']:.1f}% without it, {record['pa_nf']:.1f}% with it "
             f"({record['ca']:.1f}% without bit errors)"
         )
     return _CARD.format(
@@ -127,8 +131,8 @@ tags:
 
 # {title}
 
-A NeuralFuse module, F(x) = clip(x + G(x)): it changes the inputs of a network so that its answers survive bit errors in
-the memory that holds the weights. G is `{generator}`, {parameters:,} parameters.
+A NeuralFuse module, F(x) = clip(x + G(x)). It transforms the inputs of a network so that its accuracy survives bit
+errors in the memory of its weights. G is `{generator}`, {parameters:,} parameters.
 
 - for images of {shape}, normalized with mean {mean} and std {std} (of pixels in [0, 1])
 - trained on {data} in front of {bases}, against {against}{measured}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from neuralfuse.blackbox import Careful, Function, tune
+from neuralfuse.blackbox import Function, LimitedBox, tune
 from neuralfuse.config import EopmConfig, TuningConfig
 from neuralfuse.data import DataSet
 from neuralfuse.errors import ConfigError, require
@@ -150,11 +150,11 @@ class Tuned(Fitted):
         return made
 
 
-def _box(model: Answer, fuse: NeuralFuse, data: DataSet) -> Careful:
+def _box(model: Answer, fuse: NeuralFuse, data: DataSet) -> LimitedBox:
     """Return a model as one that only answers."""
 
     def ask(x: NDArray[np.float32]) -> NDArray[Any]:
         with torch.inference_mode():
             return model(torch.from_numpy(x).to(fuse.scale.device)).float().cpu().numpy()
 
-    return Careful(Function(ask, "a chip"), classes=len(data.classes))
+    return LimitedBox(Function(ask, "a chip"), classes=len(data.classes))

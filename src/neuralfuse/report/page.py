@@ -9,8 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from neuralfuse.blackbox import choice_summary, tuning_summary
-from neuralfuse.blackbox import summary as black_box_summary
+from neuralfuse.blackbox import answers_text, choice_text, tuning_text
 from neuralfuse.compare import as_latex as comparison_latex
 from neuralfuse.compare import as_markdown as comparison_markdown
 from neuralfuse.compare.show import grids, latex_table
@@ -222,15 +221,15 @@ def _plan(found: Found) -> Section:
 def _black_box(found: Found) -> Section:
     config = found.record["config"]
     behind = "as it is" if config["fuse"] is None else f"behind {config['fuse']['generator']}"
-    return Section(f"A model that only answers, {behind}", config["box"], found, text=black_box_summary(found.record))
+    return Section(f"A model that only answers, {behind}", config["box"], found, text=answers_text(found.record))
 
 
 def _choice(found: Found) -> Section:
-    return Section("A choice by answers", found.record["config"]["box"], found, text=choice_summary(found.record))
+    return Section("A choice by answers", found.record["config"]["box"], found, text=choice_text(found.record))
 
 
 def _tuning(found: Found) -> Section:
-    return Section("Fitted by answers", found.record["config"]["box"], found, text=tuning_summary(found.record))
+    return Section("Fitted by answers", found.record["config"]["box"], found, text=tuning_text(found.record))
 
 
 _SECTIONS = {

@@ -1,7 +1,8 @@
-"""A gateway in front of an inference server: images pass through a NeuralFuse, everything else untouched."""
+"""A gateway in front of an inference server: a NeuralFuse transforms the images, everything else passes unchanged.
 
-from neuralfuse.serve.gateway import gateway
-from neuralfuse.serve.run import serve
+`Settings` needs no server library. `neuralfuse.serve.run.serve` and `neuralfuse.serve.gateway.gateway` do.
+"""
+
 from neuralfuse.serve.settings import Settings
 
-__all__ = ["Settings", "gateway", "serve"]
+__all__ = ["Settings"]

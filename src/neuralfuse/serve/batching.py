@@ -1,4 +1,4 @@
-"""Images of many requests, transformed together: whoever comes within a moment shares a pass of the generator."""
+"""Dynamic batching: images of several requests share one pass of the generator."""
 
 from __future__ import annotations
 
@@ -13,112 +13,115 @@ from torch import Tensor
 
 
 @dataclass(eq=False)
-class _Waiting:
-    """Images of one request, and where their transforms are awaited."""
+class _Pending:
+    """Images in the queue, and the future that gets their transforms."""
 
     x: Tensor
     done: asyncio.Future[Tensor]
 
 
 class Batcher:
-    """Collects tensors (n, C, H, W) of one type and runs a function on many of them at once, on one thread.
+    """Collect tensors (n, C, H, W) into batches of one dtype, and run a function on each batch in one thread.
 
     Args:
-        run: From a batch to a batch of the same length.
-        most: Images at once; a request with more is transformed in parts, others between them.
-        wait: Seconds that the first of a batch waits, at most, for requests that are `coming`.
-        watch: Told the size of each batch, on that thread.
+        run: Function from a batch to a batch of the same length.
+        max_batch: Images per batch. A larger request is split, and other requests may run between its parts.
+        max_wait: Seconds that a batch waits, at most, for requests that were announced (see `announce`).
+        on_batch: Called with the size of each batch, in the transform thread.
     """
 
     def __init__(
         self,
         run: Callable[[Tensor], Tensor],
         *,
-        most: int,
-        wait: float,
-        watch: Callable[[int], None] = lambda size: None,
+        max_batch: int,
+        max_wait: float,
+        on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
-        self._run, self._most, self._wait, self._watch = run, most, wait, watch
-        self._coming = 0
-        self._waiting: asyncio.Queue[_Waiting] = asyncio.Queue()
-        self._batch: list[_Waiting] = []  # being collected or transformed
-        self._late: list[_Waiting] = []  # the first of the next
+        self._run, self._max_batch, self._max_wait, self._on_batch = run, max_batch, max_wait, on_batch
+        self._announced = 0
+        self._queue: asyncio.Queue[_Pending] = asyncio.Queue()
+        self._batch: list[_Pending] = []  # being collected or transformed
+        self._next: list[_Pending] = []  # the first of the next batch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="transform")
         self._loop: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to collect, in the running event loop."""
+        """Start collecting, in the running event loop."""
         self._loop = asyncio.get_running_loop().create_task(self._collect())
 
     async def stop(self) -> None:
-        """Stop; what still waits is cancelled."""
+        """Stop, and cancel all pending images."""
         if self._loop is not None:
             self._loop.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._loop
-        while not self._waiting.empty():
-            self._batch.append(self._waiting.get_nowait())
-        for one in (*self._batch, *self._late):
+        while not self._queue.empty():
+            self._batch.append(self._queue.get_nowait())
+        for one in (*self._batch, *self._next):
             one.done.cancel()
         self._thread.shutdown(wait=False)
 
     @contextlib.contextmanager
-    def coming(self) -> Iterator[Callable[[Tensor], Awaitable[Tensor]]]:
-        """Have others wait for a request whose images are being read; what this gives transforms them."""
-        self._coming += 1
+    def announce(self) -> Iterator[Callable[[Tensor], Awaitable[Tensor]]]:
+        """Announce a request whose images are still being read, so that a batch waits for them.
+
+        Yields the function that transforms the images, to be called once.
+        """
+        self._announced += 1
         there = False
 
         def arrived(x: Tensor) -> Awaitable[Tensor]:
             nonlocal there
             there = True
-            self._coming -= 1
+            self._announced -= 1
             return self(x)
 
         try:
             yield arrived
         finally:
-            self._coming -= not there
+            self._announced -= not there
 
     async def __call__(self, x: Tensor) -> Tensor:
-        """Return the transforms of images; what the function raises for the batch that they were in, it raises."""
+        """Return the transforms of images; an error of the function reaches every request of the batch."""
         made = []
-        for part in torch.split(x, self._most):
+        for part in torch.split(x, self._max_batch):
             done: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
-            self._waiting.put_nowait(_Waiting(part, done))
+            self._queue.put_nowait(_Pending(part, done))
             made.append(await done)
         return made[0] if len(made) == 1 else torch.cat(made)
 
     async def _collect(self) -> None:
         while True:
             if not self._batch:
-                self._batch.append(await self._waiting.get())
+                self._batch.append(await self._queue.get())
             await self._fill()
-            batch = [one for one in self._batch if not one.done.done()]  # the others are not waited for any more
+            batch = [one for one in self._batch if not one.done.done()]  # without cancelled requests
             self._batch = batch
             if batch:
                 await self._transform(batch)
-            self._batch, self._late = self._late, []
+            self._batch, self._next = self._next, []
 
     async def _fill(self) -> None:
-        """Let others join the first; one that cannot any more is late."""
+        """Fill the batch; images that do not fit begin the next one."""
         first, size, clock = self._batch[0], len(self._batch[0].x), asyncio.get_running_loop().time
-        until = clock() + self._wait
-        while size < self._most and (self._coming or not self._waiting.empty()):
+        until = clock() + self._max_wait
+        while size < self._max_batch and (self._announced or not self._queue.empty()):
             rest = until - clock()
             try:
-                one = self._waiting.get_nowait() if rest <= 0 else await asyncio.wait_for(self._waiting.get(), rest)
+                one = self._queue.get_nowait() if rest <= 0 else await asyncio.wait_for(self._queue.get(), rest)
             except (TimeoutError, asyncio.QueueEmpty):
                 break
-            if size + len(one.x) > self._most or one.x.dtype != first.x.dtype:
-                self._late.append(one)
+            if size + len(one.x) > self._max_batch or one.x.dtype != first.x.dtype:
+                self._next.append(one)
                 break
             self._batch.append(one)
             size += len(one.x)
 
-    async def _transform(self, batch: list[_Waiting]) -> None:
+    async def _transform(self, batch: list[_Pending]) -> None:
         try:
             parts = [one.x for one in batch]
-            made = await asyncio.get_running_loop().run_in_executor(self._thread, self._together, parts)
+            made = await asyncio.get_running_loop().run_in_executor(self._thread, self._run_batch, parts)
         except Exception as error:
             for one in batch:
                 if not one.done.done():
@@ -128,7 +131,7 @@ class Batcher:
             if not one.done.done():
                 one.done.set_result(part)
 
-    def _together(self, images: list[Tensor]) -> list[Tensor]:
+    def _run_batch(self, images: list[Tensor]) -> list[Tensor]:
         joined = images[0] if len(images) == 1 else torch.cat(images)
-        self._watch(len(joined))
+        self._on_batch(len(joined))
         return list(torch.split(self._run(joined), [len(one) for one in images]))

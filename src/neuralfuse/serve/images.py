@@ -1,4 +1,4 @@
-"""The image input of a request: found, checked, transformed, put back."""
+"""The image input of a request: find it, check it, read it, replace it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _TYPES = ("FP32", "FP16", "FP64", "UINT8")
 
 @dataclass(frozen=True)
 class ImageInput:
-    """Where the images of a request are.
+    """How to find the images of a request.
 
     Attributes:
-        fuse: What they pass through.
-        name: Of the input; None for the only one of the images' shape.
-        layout: Order of its axes.
+        fuse: The NeuralFuse that will transform them.
+        name: Name of the input; None for the only input with the images' shape.
+        layout: Order of the images' axes.
     """
 
     fuse: NeuralFuse
@@ -35,7 +35,7 @@ class ImageInput:
         """Return the image input.
 
         Raises:
-            WireError: there is none, or more than one, or it is none that the NeuralFuse can take.
+            WireError: the request has no such input or several, or the NeuralFuse cannot take it.
         """
         wanted = self._shape
         if self.name is not None:
@@ -63,7 +63,7 @@ class ImageInput:
         """Return the images as uint8 or float32 (N, C, H, W).
 
         Raises:
-            WireError: values are none that model inputs can have.
+            WireError: values lie outside the range of the model's inputs.
         """
         x = torch.from_numpy(np.array(found.values, dtype=np.uint8 if found.datatype == "UINT8" else np.float32))
         x = x if self.layout == "nchw" else x.permute(0, 3, 1, 2)
@@ -74,7 +74,7 @@ class ImageInput:
                 raise WireError(f"{found.name}: {error}") from error
         return x
 
-    def put(self, request: Message, found: WireTensor, made: Tensor) -> Message:
-        """Return the request with transformed images."""
+    def replace(self, request: Message, found: WireTensor, made: Tensor) -> Message:
+        """Return the request with the transformed images (N, C, H, W) in its image input."""
         values = (made if self.layout == "nchw" else made.permute(0, 2, 3, 1)).numpy()
         return request.with_values(found.name, np.ascontiguousarray(values.astype(found.values.dtype)))

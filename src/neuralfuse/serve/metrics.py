@@ -1,4 +1,4 @@
-"""What a gateway counts, for Prometheus."""
+"""Prometheus metrics of a gateway."""
 
 from __future__ import annotations
 
@@ -13,50 +13,48 @@ _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Counters of one gateway."""
+    """Metrics of one gateway, in a registry of its own."""
 
     def __init__(self) -> None:
         own = self.registry = CollectorRegistry()
         self._requests = Counter("neuralfuse_requests", "Requests answered.", ["kind", "status"], registry=own)
         self._seconds = Histogram(
-            "neuralfuse_request_seconds", "Time to an answer.", ["kind"], buckets=_SECONDS, registry=own
+            "neuralfuse_request_seconds", "Latency of requests.", ["kind"], buckets=_SECONDS, registry=own
         )
         self._images = Counter("neuralfuse_images", "Images transformed.", registry=own)
-        self._batches = Histogram(
-            "neuralfuse_batch_images", "Images transformed at once.", buckets=_IMAGES, registry=own
-        )
+        self._batches = Histogram("neuralfuse_batch_images", "Images per batch.", buckets=_IMAGES, registry=own)
         self._transform = Histogram(
-            "neuralfuse_transform_seconds", "Waiting and transforming.", buckets=_SECONDS, registry=own
+            "neuralfuse_transform_seconds", "Time in the queue and in the transform.", buckets=_SECONDS, registry=own
         )
         self._upstream = Histogram(
-            "neuralfuse_upstream_seconds", "Time of the server behind.", buckets=_SECONDS, registry=own
+            "neuralfuse_upstream_seconds", "Latency of the upstream server.", buckets=_SECONDS, registry=own
         )
-        self._in_flight = Gauge("neuralfuse_requests_in_flight", "Requests that are worked on.", registry=own)
+        self._in_flight = Gauge("neuralfuse_requests_in_flight", "Requests in flight.", registry=own)
 
-    def request(self, kind: str, status: int | str, seconds: float) -> None:
-        """Count an answered request."""
-        self._requests.labels(kind, str(status)).inc()  # HTTP's number or gRPC's name
+    def count_request(self, kind: str, status: int | str, seconds: float) -> None:
+        """Count an answered request; the status is HTTP's number or gRPC's name."""
+        self._requests.labels(kind, str(status)).inc()
         self._seconds.labels(kind).observe(seconds)
 
-    def batch(self, images: int) -> None:
-        """Count images that are transformed at once."""
+    def count_batch(self, images: int) -> None:
+        """Count one batch of this many images."""
         self._batches.observe(images)
 
-    def in_flight(self, count: int) -> None:
-        """Say how many requests are worked on."""
+    def set_in_flight(self, count: int) -> None:
+        """Set the number of requests in flight."""
         self._in_flight.set(count)
 
     @contextmanager
     def transforming(self, images: int) -> Iterator[None]:
-        """Time the transform of a request's images."""
+        """Time the transform of one request's images, waiting included."""
         began = time.perf_counter()
         yield
         self._transform.observe(time.perf_counter() - began)
         self._images.inc(images)
 
     @contextmanager
-    def asking(self) -> Iterator[None]:
-        """Time the server behind."""
+    def calling_upstream(self) -> Iterator[None]:
+        """Time one call of the upstream server."""
         began = time.perf_counter()
         try:
             yield
@@ -64,5 +62,5 @@ class Metrics:
             self._upstream.observe(time.perf_counter() - began)
 
     def text(self) -> bytes:
-        """Return all of it, as Prometheus reads it."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

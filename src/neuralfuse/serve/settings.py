@@ -1,9 +1,9 @@
-"""What a gateway is told when it starts."""
+"""Settings of a gateway; free of the server libraries and of torch."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -16,23 +16,23 @@ class Settings:
     """How a gateway serves.
 
     Attributes:
-        upstream: Address of the server behind it, without ``/v2``.
-        models: Names of the models that are protected; none for all. Requests to others pass untouched.
-        input_name: Name of the image input; by default the only one that has the images' shape.
+        upstream: Address of the upstream server, without /v2.
+        models: Names of the models to protect, one option each; by default all. Other models pass unchanged.
+        input_name: Name of the image input; by default the only input with the images' shape.
         layout: Order of the images' axes.
-        host: Address to listen on: this machine only, unless told otherwise.
-        port: To listen on; 0 for any that is free.
-        max_batch: Images that are transformed at once.
-        max_wait: Seconds that an image waits, at most, for those of other requests that have come.
-        in_flight: Requests that are worked on at a time; further ones are turned away (503).
-        timeout: Seconds for a request, from its head to the answer of the server behind.
-        max_body: Bytes of a request's body, unpacked; larger ones are turned away (413).
-        token: Clients must send it as a bearer token; None for anyone.
-        upstream_token: Sent to the server behind it in the place of what clients send.
-        certificate: PEM file, for TLS.
-        key: PEM file of its private key.
-        grpc_upstream: Address of the gRPC service of the server behind it, ``grpc[s]://HOST:PORT``; None for no gRPC.
-        grpc_port: To listen on for gRPC.
+        host: Address to listen on. By default only this machine can reach it.
+        port: Port to listen on; 0 for any free port.
+        max_batch: Images per batch.
+        max_wait: Seconds that a batch waits, at most, for requests that are still being read.
+        in_flight: Requests in flight at most; further ones get 503.
+        timeout: Seconds per request, from its head to the upstream response (504).
+        max_body: Largest body of a request in bytes, decompressed; larger ones get 413.
+        token: Bearer token that clients must send; None for no authentication.
+        upstream_token: Bearer token for the upstream server, sent in place of the clients' token.
+        certificate: PEM file of the certificate, for TLS.
+        key: PEM file of the certificate's private key.
+        grpc_upstream: Address of the upstream gRPC service, grpc[s]://HOST:PORT; with it the gateway serves gRPC, too.
+        grpc_port: Port to listen on for gRPC.
     """
 
     upstream: str
@@ -46,8 +46,8 @@ class Settings:
     in_flight: int = 128
     timeout: float = 30.0
     max_body: int = 16 * 2**20
-    token: str | None = None
-    upstream_token: str | None = None
+    token: str | None = field(default=None, repr=False)
+    upstream_token: str | None = field(default=None, repr=False)
     certificate: Path | None = None
     key: Path | None = None
     grpc_upstream: str | None = None
@@ -80,6 +80,6 @@ class Settings:
         require(both, "--certificate and --key must come together: got one of them.")
 
 
-def place_of(host: str, port: int) -> str:
-    """Return HOST:PORT, as an address has it."""
+def host_port(host: str, port: int) -> str:
+    """Return HOST:PORT; an IPv6 address gets brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

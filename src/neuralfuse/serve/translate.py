@@ -1,4 +1,4 @@
-"""Between a client and a server that may not speak the same half of the protocol: JSON or binary tensors."""
+"""Translation between binary tensors and JSON, for an upstream server that takes JSON only."""
 
 from __future__ import annotations
 
@@ -11,58 +11,63 @@ import numpy as np
 from neuralfuse.wire import HEADER, Message, WireError, decode, encode
 
 BINARY = "binary_tensor_data"
-_WISHES = ("binary_data", "binary_data_output")
+"""The protocol extension of servers that take binary tensors."""
+_BINARY_PARAMETERS = ("binary_data", "binary_data_output")
 _JSON, _BYTES = "application/json", "application/octet-stream"
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """Which outputs a client wants as bytes.
+class BinaryOutputs:
+    """Which outputs a client wants as binary tensors.
 
     Attributes:
-        usual: Whether those that it says nothing of.
-        named: What it says of outputs by name.
+        default: The choice for outputs that the request does not mention.
+        by_name: The choice for each output that it mentions.
     """
 
-    usual: bool
-    named: Mapping[str, bool]
+    default: bool
+    by_name: Mapping[str, bool]
 
     @staticmethod
-    def of(request: Message) -> Wishes:
-        """Return what a request says.
+    def of(request: Message) -> BinaryOutputs:
+        """Return the choices that a request makes.
 
         Raises:
-            WireError: it says it in another form than the protocol's.
+            WireError: its parameters or outputs do not follow the protocol.
         """
         parameters, outputs = request.other.get("parameters") or {}, request.other.get("outputs") or []
         if not isinstance(parameters, dict):
             raise WireError(f"parameters must be an object: got a {type(parameters).__name__}.")
         if not isinstance(outputs, list) or not all(isinstance(one, dict) and "name" in one for one in outputs):
             raise WireError("outputs must be a list of objects with a name.")
-        usual = parameters.get("binary_data_output") is True
-        named = {}
+        default = parameters.get("binary_data_output") is True
+        by_name = {}
         for one in outputs:
             own = one.get("parameters") or {}
             if not isinstance(own, dict) or not isinstance(one["name"], str):
-                raise WireError("each of outputs must have a text as name and an object as parameters.")
-            named[one["name"]] = own.get("binary_data", usual) is True
-        return Wishes(usual, named)
+                raise WireError("each output must have a string as name and an object as parameters.")
+            by_name[one["name"]] = own.get("binary_data", default) is True
+        return BinaryOutputs(default, by_name)
 
     @property
-    def binary(self) -> bool:
-        """Whether any output is wanted as bytes."""
-        return self.usual or any(self.named.values())
+    def wants_any(self) -> bool:
+        """Whether any output is wanted as a binary tensor."""
+        return self.default or any(self.by_name.values())
 
-    def wants_bytes(self, name: str) -> bool:
-        """Whether this one is."""
-        return self.named.get(name, self.usual)
+    def wants(self, name: str) -> bool:
+        """Say whether this output is wanted as a binary tensor."""
+        return self.by_name.get(name, self.default)
 
 
-def for_upstream(request: Message, wishes: Wishes, takes_binary: bool) -> tuple[bytes, dict[str, str]]:
-    """Return body and headers of a request as the server takes it."""
+def encode_request(request: Message, takes_binary: bool) -> tuple[bytes, dict[str, str]]:
+    """Return body and headers of a request, in the form that the upstream server takes.
+
+    Raises:
+        WireError: the server takes JSON only, and JSON would change an input.
+    """
     if not takes_binary:
         _check_json(request)
-        request = replace(request, other=_without_wishes(request.other))
+        request = replace(request, other=_without_binary(request.other))
     body, length = encode(request, "inputs", binary=takes_binary)
     if length is None:
         return body, {"content-type": _JSON}
@@ -70,45 +75,46 @@ def for_upstream(request: Message, wishes: Wishes, takes_binary: bool) -> tuple[
 
 
 def _check_json(request: Message) -> None:
-    """Raise a `WireError` where JSON, all that the server takes, would change an input."""
+    """Raise a `WireError` if JSON would change an input."""
+    why = "the upstream server takes JSON only"
     for one in request.tensors:
         if one.datatype.startswith("FP") and not np.isfinite(one.values).all():
-            raise WireError(f"{one.name} must be finite: the server behind takes JSON, which has no other numbers.")
+            raise WireError(f"{one.name} must be finite: {why}, which has no NaN or infinity.")
         if one.datatype == "BF16":
-            raise WireError(f"{one.name} must be of another type: the server behind takes JSON, which has no BF16.")
+            raise WireError(f"{one.name} must be of another type: {why}, which has no BF16.")
         if one.datatype == "BYTES":
             try:
                 b"".join(one.values.reshape(-1)).decode()
             except UnicodeDecodeError as error:
-                raise WireError(f"{one.name} must be UTF-8: the server behind takes JSON.") from error
+                raise WireError(f"{one.name} must be UTF-8: {why}.") from error
 
 
-def for_client(body: bytes, wishes: Wishes) -> tuple[bytes, dict[str, str]]:
-    """Return body and headers of a JSON answer as the client wants it.
+def encode_response(body: bytes, outputs: BinaryOutputs) -> tuple[bytes, dict[str, str]]:
+    """Return body and headers of a JSON response, in the form that the client wants.
 
     Raises:
-        WireError: the answer is none of the protocol's.
+        WireError: the response does not follow the protocol.
     """
     answer = decode(body, None, "outputs")
-    wanted = {name for name in answer.names if wishes.wants_bytes(name)}
+    wanted = {name for name in answer.names if outputs.wants(name)}
     made, length = encode(answer, "outputs", binary=wanted)
     if length is None:
         return made, {"content-type": _JSON}
     return made, {"content-type": _BYTES, HEADER: str(length)}
 
 
-def _without_wishes(other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a request's other fields without what a server that knows JSON alone would not understand."""
+def _without_binary(other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request's other fields without the parameters of the binary extension."""
     kept = dict(other)
     if "parameters" in kept:
-        kept["parameters"] = _without(kept["parameters"] or {})
+        kept["parameters"] = _drop(kept["parameters"] or {})
     if "outputs" in kept:
         kept["outputs"] = [
-            {**one, "parameters": _without(one["parameters"])} if one.get("parameters") else one
+            {**one, "parameters": _drop(one["parameters"])} if one.get("parameters") else one
             for one in kept["outputs"] or []
         ]
     return kept
 
 
-def _without(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in parameters.items() if name not in _WISHES}
+def _drop(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if name not in _BINARY_PARAMETERS}

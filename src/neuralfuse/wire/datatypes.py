@@ -1,4 +1,4 @@
-"""The protocol's datatypes: what NumPy calls them, and how their values lie in JSON and in bytes."""
+"""The protocol's datatypes: NumPy dtypes, and values as JSON or bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 
 class WireError(NeuralFuseError, ValueError):
-    """A message is none of the protocol's."""
+    """A message does not follow the protocol."""
 
 
 DATATYPES: dict[str, np.dtype[Any]] = {
@@ -24,24 +24,24 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "FP16": np.dtype("<f2"),
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
-    "BF16": np.dtype("<u2"),  # the bits; NumPy has no such type
+    "BF16": np.dtype("<u2"),  # as raw bits: NumPy has no bfloat16
     "BYTES": np.dtype(object),
 }
-"""By the protocol's names; little-endian."""
+"""NumPy dtype of each datatype, little-endian."""
 
 _FLOATS = {"FP16", "FP32", "FP64"}
-_LENGTH = 4  # bytes before each element of BYTES
+_LENGTH = 4  # bytes of the length before each element of BYTES
 
 
 def from_json(values: Any, datatype: str, count: int, where: str) -> Array:
-    """Return a flat array of ``count`` values from nested or flat JSON lists; null in a list of floats is NaN.
+    """Return ``count`` values as a flat array, from flat or nested JSON lists; null among floats becomes NaN.
 
     Raises:
-        WireError: other values, or another number of them.
+        WireError: the values do not fit the datatype, or their number is not ``count``.
     """
     if datatype == "BF16":
         raise WireError(f"{where} must be binary: JSON has no BF16.")
-    flat = _flat(values, where)
+    flat = _flatten(values, where)
     if len(flat) != count:
         raise WireError(f"{where} must have {count} values by its shape: got {len(flat)}.")
     kinds = set(map(type, flat))
@@ -62,7 +62,7 @@ def from_json(values: Any, datatype: str, count: int, where: str) -> Array:
 
 
 def to_json(values: Array, datatype: str) -> list[Any]:
-    """Return a flat list for JSON: NaN and infinity, which it has not, become null, bytes that are no text base64."""
+    """Return a flat list for JSON. NaN and infinity become null; bytes that are not UTF-8 become base64."""
     flat = values.reshape(-1)
     if datatype == "BYTES":
         return [_text(value) for value in flat]
@@ -72,10 +72,10 @@ def to_json(values: Array, datatype: str) -> list[Any]:
 
 
 def from_bytes(data: memoryview, datatype: str, count: int, where: str) -> Array:
-    """Return a flat array from its bytes.
+    """Return ``count`` values as a flat array, from their bytes.
 
     Raises:
-        WireError: there are more or fewer than ``count`` values.
+        WireError: the bytes do not hold exactly ``count`` values of the datatype.
     """
     if datatype != "BYTES":
         kind = DATATYPES[datatype]
@@ -89,7 +89,7 @@ def from_bytes(data: memoryview, datatype: str, count: int, where: str) -> Array
         size = int.from_bytes(data[place : place + _LENGTH], "little")
         start = place + _LENGTH
         if start + size > len(data):
-            raise WireError(f"{where} must have a length before each element, and as many bytes after it.")
+            raise WireError(f"{where} must have a length before each element: the data ends early.")
         found.append(bytes(data[start : start + size]))
         place = start + size
     if len(found) != count:
@@ -100,13 +100,13 @@ def from_bytes(data: memoryview, datatype: str, count: int, where: str) -> Array
 
 
 def to_bytes(values: Array, datatype: str) -> bytes:
-    """Return an array's bytes."""
+    """Return the bytes of an array."""
     if datatype != "BYTES":
         return np.ascontiguousarray(values, dtype=DATATYPES[datatype]).tobytes()
     return b"".join(len(value).to_bytes(_LENGTH, "little") + value for value in values.reshape(-1))
 
 
-def _flat(values: Any, where: str) -> list[Any]:
+def _flatten(values: Any, where: str) -> list[Any]:
     if not isinstance(values, list):
         raise WireError(f"{where} must have its data as a list: got a {type(values).__name__}.")
     while values and isinstance(values[0], list):

@@ -1,4 +1,4 @@
-"""Requests and answers of the protocol: one JSON object, and behind it the bytes of the tensors that are binary."""
+"""Requests and responses of the protocol: one JSON object, followed by the bytes of its binary tensors."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from neuralfuse.errors import MissingExtraError
 from neuralfuse.wire.datatypes import DATATYPES, Array, WireError, from_bytes, from_json, to_bytes, to_json
 
 HEADER = "Inference-Header-Content-Length"
+"""HTTP header with the length of the JSON, for a body with binary tensors."""
 Key = Literal["inputs", "outputs"]
-MOST_DIMENSIONS = 32
-"""Of a tensor in a message."""
+MAX_DIMENSIONS = 32
+"""Most dimensions of a tensor in a message."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,10 @@ class WireTensor:
     """A named tensor of a message.
 
     Attributes:
-        name: As the model's metadata says.
+        name: Name in the model's metadata.
         datatype: A key of `DATATYPES`.
-        values: Of the datatype's NumPy type (BYTES: bytes objects; BF16: its bits), in the tensor's shape.
-        parameters: Whatever else the message says of it.
+        values: Array of the datatype's NumPy dtype (see `DATATYPES`), in the tensor's shape.
+        parameters: The tensor's other parameters in the message.
     """
 
     name: str
@@ -34,17 +35,17 @@ class WireTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape."""
+        """The tensor's shape."""
         return tuple(self.values.shape)
 
 
 @dataclass(frozen=True)
 class Message:
-    """A request (tensors are its inputs) or an answer (its outputs).
+    """A request, whose tensors are inputs, or a response, whose tensors are outputs.
 
     Attributes:
-        tensors: In the message's order.
-        other: All else that the JSON object holds; for a request also its ``outputs``, the ones that are asked for.
+        tensors: The tensors, in the message's order.
+        other: All other fields of the JSON object, such as a request's ``outputs``, the outputs that it asks for.
     """
 
     tensors: tuple[WireTensor, ...]
@@ -55,26 +56,26 @@ class Message:
 
     @property
     def names(self) -> list[str]:
-        """Of its tensors."""
+        """Names of the tensors."""
         return [tensor.name for tensor in self.tensors]
 
     def with_values(self, name: str, values: Array) -> Message:
-        """Return the same with other values in one tensor."""
+        """Return the message with other values in one tensor."""
         return replace(
             self, tensors=tuple(replace(one, values=values) if one.name == name else one for one in self.tensors)
         )
 
 
 def decode(body: bytes, header_length: int | None, key: Key) -> Message:
-    """Return the message that lies in a body.
+    """Return the message in an HTTP body.
 
     Args:
-        body: JSON, and if ``header_length`` is given, binary tensors behind its first so many bytes.
-        header_length: Of the header `HEADER`.
-        key: Where the tensors are: ``inputs`` of a request, ``outputs`` of an answer.
+        body: JSON, followed by the binary tensors if there are any.
+        header_length: Bytes of the JSON, from the HTTP header `HEADER`; None if the body is JSON alone.
+        key: Field of the tensors: ``inputs`` of a request, ``outputs`` of a response.
 
     Raises:
-        WireError: the body is no such message; the line says why.
+        WireError: the body does not follow the protocol.
     """
     size = len(body) if header_length is None else header_length
     if not 0 <= size <= len(body):
@@ -91,20 +92,20 @@ def decode(body: bytes, header_length: int | None, key: Key) -> Message:
         rest = rest[used:]
         tensors.append(tensor)
     if len(rest):
-        raise WireError(f"the body must end with its last tensor: {len(rest)} more bytes came.")
+        raise WireError(f"the body must end with its last tensor: got {len(rest)} extra bytes.")
     names = [tensor.name for tensor in tensors]
     if len(set(names)) < len(names):
-        raise WireError(f"each tensor must have a name of its own: got {', '.join(names)}.")
+        raise WireError(f"tensor names must be unique: got {', '.join(names)}.")
     return Message(tuple(tensors), value)
 
 
 def encode(message: Message, key: Key, *, binary: bool | set[str] = False) -> tuple[bytes, int | None]:
-    """Return a message's body, and the value of `HEADER` where some tensor is binary.
+    """Return a message's HTTP body, and the value of `HEADER` (None if no tensor is binary).
 
     Args:
-        message: What to write.
-        key: ``inputs`` of a request, ``outputs`` of an answer.
-        binary: Which tensors are written as bytes: all, none, or these names. BF16 always is.
+        message: The message.
+        key: ``inputs`` of a request, ``outputs`` of a response.
+        binary: Which tensors are binary: all, none, or these names. BF16 always is.
     """
     described, parts = [], []
     for tensor in message.tensors:
@@ -122,7 +123,7 @@ def encode(message: Message, key: Key, *, binary: bool | set[str] = False) -> tu
 
 
 def _tensor(one: Any, rest: memoryview, where: str) -> tuple[WireTensor, int]:
-    """Return a tensor, and how many of the bytes behind the JSON are its own."""
+    """Return a tensor, and how many bytes of ``rest``, the binary data, are its own."""
     if not isinstance(one, dict):
         raise WireError(f"{where} must be an object: got a {type(one).__name__}.")
     name, datatype, shape = (one.get(field) for field in ("name", "datatype", "shape"))
@@ -133,7 +134,7 @@ def _tensor(one: Any, rest: memoryview, where: str) -> tuple[WireTensor, int]:
         raise WireError(f"{where} must have a datatype of {', '.join(DATATYPES)}: got {datatype!r}.")
     if (
         not isinstance(shape, list)
-        or len(shape) > MOST_DIMENSIONS
+        or len(shape) > MAX_DIMENSIONS
         or not all(type(size) is int and size >= 0 for size in shape)
     ):
         raise WireError(f"{where} must have a shape, a list of whole numbers: got {shape!r}.")
@@ -144,31 +145,31 @@ def _tensor(one: Any, rest: memoryview, where: str) -> tuple[WireTensor, int]:
     count, size = math.prod(shape), parameters.get("binary_data_size")
     if size is None:
         values = from_json(one.get("data"), datatype, count, where)
-        return WireTensor(name, datatype, shaped(values, shape, where), parameters), 0
+        return WireTensor(name, datatype, reshape(values, shape, where), parameters), 0
     if type(size) is not int or not 0 <= size <= len(rest):
-        raise WireError(f"{where} must have a binary_data_size in 0..{len(rest)}, what is left: got {size!r}.")
+        raise WireError(f"{where} must have a binary_data_size in 0..{len(rest)}, the bytes left: got {size!r}.")
     if "data" in one:
         raise WireError(f"{where} must have its data as JSON or as bytes: got both.")
     values = from_bytes(rest[:size], datatype, count, where)
-    return WireTensor(name, datatype, shaped(values, shape, where), parameters), size
+    return WireTensor(name, datatype, reshape(values, shape, where), parameters), size
 
 
-def shaped(values: Array, shape: list[int], where: str) -> Array:
-    """Return values in the shape that a message says.
+def reshape(values: Array, shape: list[int], where: str) -> Array:
+    """Return values in the shape that a message states.
 
     Raises:
-        WireError: there can be no such array.
+        WireError: NumPy cannot make an array of this shape.
     """
     try:
         return values.reshape(shape)
-    except (ValueError, OverflowError) as error:  # no values, but sizes beyond all bounds
-        raise WireError(f"{where} must have a shape that can be: got {shape}.") from error
+    except (ValueError, OverflowError) as error:  # no values, but a size that is too large
+        raise WireError(f"{where} must have a shape that NumPy supports: got {shape}.") from error
 
 
 def _parsed(text: bytes) -> Any:
     try:
         return _orjson().loads(text)
-    except ValueError as error:  # its decode error is one
+    except ValueError as error:  # orjson's error is a ValueError
         raise WireError(f"the body must be JSON: {error}.") from error
 
 

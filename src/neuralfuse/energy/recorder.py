@@ -1,7 +1,6 @@
-"""Watching a pass below the modules, where PyTorch hands operations to its kernels.
+"""Record the operations of a pass below the modules, where PyTorch dispatches to its kernels.
 
-It does not matter there whether a layer is a module, a function or an einsum, and attention comes out as the matrix
-products that it is.
+There a module, a function and an einsum look the same, and attention consists of its matrix products.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from neuralfuse.energy.operations import Kind, Operation, Trace, Window
 from neuralfuse.energy.paper import in_convention
 
 
-class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operation of a pass, and knows which tensors depend on the image and which are made of weights alone.
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records every operation of a pass, and tracks which tensors depend on the image and which on weights alone.
 
     Args:
-        made: Where to note the operations.
-        model: The model that runs.
-        image: What it runs on.
-        stored: Names of the tensors that the memory stores.
+        made: Receives the operations.
+        model: The model.
+        image: The input of the pass.
+        stored: Name of each tensor that the memory stores.
     """
 
     def __init__(self, made: Trace, model: nn.Module, image: Tensor, stored: dict[Tensor, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.made, self.modules = made, [("", model)]
         self.stored, self.read = set(stored.values()), set[str]()
-        self._kept: list[Tensor] = []  # so that no weight's address is used again while the model runs
+        self._kept: list[Tensor] = []  # keeps the addresses of weights from being reused during the pass
         self._names: dict[int, set[str]] = {}
         self._data = {_key(image)}
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -42,7 +41,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the operation and note what it is."""
+        """Run an operation, and record it."""
         kwargs, operation = kwargs or {}, function._schema.name
         if operation not in _PRODUCTS:
             with self:
@@ -64,9 +63,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             foreign = not operation.startswith(("aten::", "prim::", "prims::"))
             for name in sorted(names if foreign or operation.startswith(_HEAVY) else names & self.stored):
-                self.made.miss(name, f"read by {operation}, which is not counted")
+                self.made.add_unknown(name, f"read by {operation}, which is not counted")
             if (foreign or operation.startswith(_HEAVY)) and not names:
-                self.made.miss(self.layer, f"runs {operation}, which is not counted")
+                self.made.add_unknown(self.layer, f"runs {operation}, which is not counted")
         self._data.update(map(_key, _tensors(output)))
         written = zip(function._schema.arguments, args, strict=False)
         self._data.update(_key(value) for one, value in written if one.is_write and isinstance(value, Tensor))
@@ -74,21 +73,21 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @property
     def layer(self) -> str:
-        """The name of the module that runs."""
+        """Name of the running module."""
         name, module = self.modules[-1]
         return name or type(module).__name__
 
     def names(self, tensor: Tensor) -> set[str]:
-        """Return which weights a tensor is, or is made of; none for what depends on the image."""
+        """Return the names of the weights that a tensor is, or is computed from; none if it depends on the image."""
         key = _key(tensor)
         return set() if key in self._data else self._names.get(key, set())
 
     def name(self, tensor: Tensor) -> str | None:
-        """Return one weight that a tensor is, or is made of, a stored one if there is one; None for activations."""
+        """Return one of these names, if possible of a stored weight; None for activations."""
         return min(self.names(tensor), key=lambda name: (name not in self.stored, name), default=None)
 
     def operation(self, kind: Kind, weight: Tensor, **size: Any) -> Operation:
-        """Return an operation of the module that runs."""
+        """Return an operation of the running module."""
         name = self.name(weight)
         layer = self.layer if name is None or "." not in name else name.rpartition(".")[0]
         return Operation(layer=layer, kind=kind, weight=name, stored=name in self.stored, **size)
@@ -117,14 +116,14 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 def _parts(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield a tensor, and what it is made of where it is one of another quantizer."""
+    """Yield a tensor, and the inner tensors of another quantizer's tensor."""
     yield tensor
     if hasattr(tensor, "__tensor_flatten__"):
         for name in tensor.__tensor_flatten__()[0]:
             yield from _parts(getattr(tensor, name))
 
 
-def _convolution(watch: Watch, args: tuple[Any, ...], output: Tensor) -> Counted:
+def _convolution(recorder: Recorder, args: tuple[Any, ...], output: Tensor) -> Counted:
     x, weight, _, stride, padding, dilation, transposed, _, groups = args
     axes, kernel = x.dim() - 2, tuple(weight.shape[2:])
     window = Window(
@@ -138,75 +137,78 @@ def _convolution(watch: Watch, args: tuple[Any, ...], output: Tensor) -> Counted
         size = {"rows": math.prod(window.input), "inner": incoming, "columns": outgoing * math.prod(kernel)}
     size["rows"] *= len(x)
     kind: Kind = "transposed convolution" if transposed else "convolution"
-    return [(watch.operation(kind, weight, **size, groups=groups, window=window), watch.names(weight))]
+    return [(recorder.operation(kind, weight, **size, groups=groups, window=window), recorder.names(weight))]
 
 
 def _each(value: Sequence[int], axes: int) -> tuple[int, ...]:
     return tuple(value) * axes if len(value) == 1 else tuple(value)
 
 
-def _product(watch: Watch, left: Tensor, right: Tensor, groups: int = 1) -> Counted:
+def _product(recorder: Recorder, left: Tensor, right: Tensor, groups: int = 1) -> Counted:
     rows, inner, columns = left.shape[-2], left.shape[-1], right.shape[-1]
-    names = watch.names(left) | watch.names(right)
-    if watch.name(left) is not None and watch.name(right) is None:
-        left, right, rows, columns = right, left, columns, rows  # (A B)' = B' A': the weights are the columns
-    return [(watch.operation("product", right, rows=rows, inner=inner, columns=columns, groups=groups), names)]
+    names = recorder.names(left) | recorder.names(right)
+    if recorder.name(left) is not None and recorder.name(right) is None:
+        left, right, rows, columns = right, left, columns, rows  # (A B)' = B' A': weights become the right-hand matrix
+    return [(recorder.operation("product", right, rows=rows, inner=inner, columns=columns, groups=groups), names)]
 
 
-def _vector_product(watch: Watch, matrix: Tensor, vector: Tensor) -> Counted:
-    return _product(watch, vector[None], matrix.T)
+def _vector_product(recorder: Recorder, matrix: Tensor, vector: Tensor) -> Counted:
+    return _product(recorder, vector[None], matrix.T)
 
 
-def _lookup(watch: Watch, args: tuple[Any, ...], output: Any) -> Counted:
+def _lookup(recorder: Recorder, args: tuple[Any, ...], output: Any) -> Counted:
     table, places = args[:2]
-    one = watch.operation("lookup", table, rows=places.numel(), inner=1, columns=table.shape[-1])
-    return [(one, watch.names(table))]
+    one = recorder.operation("lookup", table, rows=places.numel(), inner=1, columns=table.shape[-1])
+    return [(one, recorder.names(table))]
 
 
-def _each_word_once(watch: Watch, args: tuple[Any, ...]) -> Counted:
-    read = [one for one in args[:2] if isinstance(one, Tensor) and watch.name(one) in watch.stored]
-    return [(watch.operation("lookup", one, rows=1, inner=1, columns=one.numel()), watch.names(one)) for one in read]
-
-
-def _recurrent(watch: Watch, args: tuple[Any, ...], output: Any) -> Counted:
-    x, inputs, states = args[:3]  # (T, N, features); one product for all steps, and then one a step
-    size = {"rows": len(x) * x.shape[1], "inner": x.shape[2], "columns": len(inputs)}
-    step = {"rows": x.shape[1], "inner": states.shape[1], "columns": len(states), "groups": len(x)}
+def _each_word_once(recorder: Recorder, args: tuple[Any, ...]) -> Counted:
+    read = [one for one in args[:2] if isinstance(one, Tensor) and recorder.name(one) in recorder.stored]
     return [
-        (watch.operation("product", inputs, **size), watch.names(inputs)),
-        (watch.operation("product", states, **step), watch.names(states)),
+        (recorder.operation("lookup", one, rows=1, inner=1, columns=one.numel()), recorder.names(one)) for one in read
     ]
 
 
-# Counted whatever they are applied to: even a product of weights alone is made anew in every pass.
-_PRODUCTS: dict[str, Callable[[Watch, tuple[Any, ...], Any], Counted]] = {
+def _recurrent(recorder: Recorder, args: tuple[Any, ...], output: Any) -> Counted:
+    x, inputs, states = args[:3]  # x is (T, N, features): one product for all steps, then one per step
+    size = {"rows": len(x) * x.shape[1], "inner": x.shape[2], "columns": len(inputs)}
+    step = {"rows": x.shape[1], "inner": states.shape[1], "columns": len(states), "groups": len(x)}
+    return [
+        (recorder.operation("product", inputs, **size), recorder.names(inputs)),
+        (recorder.operation("product", states, **step), recorder.names(states)),
+    ]
+
+
+# These always count: even a product of weights alone is computed in every pass.
+_PRODUCTS: dict[str, Callable[[Recorder, tuple[Any, ...], Any], Counted]] = {
     "aten::convolution": _convolution,
-    **{f"aten::{name}": lambda watch, args, _: _product(watch, args[0], args[1]) for name in ("mm", "_int_mm")},
+    **{f"aten::{name}": lambda recorder, args, _: _product(recorder, args[0], args[1]) for name in ("mm", "_int_mm")},
     **{
-        f"aten::{name}": lambda watch, args, _: _product(watch, args[1], args[2])
+        f"aten::{name}": lambda recorder, args, _: _product(recorder, args[1], args[2])
         for name in ("addmm", "addmm_", "_addmm_activation")
     },
-    "aten::bmm": lambda watch, args, _: _product(watch, args[0], args[1], len(args[0])),
+    "aten::bmm": lambda recorder, args, _: _product(recorder, args[0], args[1], len(args[0])),
     **{
-        f"aten::{name}": lambda watch, args, _: _product(watch, args[1], args[2], len(args[1]))
+        f"aten::{name}": lambda recorder, args, _: _product(recorder, args[1], args[2], len(args[1]))
         for name in ("baddbmm", "baddbmm_", "addbmm", "addbmm_")
     },
-    "aten::mv": lambda watch, args, _: _vector_product(watch, args[0], args[1]),
+    "aten::mv": lambda recorder, args, _: _vector_product(recorder, args[0], args[1]),
     **{
-        f"aten::{name}": lambda watch, args, _: _vector_product(watch, args[1], args[2]) for name in ("addmv", "addmv_")
+        f"aten::{name}": lambda recorder, args, _: _vector_product(recorder, args[1], args[2])
+        for name in ("addmv", "addmv_")
     },
     **{
-        f"aten::{name}": lambda watch, args, _: _product(watch, args[0][None], args[1][:, None])
+        f"aten::{name}": lambda recorder, args, _: _product(recorder, args[0][None], args[1][:, None])
         for name in ("dot", "vdot")
     },
-    "aten::_weight_int8pack_mm": lambda watch, args, _: _product(watch, args[0], args[1].T),
+    "aten::_weight_int8pack_mm": lambda recorder, args, _: _product(recorder, args[0], args[1].T),
     "aten::embedding": _lookup,
     "aten::_embedding_bag": _lookup,
     "aten::_embedding_bag_forward_only": _lookup,
     "aten::mkldnn_rnn_layer": _recurrent,
 }
 _ELEMENTWISE = {f"aten::{name}{end}" for name in ("add", "sub", "rsub", "mul", "div") for end in ("", "_")}
-# Operations that multiply and are not counted: they are named even where they read no weight.
+# Operations that multiply but are not counted. They are reported even if they read no weight.
 _HEAVY = tuple(
     f"aten::{name}"
     for name in (
