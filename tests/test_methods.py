@@ -34,7 +34,7 @@ from neuralfuse.methods import (
 )
 from neuralfuse.methods.activation import activation_ranges
 from neuralfuse.methods.base import calibration_inputs
-from neuralfuse.methods.trained import same_energy_width
+from neuralfuse.methods.retrained import same_energy_width
 from neuralfuse.nets import BaseModel, DeployedBase, base_model, base_spec
 from neuralfuse.pipeline import make_base
 from neuralfuse.scoring import accuracy, plain_inputs, transform

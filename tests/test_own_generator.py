@@ -147,7 +147,7 @@ def test_a_comparison_trains_it_and_notices_that_its_code_has_changed(own, capsy
             "mine:broken must be a factory(channels, image_size) that runs: RuntimeError: out of order",
         ),
         ("mine:missing", "generator mine:missing must be importable"),
-        ("nowhere:tiny", "generator nowhere:tiny must be importable: No module named 'nowhere'"),
+        ("nowhere:tiny", "generator nowhere:tiny must be importable as package.module:name: No module named"),
         ("unet", "unknown generator 'unet'. Did you mean 'unets'"),
     ],
 )

@@ -13,9 +13,10 @@ from neuralfuse.errors import ConfigError, require, unknown_name
 from neuralfuse.methods.activation import ClippedActivations
 from neuralfuse.methods.base import Method, NoProtection
 from neuralfuse.methods.calibrated import Calibrated, Tuned
+from neuralfuse.methods.fused import Fused, Given
 from neuralfuse.methods.normalization import BatchStatistics, Reestimated
+from neuralfuse.methods.retrained import AdversarialWeights, RandBet, Smaller, WeightClipping
 from neuralfuse.methods.storage import ClippedQuantization, ProtectedBits, ZeroedWords
-from neuralfuse.methods.trained import AdversarialWeights, Fused, Given, RandBet, Smaller, WeightClipping
 from neuralfuse.nets import GENERATORS, plugins
 from neuralfuse.plugins import code_digest, load
 

@@ -1,34 +1,26 @@
-"""Protection that is trained: base models made anew, and input transforms."""
+"""Protection by training the base model anew, and the smaller model that it is measured against."""
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
 
-from neuralfuse.config import EopmConfig, QatConfig
+from neuralfuse.config import QatConfig
 from neuralfuse.energy import count
 from neuralfuse.errors import require
 from neuralfuse.faults import FaultModel, default_curve, from_config
-from neuralfuse.fuse import NeuralFuse, check_same_range
 from neuralfuse.methods.base import Access, Method, Preparation, Protected, TrainingContext, Workload, check_option
 from neuralfuse.nets import (
     BASE_MODELS,
     BaseModel,
     DeployedBase,
     base_spec,
-    check_generator,
-    code_of,
-    encodes_images,
     load_base,
-    runs_foreign_code,
 )
-from neuralfuse.pipeline import make_base, make_fuse
+from neuralfuse.pipeline import make_base
 
 
 @dataclass(frozen=True)
@@ -214,120 +206,3 @@ def same_energy_width(model: BaseModel, faults: FaultModel) -> int:
     fits = [width for width in range(1, spec.width + 1) if accesses(width) <= most]
     require(len(fits) > 0, f"the family of {model.name} must have a member that costs as little: none does.")
     return max(fits)
-
-
-@dataclass(frozen=True)
-class Fused(Method):
-    """NeuralFuse before the model as the methods before this one left it, trained against its faults.
-
-    Attributes:
-        generator: A key of `GENERATORS`, a plugin's name, or ``package.module:factory`` (runs that code).
-    """
-
-    name: ClassVar[str] = "neuralfuse"
-    needs: ClassVar[tuple[Access, ...]] = ("inputs", "gradients")
-    transforms_inputs: ClassVar[bool] = True
-    generator: str = "convl"
-
-    def __post_init__(self) -> None:
-        check_generator(self.generator)
-
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
-        """See `Method`."""
-        _check_place(made)
-        folder, faults, data = context.folder, made.faults_left(context.faults), context.data
-        if not (folder / "config.json").exists():
-            encodes = encodes_images(self.generator, data.channels, data.image_size)
-            eopm = self.neuralfuse_training(context.eopm, encodes=encodes)
-            make_fuse(
-                self.generator, [made.base], data, eopm, faults=faults,
-                start=context.starts.get(self.generator), out=folder, resume=True,
-                listeners=context.listeners, device=context.device,
-            )  # fmt: skip
-        own = runs_foreign_code(self.generator)  # which the user has named
-        return replace(made, fuse=NeuralFuse.from_pretrained(folder, allow_code=own).to(context.device))
-
-    def neuralfuse_training(self, eopm: EopmConfig, *, encodes: bool) -> EopmConfig:
-        """See `Method`: a generator that does not encode the image learns no classes."""
-        return eopm if encodes else replace(eopm, class_head=0.0)
-
-    def training_macs(self, work: Workload) -> float:
-        """See `Method`."""
-        return work.eopm.macs(work.train_images, work.base, work.generator)
-
-    def to_config(self) -> dict[str, Any]:
-        """Return the generator, and what tells whether the code of a user's own is the same."""
-        return {**super().to_config(), **code_of(self.generator)}
-
-    @property
-    def label(self) -> str:
-        """The generator's name."""
-        return self.generator
-
-
-@dataclass(frozen=True)
-class Given(Method):
-    """A NeuralFuse that is there already, trained for this model or for one like it.
-
-    Attributes:
-        folder: Where `neuralfuse train` wrote it.
-        allow_code: Whether the code of a generator of a user's own may be run.
-    """
-
-    name: ClassVar[str] = "given"
-    needs: ClassVar[tuple[Access, ...]] = ("inputs",)
-    prepares_for: ClassVar[Preparation] = "nothing"
-    transforms_inputs: ClassVar[bool] = True
-    folder: str = ""
-    allow_code: bool = field(default=False, kw_only=True, metadata={"option": False})
-
-    def __post_init__(self) -> None:
-        require(bool(self.folder), "given must have the folder of a NeuralFuse, given:folder=runs/fuse: got none.")
-        _ = self.what  # now, so that what is measured later is what was asked for
-
-    @cached_property
-    def what(self) -> tuple[str, str]:
-        """The generator's name, and a digest of the module's files."""
-        name = self._read(self.folder).name
-        digest = hashlib.sha256()
-        for file in ("config.json", "model.safetensors"):
-            digest.update((Path(self.folder) / file).read_bytes())
-        return name, digest.hexdigest()
-
-    @property
-    def generator(self) -> str:
-        """The generator's name."""
-        return self.what[0]
-
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
-        """See `Method`; the module is copied, so that it stays what it was."""
-        _check_place(made)
-        own = context.folder
-        if not (own / "config.json").exists():
-            require(
-                replace(self).what == self.what,
-                f"{self.folder} must stay as it was while it is compared: it holds another module now.",
-            )
-            self._read(self.folder).save_pretrained(own)
-        fuse = self._read(own).to(context.device)
-        check_same_range(fuse, made.deployed)
-        return replace(made, fuse=fuse)
-
-    def _read(self, folder: Path | str) -> NeuralFuse:
-        return NeuralFuse.from_pretrained(folder, allow_code=self.allow_code)
-
-    @property
-    def label(self) -> str:
-        """The method and the folder."""
-        return f"{self.name}:folder={self.folder}"
-
-    def to_config(self) -> dict[str, Any]:
-        """Return which module it is, wherever it lies."""
-        generator, digest = self.what
-        return {"method": self.name, "generator": generator, "module": digest}
-
-
-def _check_place(made: Protected) -> None:
-    """Raise a `ConfigError` unless a NeuralFuse may be put before what there is."""
-    require(made.fuse is None, "only one NeuralFuse may stand before a model: two were put together.")
-    require(made.prepared is None, "NeuralFuse must come before a method that prepares each chip's model.")
