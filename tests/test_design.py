@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 from pathlib import Path
 
 import neuralfuse
@@ -30,11 +31,11 @@ ROOMS = [
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 
 
-def imports_of(path: Path) -> set[str]:
-    """The rooms that a module imports, inside functions too; those for type checkers only do not count."""
+def imports_of(path: Path, *, types: bool = False) -> set[str]:
+    """The rooms that a module imports, inside functions too; those for type checkers only if ``types`` asks."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING" and not types:
             node.body = []
     names = set()
     for node in ast.walk(tree):
@@ -43,6 +44,36 @@ def imports_of(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom) and node.module == "neuralfuse":
             names |= {alias.name for alias in node.names}
     return names
+
+
+def modules() -> dict[str, Path]:
+    """The modules of the package by their dotted names."""
+    found = {}
+    for path in SOURCE.rglob("*.py"):
+        parts = ("neuralfuse", *path.relative_to(SOURCE).with_suffix("").parts)
+        found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Imports for type checkers only and those inside functions count too."""
+    known = modules()
+    imports: dict[str, set[str]] = {}
+    for name, path in known.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "neuralfuse":
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= {one if one in known else str(node.module) for one in inner}
+        imports[name] = found - {name}
+    assert imports["neuralfuse.cli.main"]
+    graph = graphlib.TopologicalSorter(imports)
+    graph.prepare()  # raises a CycleError that names the circle
+
+
+def test_compare_and_reproduce_are_siblings():
+    for room, other in (("compare", "reproduce"), ("reproduce", "compare")):
+        assert not any(other in imports_of(path, types=True) for path in (SOURCE / room).rglob("*.py"))
 
 
 def test_imports_run_one_way():
@@ -58,9 +89,13 @@ def test_imports_run_one_way():
     assert seen == set(FLOOR)
 
 
-def test_public_names_are_there():
+def test_public_names_are_there_once_and_complete():
     assert all(hasattr(neuralfuse, name) for name in neuralfuse.__all__)
-    assert len(neuralfuse.__all__) <= 36
+    assert len(set(neuralfuse.__all__)) == len(neuralfuse.__all__) <= 40
+    assert set(neuralfuse.__all__) <= set(dir(neuralfuse))
+    assert {"save_chip", "load_chip", "Running", "Activations"} <= set(neuralfuse.__all__)
+    text = (SOURCE / "__init__.pyi").read_text(encoding="utf-8")
+    assert all(text.count(f" import {name} as {name}\n") == 1 for name in neuralfuse.__all__)
 
 
 def test_the_design_page_names_every_room():
