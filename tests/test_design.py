@@ -12,7 +12,7 @@ SOURCE = Path(neuralfuse.__file__).parent
 # From the ground up; docs/design.md says what each is for.
 ROOMS = [
     {"errors"},
-    {"seeds", "files", "ranges", "config", "published", "plugins", "runs"},
+    {"seeds", "files", "ranges", "config", "published", "plugins", "runs", "tables"},
     {"quant", "faults", "wire"},
     {"memory"},
     {"data", "nets"},

@@ -383,7 +383,7 @@ def test_the_records_that_were_measured_make_a_report(committed):
                 seen = rf"{measured['pa']:.1f}\D+{measured['pa_sd']:.1f}"
                 assert re.search(rf"\| {name} \| [^\n]* \| {seen} \|", markdown), (one.found.path, name)
                 assert re.search(rf">{name}</th>(<td[^>]*>[^<]*</td>)*?<td>{seen}<", page), (one.found.path, name)
-                assert re.search(rf"{name} &[^\n]*{measured['pa']:.1f}", latex), (one.found.path, name)
+                assert re.search(rf"{name} +&[^\n]*{measured['pa']:.1f}", latex), (one.found.path, name)
 
 
 @pytest.mark.slow

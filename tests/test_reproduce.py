@@ -534,7 +534,7 @@ def test_a_step_that_another_process_is_at_waits_behind_the_others(tmp_path, mon
 
 def test_a_file_system_without_locks_does(tmp_path, monkeypatch):
     def none(file, kind):
-        raise OSError(errno.ENOSYS, "Function not implemented")
+        raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", none)
     workspace, step = Workspace(tmp_path), Note("one")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from neuralfuse.compare.best import Difference, best, together
+from neuralfuse.tables import latex_table, markdown_table, text_table
 
 HEADS = ("method", "needs", "CA", "accuracy on faulty chips", "gain [95% interval]", "energy", "time")
 BEST_HEADS = ("rate", "what is changed", "best", "accuracy", "over no protection", "over the best of the lines above")
@@ -86,36 +87,20 @@ def cells(row: Mapping[str, Any], slowdown: float) -> list[str]:
 
 def as_text(record: Mapping[str, Any]) -> str:
     """Return a comparison as aligned text."""
-    parts = [heading(record)]
-    for title, grid in grids(record):
-        widths = [max(len(line[place]) for line in grid) for place in range(len(grid[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in grid]
-        parts.append("\n".join([title, *(line.rstrip() for line in lines)]))
-    return "\n\n".join([*parts, *notes(record)])
+    tables = [f"{title}\n{text_table(heads, rows)}" for title, (heads, *rows) in grids(record)]
+    return "\n\n".join([heading(record), *tables, *notes(record)])
 
 
 def as_markdown(record: Mapping[str, Any]) -> list[str]:
     """Return a comparison as lines of Markdown, one table for each rate."""
-    lines: list[str] = []
-    for title, (heads, *rows) in grids(record):
-        lines += [f"**{title}**", "", f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-        lines += [*(f"| {' | '.join(row)} |" for row in rows), ""]
-    return lines
+    tables = ([f"**{title}**", "", *markdown_table(heads, rows), ""] for title, (heads, *rows) in grids(record))
+    return [line for table in tables for line in table]
 
 
 def as_latex(record: Mapping[str, Any]) -> str:
     """Return a comparison as LaTeX tables (package booktabs)."""
     name = record["config"]["base"]
     return "\n".join(latex_table(f"{name}, {title}", heads, rows) for title, (heads, *rows) in grids(record))
-
-
-def latex_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return one LaTeX table."""
-    lines = [
-        r"\begin{table}", rf"\caption{{{_escaped(title)}}}", rf"\begin{{tabular}}{{{'l' * len(heads)}}}", r"\toprule",
-        _latex_line(heads), r"\midrule", *map(_latex_line, rows), r"\bottomrule", r"\end{tabular}", r"\end{table}",
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
 
 
 def heading(record: Mapping[str, Any]) -> str:
@@ -136,13 +121,3 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     ]
     waiting = sum(row["measured"] is None for row in record["rows"])
     return lines + ([f"{waiting} of {len(record['rows'])} rows are not measured yet"] if waiting else [])
-
-
-def _latex_line(row: Sequence[str]) -> str:
-    return " & ".join(_escaped(cell) for cell in row) + r" \\"
-
-
-def _escaped(text: str) -> str:
-    for char in "&%#_{}":
-        text = text.replace(char, f"\\{char}")
-    return text.replace("+-", r"$\pm$")

@@ -12,7 +12,7 @@ from typing import Any
 from neuralfuse.blackbox import answers_text, choice_text, tuning_text
 from neuralfuse.compare import as_latex as comparison_latex
 from neuralfuse.compare import as_markdown as comparison_markdown
-from neuralfuse.compare.show import grids, latex_table
+from neuralfuse.compare.show import grids
 from neuralfuse.compare.show import heading as comparison_heading
 from neuralfuse.compare.show import notes as comparison_notes
 from neuralfuse.errors import FileFormatError
@@ -24,6 +24,7 @@ from neuralfuse.report.figures import Figure
 from neuralfuse.report.records import Found, collect, of_kind
 from neuralfuse.reproduce import as_markdown as table_markdown
 from neuralfuse.reproduce.show import grid, heading, notes
+from neuralfuse.tables import latex_table
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from neuralfuse.quant import Scheme
+from neuralfuse.tables import markdown_table, text_table
 
 _HEADS = {
     "ca": "CA", "pa": "PA", "ca_nf": "CA(NF)", "pa_nf": "PA(NF)", "rp": "RP", "energy_saving": "energy saved %",
@@ -49,16 +50,14 @@ def with_timings(record: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str,
 
 def as_text(record: Mapping[str, Any]) -> str:
     """Return a table record as aligned text."""
-    cells = grid(record)
-    widths = [max(len(line[place]) for line in cells) for place in range(len(cells[0]))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
-    return "\n".join([heading(record), "", *lines, "", *notes(record)])
+    heads, *rows = grid(record)
+    return "\n".join([heading(record), "", text_table(heads, rows, align="right"), "", *notes(record)])
 
 
 def as_markdown(record: Mapping[str, Any]) -> list[str]:
     """Return a table record as lines of Markdown, without its heading."""
     heads, *rows = grid(record)
-    return [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return markdown_table(heads, rows)
 
 
 def heading(record: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import shutil
@@ -12,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from neuralfuse.errors import DataError, FileFormatError, OutputError
 from neuralfuse.files import read_json, write_json
@@ -93,16 +94,26 @@ class Store:
         """Try to hold a step, alone, and say whether it worked. A lock ends with the process that holds it."""
         folder = self.folder(name)
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LOCK).open("a") as file:
-            yield _lock(file, fcntl.LOCK_EX)
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def is_held(self, name: str) -> bool:
         """Say whether some process is at work on a step."""
-        path = self.folder(name) / LOCK
-        if not path.exists():
+        if not (self.folder(name) / LOCK).exists():
             return False
-        with path.open("r") as file:
-            return not _lock(file, fcntl.LOCK_SH)
+        with self.locked(name) as free:
+            return not free
 
     def tell(self, name: str, **progress: Any) -> None:
         """Leave a note of how far a step is, for whoever looks; where there is no room for one, there is none."""
@@ -148,17 +159,6 @@ class Store:
         """Return a digest of what a finished step made, whatever its run took; None where it is none."""
         content = _note(self.folder(name) / MARKER).get("content")
         return None if content is None else str(content)
-
-
-def _lock(file: Any, kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-    return True
 
 
 def _note(path: Path) -> dict[str, Any]:
