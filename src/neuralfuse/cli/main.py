@@ -9,9 +9,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from cyclopts import App, CycloptsError
+from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict, Toml
 
 from neuralfuse.cli import commands
@@ -77,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
     app = make_app()
     try:
         _check_processes(tokens)
-        app.config = _configuration(tokens)
+        app.config = (_from_file, _from_recipe)
         with given_command(tokens):
             app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except (NeuralFuseError, CycloptsError) as error:
@@ -116,23 +116,24 @@ def _check_processes(tokens: Sequence[str]) -> None:
         raise ConfigError(f"torchrun must start neuralfuse train: got {' '.join(tokens[:1])!r}. Run that without it.")
 
 
-def _configuration(tokens: Sequence[str]) -> list[Any]:
-    """Return where options come from besides the command line: a file, and below it a recipe of `train-base`."""
-    sources: list[Any] = []
-    path = _value(tokens, "--config")
-    table: dict[str, Any] = {}
+def _from_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Take the options that the command line leaves open from the file that `--config` names."""
+    path = _given(arguments, "--config")
     if path is not None:
-        table = _read_toml(path)
-        sources.append(Toml(path, must_exist=True))
-    recipe = _value(tokens, "--recipe") or table.get("train-base", {}).get("recipe")
+        _check_tables(path)
+        Toml(path, must_exist=True)(app, commands, arguments)
+
+
+def _from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Take the options that are still open from the recipe that `--recipe` names."""
+    recipe = _given(arguments, "--recipe")
     if recipe is not None:
         options = {name.replace("_", "-"): value for name, value in asdict(base_recipe(recipe)).items()}
-        sources.append(Dict({"train-base": options}, source=f"recipe {recipe}"))
-    return sources
+        Dict(options, source=f"recipe {recipe}", use_commands_as_keys=False)(app, commands, arguments)
 
 
-def _read_toml(path: str) -> dict[str, Any]:
-    """Return a file with one table a command, and refuse any other key."""
+def _check_tables(path: str) -> None:
+    """Check that a file has one table a command, and nothing else."""
     if not Path(path).is_file():
         raise ConfigError(f"--config must name a TOML file: {path} is none.")
     try:
@@ -144,13 +145,9 @@ def _read_toml(path: str) -> dict[str, Any]:
             raise unknown_name(f"table in {path}", name, COMMANDS)
         if not isinstance(value, dict):
             raise ConfigError(f"{path}: {name} must be a table, [{name}]: got {value!r}.")
-    return tables
 
 
-def _value(tokens: Sequence[str], option: str) -> str | None:
-    for place, token in enumerate(tokens):
-        if token == option and place + 1 < len(tokens):
-            return tokens[place + 1]
-        if token.startswith(f"{option}="):
-            return token.partition("=")[2]
-    return None
+def _given(arguments: ArgumentCollection, option: str) -> str | None:
+    """Return what an option was given so far."""
+    found = next((one for one in arguments if option in one.names), None)
+    return found.tokens[0].value if found is not None and found.tokens else None
