@@ -201,7 +201,7 @@ def _small() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval()
 
 
-def test_a_plugin_registers_a_name(own, monkeypatch):
+def test_a_plugin_registers_a_name(own, monkeypatch, capsys):
     sys.path.insert(0, str(own))
     entry = EntryPoint(name="tinier", value="mine:tiny", group="neuralfuse.generators")
     lost = EntryPoint(name="lost", value="nowhere:tiny", group="neuralfuse.generators")
@@ -212,6 +212,8 @@ def test_a_plugin_registers_a_name(own, monkeypatch):
         NeuralFuse.from_pretrained(own / "fuse")
     assert NeuralFuse.from_pretrained(own / "fuse", allow_code=True).name == "tinier"
     assert parse("tinier")[0].generator == "tinier"
+    assert run(["models"]) == 0
+    assert "tinier" in (shown := capsys.readouterr().out) and "of a plugin: mine:tiny" in shown
     with pytest.raises(ConfigError, match="generator lost must be a plugin that can be imported"):
         NeuralFuse("lost", channels=1, seed=0)
     with pytest.raises(UnknownNameError, match="Legal: .*tinier, lost, package.module:factory"):

@@ -61,6 +61,8 @@ def models(*, common: Annotated[Common, _FLAT] = _COMMON) -> None:
     lines.append(f"\n{'generator':26}{'parameters':>12}")
     for one in record["generators"]:
         lines.append(f"{one['name']:26}{one['parameters']:>12,}")
+    for one in record["plugins"]:
+        lines.append(f"{one['name']:26}{'':>12}  of a plugin: {one['factory']}")
     common.show(record, "\n".join(lines))
 
 
@@ -130,7 +132,8 @@ def pretrain(
     out
         Folder for the module, for the option --start of train.
     generator
-        convl, convs, deconvl, deconvs, unetl or unets.
+        One of `neuralfuse models`, or package.module:factory (factory(channels, image_size) returns an nn.Module; this
+        runs your code). Without the attribute `narrowest` it learns no classes.
     fit
         exact refuses image sizes that are no multiples of 8; pad pads and crops.
     resume
@@ -179,7 +182,8 @@ def train(
     out
         Folder for the trained module.
     generator
-        convl, convs, deconvl, deconvs, unetl, unets or uip.
+        One of `neuralfuse models`, or package.module:factory (factory(channels, image_size) returns an nn.Module; this
+        runs your code).
     start
         Folder written by pretrain, or of a module trained before, whose weights to begin with.
     fit

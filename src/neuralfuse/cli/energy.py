@@ -92,7 +92,8 @@ def energy(
         Name of a base model (`neuralfuse models` lists them), folder written by train-base, or package.module:factory
         (runs your code).
     generator
-        Name of a generator, or folder of a trained NeuralFuse; without it, the base model is unprotected.
+        Name of a generator, package.module:factory (runs your code), or folder of a trained NeuralFuse; without it,
+        the base model is unprotected.
     ber
         Rate of faulty cells. The voltage is the highest one with this rate on the curve.
     voltage
@@ -124,8 +125,11 @@ def energy(
         found = all_tables()
         common.show(found, _tables_text(found))
         return
+    import torch  # noqa: PLC0415
+
     from neuralfuse.energy import GENERATOR_LAYERS, OperatingPoint, count, energy_record  # noqa: PLC0415
     from neuralfuse.energy import latency as measure  # noqa: PLC0415
+    from neuralfuse.runs import RunInfo  # noqa: PLC0415
 
     require(base is not None, "a base model must be given: pass its name, folder or factory.")
     require(record is None or generator is not None, "--record must come with --generator: it is a generator's record.")
@@ -140,13 +144,6 @@ def energy(
     shape: dict[str, Any] = {"channels": model.channels, "image_size": size, "array": the_array}
     base_counts = count(model.module, **shape)
     fuse_counts = None if fuse is None else count(fuse, **shape, layers=GENERATOR_LAYERS)
-    taken = None
-    if latency:
-        import torch  # noqa: PLC0415
-
-        dtype = next((one.dtype for one in model.module.parameters()), None)
-        image = torch.zeros(1, model.channels, *size, device=device, dtype=dtype)
-        taken = measure(model.module.to(device).eval(), None if fuse is None else fuse.to(device).eval(), image)
     found = energy_record(
         (model.name, base_counts),
         None if fuse is None or fuse_counts is None else (fuse.name, fuse_counts),
@@ -157,8 +154,12 @@ def energy(
         bits=bits or model.scheme.bits,
         seconds=inference_seconds,
         recovery=None if record is None or fuse is None else _recovery(record, model.name, fuse.name),
-        latency=taken,
     )
+    if latency:
+        run, dtype = RunInfo(device), next((one.dtype for one in model.module.parameters()), None)
+        image = torch.zeros(1, model.channels, *size, device=device, dtype=dtype)
+        taken = measure(model.module.to(device).eval(), None if fuse is None else fuse.to(device).eval(), image)
+        found["run"] = {**run.collect(), "latency_seconds": taken}
     if layers:
         found["layers"] = {"base": base_counts.layers(the_array)}
         found["layers"] |= {} if fuse_counts is None else {"generator": fuse_counts.layers(the_array)}
@@ -226,10 +227,10 @@ def _text(record: Mapping[str, Any], size: tuple[int, int]) -> str:
     outputs = [f"{one}, {other}" for one, other in zip(written, back, strict=True)]
 
     def row(what: str, values: Sequence[str], note: str = "", bounds: Sequence[str] = least) -> str:
-        cells = "".join(f"{bound + value:>18}" for bound, value in zip(bounds, values, strict=True))
+        cells = "".join(f"{bound + value:>{width}}" for bound, value in zip(bounds, values, strict=True))
         return f"{what:32}{cells}" + (f"   {note}" if note else "")
 
-    exactly = [""] * len(models)
+    exactly, width = [""] * len(models), max(18, *(len(one["name"]) + 2 for one in models))
     lines = [
         row(f"one image of {size[0]}x{size[1]}", [one["name"] for one in models], bounds=exactly),
         row("parameters", [f"{one['parameters']:,}" for one in models], bounds=exactly),
@@ -261,8 +262,8 @@ def _text(record: Mapping[str, Any], size: tuple[int, int]) -> str:
         ratio = record["efficiency_ratio"]
         at = f"at {100 * ratio['ber']:.4g}% ({ratio['ber_kind']})"
         lines.append(f"efficiency ratio {ratio['value']:.1f} points per million parameters, from the recovery {at}")
-    if record["latency_seconds"] is not None:
-        taken = record["latency_seconds"].items()
+    if "run" in record:
+        taken = record["run"]["latency_seconds"].items()
         each = ", ".join(f"{name.replace('_', ' ')} {1000 * value:.2f} ms" for name, value in taken)
         lines.append(f"latency of one image on this device: {each}")
     return "\n".join(lines)

@@ -66,7 +66,6 @@ def energy_record(
     bits: int = 8,
     seconds: float = 0.0,
     recovery: Mapping[str, Any] | None = None,
-    latency: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Return the energy record.
 
@@ -80,7 +79,6 @@ def energy_record(
         bits: Width of a word in bits.
         seconds: Duration of an inference, for leakage.
         recovery: Evaluation record of base model and generator, for the efficiency ratio.
-        latency: Measured seconds, from `latency`.
     """
     record: dict[str, Any] = {
         "schema": SCHEMA,
@@ -92,7 +90,6 @@ def energy_record(
         "bank_kib": kib,
         "inference_seconds": seconds,
         "operating_point": None if point is None else point.to_config(),
-        "latency_seconds": None if latency is None else dict(latency),
         "efficiency_ratio": None,
     }
     cost = technology.inference(base[1], bits=bits, kib=kib, supply=Supply(seconds=seconds))

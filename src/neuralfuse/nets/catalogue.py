@@ -7,13 +7,16 @@ from typing import Any
 import torch
 
 from neuralfuse.nets.base import BASE_MODELS, parameter_count
-from neuralfuse.nets.generators import GENERATORS
+from neuralfuse.nets.generators import GENERATORS, plugins
 
 SCHEMA = "neuralfuse/models/1"
 
 
 def catalogue(classes: int = 10, channels: int = 3) -> dict[str, Any]:
-    """Return all base models and generators with their parameter counts, as one record. No weight is allocated."""
+    """Return all base models and generators with their parameter counts, as one record. No weight is allocated.
+
+    Of plugins' generators only the names are given: to count them would run their code.
+    """
     with torch.device("meta"):
         bases = [
             {
@@ -34,4 +37,5 @@ def catalogue(classes: int = 10, channels: int = 3) -> dict[str, Any]:
         "channels": channels,
         "base_models": bases,
         "generators": generators,
+        "plugins": [{"name": name, "factory": entry.value} for name, entry in plugins().items()],
     }
