@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from neuralfuse.evaluation import t_interval
 from neuralfuse.faults import default_curve
 from neuralfuse.files import write_json
 from neuralfuse.fuse import NeuralFuse
-from neuralfuse.methods import needs, parse
+from neuralfuse.methods import Method, needs, parse
 from neuralfuse.nets import load_base, save_base
 from neuralfuse.pipeline import make_base
 from neuralfuse.published import Measurement
@@ -111,6 +112,33 @@ def test_a_row_says_what_its_chips_say(made):
     low = default_curve().energy(default_curve().voltage(0.01))
     assert plain["measured"]["energy"] == pytest.approx(low)
     assert bits["measured"]["energy"] == pytest.approx(0.25 + 0.75 * low)
+
+
+@dataclass(frozen=True)
+class Ballast(Method):
+    """A user's own: hardware beside the model, which costs energy and changes no answer."""
+
+    name: ClassVar[str] = "ballast"
+    needs: ClassVar = ("inputs",)
+    accesses: float = 1000.0
+
+    def protect(self, made, setting):
+        return made.answering(lambda answer: answer, accesses=self.accesses, parameters=11)
+
+
+def test_a_user_s_own_hardware_is_in_its_row_s_energy(made):
+    workspace, record = made
+    comparison = replace(QUICK, methods=["test_compare:Ballast", "test_compare:Ballast:accesses=3000"])
+    with engine(workers=0, threads=1, scheduler=None) as on:
+        work = comparison.work(workspace)
+        work.check(work.run(on, retries=0, say=lambda line: None))
+    plain, one, three = (row["measured"] for row in comparison.record(workspace)["rows"])
+    assert plain == record["rows"][0]["measured"]
+    assert one["parameters"] == three["parameters"] == plain["parameters"] + 11
+    assert one["per_chip"] == plain["per_chip"]
+    accesses = workspace.store.record(QUICK.rows[0][1].protection.address)["result"]["accesses"]
+    assert one["energy"] - plain["energy"] == pytest.approx(1000 / accesses)
+    assert three["energy"] - plain["energy"] == pytest.approx(3000 / accesses)
 
 
 def test_test_images_mix_the_classes(made):
@@ -271,7 +299,8 @@ def test_all_methods_from_the_command_line(tmp_path, capsys):
     assert len(set(rows["smaller", "flip"]["per_chip"]["pa"])) == 1
     assert rows["smaller", "flip"]["energy"] <= rows["none", "flip"]["energy"]
     latex = path.with_suffix(".tex").read_text().splitlines()
-    assert [line.partition(" ")[0] for line in latex if line.startswith("randbet")] == ["randbet", "randbet+convl"] * 2
+    names = [line.split()[0] for line in latex if line.strip()]
+    assert [name for name in names if name.startswith("randbet")] == ["randbet", "randbet+convl"] * 2
 
 
 def test_the_page_names_every_method(tmp_path):
