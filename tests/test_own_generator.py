@@ -218,6 +218,10 @@ def test_a_plugin_registers_a_name(own, monkeypatch, capsys):
         NeuralFuse("lost", channels=1, seed=0)
     with pytest.raises(UnknownNameError, match="Legal: .*tinier, lost, package.module:factory"):
         NeuralFuse("tiniest", channels=1, seed=0)
+    (own / "mine.py").write_text(MODULE + "\n# changed\n")
+    del sys.modules["mine"]
+    with pytest.warns(UserWarning, match="code of the generator tinier has changed since .* was saved"):
+        NeuralFuse.from_pretrained(own / "fuse", allow_code=True)
 
 
 def test_a_new_generator_is_one_short_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ from neuralfuse.data import DataSet
 from neuralfuse.errors import ConfigError, FileFormatError, NeuralFuseError, ShapeError, require, unknown_name
 from neuralfuse.files import load_weights, read_json, write_model
 from neuralfuse.memory import Deployed
-from neuralfuse.nets.generators import GENERATORS, Fit, Padding, generator, padding_of, plugins
+from neuralfuse.nets.generators import GENERATORS, Fit, Padding, code_of, generator, padding_of, plugins
 from neuralfuse.ranges import InputRange
 
 SCHEMA = "neuralfuse/module/1"
@@ -64,6 +65,7 @@ class NeuralFuse(nn.Module):
         self.channels, self.image_size, self.input_range, self.fit = channels, image_size, input_range, fit
         self.trained: dict[str, Any] = dict(trained or {})
         self.generator = _made(generator, channels, image_size, seed)
+        self.code = code_of(generator) if isinstance(generator, str) else {}
         self._paddings: dict[tuple[int, int], Padding] = {}
         self._padding(image_size)
         scale, shift = input_range.affine_to_symmetric()
@@ -126,7 +128,7 @@ class NeuralFuse(nn.Module):
     def save_pretrained(self, folder: Path | str) -> None:
         """Write ``model.safetensors`` and ``config.json`` into a folder, the Hugging Face Hub's convention.
 
-        Of a generator of your own, the weights and the reference are written, and no code.
+        Of a generator of your own, the weights, the reference and a digest of its file are written, and no code.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -140,6 +142,7 @@ class NeuralFuse(nn.Module):
             "input_range": self.input_range.to_config(),
             "fit": self.fit,
             "trained": self.trained,
+            **self.code,
         }
         write_model(folder, self, config)
 
@@ -178,6 +181,11 @@ class NeuralFuse(nn.Module):
                 raise
             raise FileFormatError(f"{path} must describe a NeuralFuse module: {error!r}.") from error
         fuse.name = name
+        if generator is None and config.get("code", fuse.code.get("code")) != fuse.code.get("code"):
+            text = (
+                f"the code of the generator {name} has changed since {folder} was saved: it may compute something else."
+            )
+            warnings.warn(text, stacklevel=2)
         load_weights(fuse, folder / "model.safetensors", f"generator {fuse.name}")
         return fuse.eval()
 
