@@ -1,4 +1,4 @@
-"""The figures of a page, each made from records alone; and what transfers and portraits look like."""
+"""The figures of a page: charts of evaluations, transfers and portraits, each made from records alone."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def evaluation_charts(found: Sequence[Found]) -> Iterator[Figure]:
 
 
 def transfer_chart(found: Found) -> Iterator[Figure]:
-    """Yield what modules recover that were trained for one model and used before another.
+    """Yield what modules recover that were trained for one model and used in front of another.
 
     Each figure is a matrix, for one generator and one rate.
     """
@@ -78,7 +78,7 @@ def transfer_chart(found: Found) -> Iterator[Figure]:
             axes.set_ylim(len(sources) - 0.5, -0.5)
             axes.set_xticks(range(len(targets)), targets)
             axes.set_yticks(range(len(sources)), sources)
-            axes.set_xlabel("used before")
+            axes.set_xlabel("used in front of")
             axes.set_ylabel("trained for")
             axes.spines[["bottom", "left"]].set_visible(False)
             axes.tick_params(length=0)
