@@ -125,11 +125,11 @@ class Picture(ABC):
         """Write it to a file with its title and caption. The suffix of the file decides the format."""
         with self._surface(FOR_A_FILE) as made:
             replace(self, x_label=f"{self.x_label}\n{textwrap.fill(self.caption, 100)}")._draw(made)
-            title: dict[str, Any] = {"fontsize": 10, "weight": "bold"}
+            title: dict[str, Any] = {"fontsize": 9, "weight": "bold"}
             if made.axes.size == 1:
-                made.axes[0][0].set_title(textwrap.fill(self.title, 80), loc="left", **title)
+                made.axes[0][0].set_title(textwrap.fill(self.title, 90), loc="left", **title)
             else:
-                made.figure.suptitle(textwrap.fill(self.title, 80), **title)
+                made.figure.suptitle(textwrap.fill(self.title, 90), **title)
             made.save(path)
 
     @abstractmethod
