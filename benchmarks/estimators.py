@@ -267,15 +267,14 @@ def report(out: Path, picture: Path | None) -> None:
 
 def draw(record: dict[str, Any], picture: Path) -> None:
     """Draw PA(NF) against the time it takes on one core, one panel a setting."""
-    import matplotlib  # noqa: PLC0415
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    from matplotlib import colormaps  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
     from matplotlib.ticker import NullFormatter, ScalarFormatter  # noqa: PLC0415
 
     runs, places = record["runs"], sorted({run["setting"] for run in record["runs"]})
-    figure, panels = plt.subplots(1, len(places), figsize=(3.3 * len(places), 4.0), sharey=True, layout="constrained")
-    blues, reds = plt.cm.Blues, plt.cm.Oranges
+    figure = Figure(figsize=(3.3 * len(places), 4.0), layout="constrained")
+    panels = figure.subplots(1, len(places), sharey=True)
+    blues, reds = colormaps["Blues"], colormaps["Oranges"]
     shades = {"split": iter(blues([0.35, 0.5, 0.75, 0.95])), "crossed": iter(reds([0.4, 0.6, 0.85]))}
     colors = {name: next(shades[way.estimator]) for name, way in ESTIMATORS.items()} | {BEST: "black"}
     for panel, place in zip(panels, places, strict=True):

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from playwright.sync_api import sync_playwright
 
 from neuralfuse.compare.best import Difference
@@ -40,13 +40,12 @@ def comparisons() -> None:
 
 
 def one_chip() -> None:
-    """What a module for one chip is worth, by the number of images that it is fitted by."""
+    """What a module for one chip is worth, against the number of images that it is fitted to."""
     records = [json.loads(path.read_text()) for path in sorted((RESULTS / "comparisons").glob("one-chip-*.json"))]
     grid = [[(record, *of) for of in _settings(record)] for record in records]
     rows, columns = len(grid), max(map(len, grid))
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(3.6 * columns, 0.5 + 2.4 * rows), layout="constrained", sharex=True, squeeze=False
-    )
+    figure = Figure(figsize=(3.6 * columns, 0.5 + 2.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, squeeze=False)
     for line, panels in zip(axes, grid, strict=True):
         for axis, (record, faults, ber) in zip(line, panels, strict=True):
             _panel(axis, record, faults, ber)
@@ -56,7 +55,6 @@ def one_chip() -> None:
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8.5)
     figure.savefig(IMAGES / "one-chip.png", dpi=130)
-    plt.close(figure)
 
 
 def _panel(axis: Any, record: dict[str, Any], faults: str, ber: float) -> None:

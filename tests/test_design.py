@@ -98,6 +98,15 @@ def test_public_names_are_there_once_and_complete():
     assert all(text.count(f" import {name} as {name}\n") == 1 for name in neuralfuse.__all__)
 
 
+def test_pictures_stand_above_records():
+    """Charts are made by `report` alone; below it, only faults are drawn. Nobody touches matplotlib's global state."""
+    drawing = {path for path in SOURCE.rglob("*.py") if "matplotlib" in path.read_text(encoding="utf-8")}
+    below = {path.relative_to(SOURCE).as_posix() for path in drawing if "report" not in path.relative_to(SOURCE).parts}
+    assert below == {"memory/draw.py"}
+    assert len(drawing) > len(below)
+    assert not any("pyplot" in path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py"))
+
+
 def test_the_design_page_names_every_room():
     page = (SOURCE.parents[1] / "docs" / "design.md").read_text(encoding="utf-8")
     for room in FLOOR:

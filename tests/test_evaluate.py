@@ -14,7 +14,6 @@ from torch import nn
 from neuralfuse.errors import ConfigError, FileFormatError
 from neuralfuse.evaluation import (
     ChipResult,
-    Evaluation,
     Target,
     evaluate,
     evaluation_record,
@@ -24,7 +23,6 @@ from neuralfuse.evaluation import (
     t_interval,
     t_quantile,
 )
-from neuralfuse.evaluation.plot import plot_accuracy
 from neuralfuse.faults import Chip, Stuck
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy
@@ -271,16 +269,6 @@ def test_the_ten_published_chips(setting):
     opened = DeployedBase(model, base)
     record = make_evaluation(None, opened, data, Stuck(ber=0.05), chips=None)
     assert [chip["seed"] for chip in record["per_chip"]] == list(range(50_000, 50_010))
-
-
-def test_the_picture_is_drawn(tmp_path):
-    def record(ber, pa, pa_nf):
-        rows = tuple(ChipResult(seed, pa + seed, pa_nf + seed / 2, ber / 2) for seed in range(5))
-        return evaluation_record(Evaluation(98.0, 97.0, 96.0, rows), faults=Stuck(ber=ber), config={}, run=RunInfo())
-
-    records = [record(0.01, 80, 90), record(0.02, 50, 85)]
-    plot_accuracy(records, tmp_path / "a.png", title="t", trained_at=0.01)
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_evaluation_results_cannot_be_changed():

@@ -1,4 +1,4 @@
-"""The planner against plain loops: statistics, options, choice, resuming, its record and picture."""
+"""The planner against plain loops: statistics, options, choice, resuming, its record and command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from neuralfuse.cli.main import run
 from neuralfuse.data import DataSet, Split
 from neuralfuse.energy import GENERATOR_LAYERS, SystolicArray, Technology, count
 from neuralfuse.errors import ConfigError, FileFormatError
-from neuralfuse.evaluation import Target, chips_for_share, mean_at_least, share_at_least
+from neuralfuse.evaluation import Target, chips_for_share, mean_at_least, pareto, share_at_least
 from neuralfuse.faults import (
     BitRates,
     Chip,
@@ -33,7 +33,7 @@ from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import Activations, Deployed, deploy
 from neuralfuse.memory.readout import Secded
 from neuralfuse.nets import BaseModel, DeployedBase
-from neuralfuse.plan import Hardware, Option, Planner, cheapest, make_plan, pareto, plan_text, usual_voltages
+from neuralfuse.plan import Hardware, Option, Planner, cheapest, make_plan, plan_text, usual_voltages
 from neuralfuse.quant import Layers, Scheme
 from neuralfuse.scoring import accuracy, plain_inputs
 
@@ -240,15 +240,11 @@ def test_the_choice_is_the_cheapest_that_reaches_the_target():
 @settings(max_examples=200, deadline=None)
 @given(points=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12))
 def test_the_pareto_set_is_what_no_other_beats(points):
-    options = [option(str(k), energy / 10, float(value), ber=0) for k, (energy, value) in enumerate(points)]
-    front = {(one.weights, one.accuracies[0]) for one in pareto(options, "weights")}
-    for one in options:
-        mine = (one.weights, one.accuracies[0])
-        beaten = any(
-            other.weights <= mine[0] and other.accuracies[0] >= mine[1] and (other.weights, other.accuracies[0]) != mine
-            for other in options
-        )
-        assert (mine in front) != beaten
+    front = pareto(points)
+    assert [points[index] for index in front] == sorted({points[index] for index in front}), "each once, by cost"
+    for mine in points:
+        beaten = any(other[0] <= mine[0] and other[1] >= mine[1] and other != mine for other in points)
+        assert (mine in {points[index] for index in front}) != beaten
 
 
 def test_the_usual_voltages_span_the_curve():
@@ -266,11 +262,10 @@ def plan_with(out, fuse, **options):
     return make_plan(base(), {"u": fuse}, faint_data(), **given)
 
 
-def test_a_plan_is_kept_drawn_and_checked_on_other_chips_and_images(tmp_path, fuse):
+def test_a_plan_is_kept_and_checked_on_other_chips_and_images(tmp_path, fuse):
     record = plan_with(tmp_path, fuse)
     assert record == json.loads((tmp_path / "plan.json").read_text())
-    assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "plan.png", "check.json"}
-    assert (tmp_path / "plan.png").stat().st_size > 20_000
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "check.json"}
     names = [(one["name"], one["voltage"]) for one in record["options"]]
     assert names == [
         ("no protection", 0.7), ("u", 0.7), ("no protection", 0.6), ("u", 0.6), ("4 bits protected", 0.6),
@@ -427,6 +422,30 @@ def test_a_layer_that_cannot_be_counted_is_refused():
         Planner(deploy(Mixed()), faint_data().test, faults_at=faults_at, hardware=HARDWARE, target=TARGET)
 
 
+@pytest.fixture
+def net(tmp_path, monkeypatch) -> str:
+    """The name of a base model, in the folder that commands run in."""
+    (tmp_path / "to_plan.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    line = nn.utils.skip_init(nn.Linear, 64, 10)\n"
+        "    nn.init.ones_(line.weight), nn.init.zeros_(line.bias)\n"
+        "    return nn.Sequential(nn.Flatten(), line)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return "to_plan:net"
+
+
+def test_the_command_draws_its_plan(net, tmp_path, capsys):
+    options = "--target 5 --voltages 0.9 --chips 2 --images 20 --protect 4"
+    assert run(["plan", "--base", net, "--out", "plan", *options.split()]) == 0
+    made = {path.name for path in (tmp_path / "plan").iterdir()}
+    record = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    assert made == {"plan.json", "plan.png", "check.json"} - ({"check.json"} if record["check"] is None else set())
+    assert (tmp_path / "plan" / "plan.png").stat().st_size > 20_000
+    assert "plan.json, plan.png" in capsys.readouterr().out or record["check"] is None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -437,15 +456,7 @@ def test_a_layer_that_cannot_be_counted_is_refused():
         ("--target 80 --array 0x1", "an array must have at least one row and one column"),
     ],
 )
-def test_nonsense_gets_one_line(options, message, capsys, tmp_path, monkeypatch):
-    (tmp_path / "to_plan.py").write_text(
-        "from torch import nn\n"
-        "def net():\n"
-        "    line = nn.utils.skip_init(nn.Linear, 64, 10)\n"
-        "    nn.init.ones_(line.weight), nn.init.zeros_(line.bias)\n"
-        "    return nn.Sequential(nn.Flatten(), line)\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    assert run(["plan", "--base", "to_plan:net", "--out", "plan", *options.split()]) == 2
+def test_nonsense_gets_one_line(net, options, message, capsys):
+    assert run(["plan", "--base", net, "--out", "plan", *options.split()]) == 2
     err = capsys.readouterr().err.removeprefix("loading digits\n")
     assert message in err and err.count("\n") == 1

@@ -26,7 +26,8 @@ from neuralfuse.fuse import NeuralFuse
 from neuralfuse.nets import DeployedBase, load_base
 from neuralfuse.pipeline import make_base, make_evaluation, make_fuse
 from neuralfuse.report import Report, make_portrait
-from neuralfuse.report.compared import _named, _stretch, _with_room, energy_chart, front
+from neuralfuse.report.axes import names_with_room, stretch
+from neuralfuse.report.compared import _named, energy_chart, front_rows
 from neuralfuse.report.page import Cell, Table
 from neuralfuse.report.records import collect
 from neuralfuse.report.svg import SERIES, chart, inline
@@ -103,7 +104,13 @@ def savings() -> dict:
             "of": {key: row[key] for key in ("base", "ber", "generator")},
             "published": {"pa_nf": row["pa_nf"], "energy_saving": row["energy_saving"]},
             "misprint": None,
-            "measured": {"pa_nf": row["pa_nf"], "energy_saving": row["energy_saving"] - 3, "chips": 2}
+            "measured": {
+                "pa": row["pa"],
+                "pa_nf": row["pa_nf"],
+                "pa_nf_ci95": None,
+                "chips": 2,
+                "energy_saving": row["energy_saving"] - 3,
+            }
             if row["base"] == "VGG11"
             else None,
             "step": None,
@@ -154,7 +161,7 @@ def test_every_record_is_shown_with_its_command_and_numbers(records):
     page = report.html()
     for section in report.sections:
         assert section.found.command.replace('"', "&#34;") in page
-    assert "they are no whole JSON: broken.json" in page
+    assert "because they are not complete JSON: broken.json" in page
     for name, text in (("judged", "rp"), ("choice", "gain"), ("tuning", "gain")):
         assert f"{read_json(records / f'{name}.json')[text]:+.1f}" in page.replace("  ", "")
     assert "=> the cheapest that reaches the target" in page.replace("&gt;", ">")
@@ -179,7 +186,7 @@ def test_every_record_is_shown_with_its_command_and_numbers(records):
 def test_what_is_named_in_the_energy_chart(records):
     rows = read_json(records / "below" / "comparison.json")["rows"]
     named = {row["method"] for row in _named(rows, 0.01)}
-    assert {"none", *(row["method"] for row in front(rows))} <= named
+    assert {"none", *(row["method"] for row in front_rows(rows))} <= named
     behind = {"energy": 9.0, "pa": 1.0}
     stages = [{"method": "neuralfuse", "generator": "convs"}]
     extra = [
@@ -195,7 +202,7 @@ def test_what_is_named_in_the_energy_chart(records):
 def test_names_that_would_hide_others_are_left_out_or_moved():
     spots = {"first": (0.1, 0.9), "beside it": (0.11, 0.91), "far away": (0.6, 0.9), "at the end": (0.99, 0.5)}
     crowd = [(0.4 + 0.02 * one, 0.02 * two) for one in range(20) for two in range(20)]
-    placed = dict(_with_room({**spots, "in the crowd": (0.6, 0.2)}, [*spots.values(), *crowd]))
+    placed = dict(names_with_room({**spots, "in the crowd": (0.6, 0.2)}, [*spots.values(), *crowd]))
     assert placed["first"] == (pytest.approx(0.115), 0.9) and placed["far away"] == (pytest.approx(0.615), 0.9)
     assert abs(placed["beside it"][1] - placed["first"][1]) > 0.04  # above or below
     assert placed["at the end"][0] < 0.9  # before its point
@@ -223,13 +230,13 @@ def test_words_begin_at_the_left_and_numbers_end_at_the_right(records):
 def test_the_scale_of_accuracies_has_room_where_they_are_high():
     with chart(4, 3) as made:
         axes = made.axes[0][0]
-        _stretch(axes, "x", 60)
+        stretch(axes, "x", 60)
         at = {accuracy: axes.transData.transform((accuracy, 0))[0] for accuracy in (60, 80, 90, 95, 98, 100)}
     assert at[60] < at[80] < at[90] < at[95] < at[98] < at[100]
     assert at[100] - at[98] > at[80] - at[60] > 0.8 * (at[90] - at[80])
     assert [f">{tick}<" in made.svg for tick in (50, 80, 98, 100)] == [False, True, True, True]
     with chart(4, 3) as made:
-        _stretch(made.axes[0][0], "y", 99.2)
+        stretch(made.axes[0][0], "y", 99.2)
     assert [f">{tick}<" in made.svg for tick in (98, 98.5, 99, 99.5, 100)] == [False, False, True, True, True]
 
 

@@ -41,9 +41,13 @@ def demo(
     seed
         Seed of the training.
     """
-    from neuralfuse.demo import run_demo, table  # noqa: PLC0415
+    from neuralfuse.demo import BASE, BER, run_demo, table  # noqa: PLC0415
+    from neuralfuse.report import evaluations_picture  # noqa: PLC0415
 
-    record = run_demo(out, seed=seed, device=common.set_up(), say=say)
+    records = run_demo(out, seed=seed, device=common.set_up(), say=say)
+    title = f"Digits, {BASE}: accuracy as the voltage falls"
+    evaluations_picture(list(records.values()), title=title).save(out / "accuracy.png")
+    record = records[BER]
     common.show(record, table(record) + f"\n\nWrote results.json, accuracy.png, base/ and fuse/ to {out}.")
 
 

@@ -87,6 +87,7 @@ def plan(
     from neuralfuse.energy import Counts, Supply  # noqa: PLC0415
     from neuralfuse.evaluation import Target  # noqa: PLC0415
     from neuralfuse.plan import Hardware, make_plan, plan_text  # noqa: PLC0415
+    from neuralfuse.report import plan_picture  # noqa: PLC0415
 
     device = common.set_up()
     curve = open_curve(hardware.curve, hardware.energy_law)
@@ -115,5 +116,6 @@ def plan(
         voltages=voltages, by=energy, chips=chips, images=images, protect=protect, smaller=others,
         out=out, resume=resume, say=say,
     )  # fmt: skip
+    plan_picture(record).save(out / "plan.png")
     wrote = "plan.json and plan.png" if record["check"] is None else "plan.json, plan.png and check.json"
     common.show(record, f"{plan_text(record)}\n\nWrote {wrote} to {out}.")

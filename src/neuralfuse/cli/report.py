@@ -1,4 +1,4 @@
-"""The `portrait` and `report` commands: pictures of what was measured."""
+"""The `portrait` and `report` commands: what was measured, as pictures and as a page."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def portrait(
     running: Annotated[Running, _FLAT] = _RUNNING,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
-    """Record what a NeuralFuse does to images, classes and answers, for a report's pictures.
+    """Record what a NeuralFuse does to images, classes and answers. A report draws pictures of the record.
 
-    Needs scikit-learn: pip install 'neuralfuse[report]'. The record holds a few of the test images.
+    This needs scikit-learn: pip install 'neuralfuse[report]'. The record contains a few of the test images.
 
     Example: neuralfuse portrait runs/fuse --base runs/base --ber 0.06 --out runs/portrait.json
 
@@ -45,11 +45,11 @@ def portrait(
     out
         File for the record.
     chips
-        Unseen chips over which the accuracy of a class is averaged.
+        Number of unseen chips over which the accuracy of a class is averaged.
     images
-        Test images whose answers are laid out.
+        Number of test images whose answers are laid out in a plane.
     gallery
-        Classes of which an image is shown.
+        Number of classes that are shown by one image each.
     """
     from neuralfuse.files import write_json  # noqa: PLC0415
     from neuralfuse.report import make_portrait  # noqa: PLC0415
@@ -61,7 +61,7 @@ def portrait(
         module, opened, images_of, faults.model(), chips=chips, images=images, gallery=gallery, say=say
     )
     write_json(out, record)
-    common.show(record, f"Wrote {out}. Pictures of it: neuralfuse report {out.parent}")
+    common.show(record, f"Wrote {out}. To draw it: neuralfuse report {out.parent}")
 
 
 def report(
@@ -72,18 +72,19 @@ def report(
     title: str = "NeuralFuse: what was measured",
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
-    """Write all records below a folder as one HTML page that needs no network, and their tables as Markdown and LaTeX.
+    """Write a page about all records below a folder: HTML with pictures, and the tables as Markdown and LaTeX.
 
-    Shows records of reproduce, compare, evaluate, portrait, plan, choose and tune.
+    The page needs no network and no other file. It shows the records of reproduce, compare, evaluate, portrait, plan,
+    choose and tune.
 
     Example: neuralfuse report runs --out runs/report.html
 
     Parameters
     ----------
     folder
-        Where the records lie.
+        Folder with the records, in any subfolders.
     out
-        File for the page; its tables go beside it, with the endings md and tex.
+        File for the page. The tables are written beside it, to files that end in .md and .tex.
     title
         Heading of the page.
     """
@@ -91,7 +92,7 @@ def report(
 
     made = Report.of(folder, title)
     for path in made.damaged:
-        say(f"{folder / path} is left out: it is no whole JSON.")
+        say(f"{folder / path} is left out, because it is not complete JSON.")
     files = [str(path) for path in made.write(out)]
     figures = sum(len(section.figures) for section in made.sections) + len(made.across)
     record = {"files": files, "records": len(made.sections), "figures": figures}

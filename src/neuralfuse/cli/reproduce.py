@@ -56,6 +56,7 @@ def reproduce(
     known
         Record of a table from elsewhere. What it measured is taken over and not measured again. Repeat it for others.
     """
+    from neuralfuse.report import table_picture  # noqa: PLC0415
     from neuralfuse.reproduce import TABLES, Job, Request, as_text, read_prior  # noqa: PLC0415
     from neuralfuse.steps import load_scale  # noqa: PLC0415
 
@@ -67,14 +68,21 @@ def reproduce(
     request = Request(load_scale(asked.scale), asked.faults, asked.seed, workspace.device)  # type: ignore[arg-type]
     from_elsewhere = read_prior([Path(path) for path in asked.known], request)
     job = Job.of(asked.tables, _wanted(asked.rows), request, workspace, from_elsewhere)
-    if work.show_only(job.work, job.count, common):
+    steps = job.work
+    if work.show_only(steps, job.count, common):
         return
-    records = work.run(
-        lambda on, display: job.run(
+    end = work.run(
+        lambda on, display: steps.run(
             on, retries=work.retries, say=display.say, watch=display.watch, began=lambda: asked.keep(work.out)
         ),
         workspace, common,
     )  # fmt: skip
+    records = job.write()
+    for record in records:
+        picture = table_picture(record)
+        if picture is not None:
+            picture.save(job.path(record["table"]).with_suffix(".png"))
+    steps.check(end)
     text = "\n\n".join(as_text(record) for record in records)
     wrote = ", ".join(job.path(record["table"]).name for record in records)
     common.show({"tables": records}, f"{text}\n\nWrote {wrote} to {work.out}.")

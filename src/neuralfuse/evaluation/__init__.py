@@ -1,6 +1,7 @@
 """Chips -> raw per-chip accuracies -> means, intervals and records."""
 
 from neuralfuse.evaluation.chips import PartialRecord, measure_chips
+from neuralfuse.evaluation.front import pareto
 from neuralfuse.evaluation.measure import ChipResult, Evaluation, evaluate
 from neuralfuse.evaluation.record import EVALUATION_SCHEMA, evaluation_record
 from neuralfuse.evaluation.stats import (
@@ -28,6 +29,7 @@ __all__ = [
     "mean",
     "mean_at_least",
     "measure_chips",
+    "pareto",
     "sample_sd",
     "share_at_least",
     "t_interval",

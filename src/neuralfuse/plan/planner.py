@@ -284,13 +284,3 @@ def cheapest(
     """Return the way that reaches the target at the lowest energy; None where none does."""
     fit = [one for one in options if one.kind in kinds and target.is_met(one.accuracies, exact=one.exact)]
     return min(fit, key=lambda one: (one.energy(by), -mean(one.accuracies)), default=None)
-
-
-def pareto(options: Sequence[Option], by: By) -> list[Option]:
-    """Return the ways that no other beats in both energy and mean accuracy, by rising energy."""
-    best, front = -math.inf, list[Option]()
-    for one in sorted(options, key=lambda one: (one.energy(by), -mean(one.accuracies))):
-        if mean(one.accuracies) > best:
-            best = mean(one.accuracies)
-            front.append(one)
-    return front

@@ -9,14 +9,13 @@ from typing import Any, get_args
 
 from neuralfuse.data import DataSet
 from neuralfuse.errors import require
-from neuralfuse.evaluation import PartialRecord, Target, mean
+from neuralfuse.evaluation import PartialRecord, Target, mean, pareto
 from neuralfuse.faults import BitRates, FaultModel
 from neuralfuse.files import check_writable, fingerprint, write_json
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.nets import DeployedBase
 from neuralfuse.pipeline import make_evaluation
-from neuralfuse.plan.draw import draw_plan
-from neuralfuse.plan.planner import By, Hardware, Kind, Option, Planner, cheapest, pareto
+from neuralfuse.plan.planner import By, Hardware, Kind, Option, Planner, cheapest
 from neuralfuse.runs import RunInfo
 
 SCHEMA = "neuralfuse/plan/1"
@@ -41,7 +40,7 @@ def make_plan(
     resume: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Find the cheapest way to run that reaches a target, by measuring; write plan.json, plan.png and check.json.
+    """Find the cheapest way to run that reaches a target, by measuring; write plan.json and check.json.
 
     One half of the test images chooses, the other half checks the choice, on chips that had no part in it.
 
@@ -114,7 +113,7 @@ def make_plan(
         "schema": SCHEMA,
         "config": config,
         "options": [one.to_config(target) for one in options],
-        "pareto": [options.index(one) for one in pareto(options, by)],
+        "pareto": pareto([(one.energy(by), mean(one.accuracies)) for one in options]),
         "choice": None if choice is None else options.index(choice),
         "alternative": None if alternative is None else options.index(alternative),
         "check": None,
@@ -136,7 +135,6 @@ def make_plan(
             **target.judge(values, exact=choice.exact), "meets_target": target.is_met(values, exact=choice.exact),
         }  # fmt: skip
     record["run"] = run.collect()
-    draw_plan(record, out / "plan.png")
     write_json(out / "plan.json", record)
     partial.remove()
     return record

@@ -1,234 +1,182 @@
-"""The figures of a comparison: every method at every rate, against the rate, and against energy."""
+"""The pictures of a comparison: all methods at every rate, against the rate, and against energy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from neuralfuse.evaluation import mean, pareto
+from neuralfuse.report.axes import stretch
+from neuralfuse.report.charts import BandsChart, EnergyChart, Panel, Series
 from neuralfuse.report.figures import Figure
 from neuralfuse.report.records import Found
-from neuralfuse.report.svg import INK, MUTED, SERIES, chart, inline
+from neuralfuse.report.svg import INK, MUTED, SERIES, Chart, chart, inline
+
+Row = Mapping[str, Any]
+Kind = Literal["no protection", "with NeuralFuse", "other methods"]
+_COLOURS: dict[Kind, str] = {"no protection": INK, "with NeuralFuse": SERIES[0], "other methods": SERIES[1]}
+_MARKS = ("o", "s", "^", "D", "v")  # of the rates
+_STRETCHED = "The scale of accuracy has more room near 100%, where the best methods lie close together."
 
 
 def methods_chart(found: Found) -> Iterator[Figure]:
-    """Yield, for each meaning of the rate, the accuracy of every method at every rate: mean and most chips."""
-    rows = [row for row in found.record["rows"] if row["measured"] is not None]
-    for faults in dict.fromkeys(row["faults"] for row in rows):
-        own = [row for row in rows if row["faults"] == faults]
-        rates = list(dict.fromkeys(row["ber"] for row in own))
-        at = {(row["method"], row["ber"]): row["measured"] for row in own}
-        every = dict.fromkeys(row["method"] for row in own)
-        each = {name: [at[name, rate]["pa"] for rate in rates if (name, rate) in at] for name in every}
-        mean = {name: sum(values) / len(values) for name, values in each.items()}
-        names = sorted(every, key=lambda name: mean[name])
-        colours = {row["method"]: _colour(row) for row in own}
-        lowest = min(np.quantile(row["measured"]["per_chip"]["pa"], 0.1) for row in own)
+    """Yield, for each fault model, the accuracy of every method at every rate: the mean and most of the chips."""
+    for faults, rows in _by_faults(found):
+        rates = list(dict.fromkeys(row["ber"] for row in rows))
+        means = {
+            name: mean([row["measured"]["pa"] for row in rows if row["method"] == name])
+            for name in dict.fromkeys(row["method"] for row in rows)
+        }
+        names = sorted(means, key=lambda name: means[name])
         with chart(2.2 + 2.1 * len(rates), 0.9 + 0.24 * len(names), 1, len(rates), sharey=True, sharex=True) as made:
-            _stretch(made.axes[0][0], "x", lowest)
-            for axes, rate in zip(made.axes[0], rates, strict=True):
-                if ("none", rate) in at:
-                    axes.axvline(at["none", rate]["pa"], color=MUTED, linewidth=0.9, linestyle=":")
-                for place, name in enumerate(names):
-                    if (name, rate) not in at:  # not measured yet
-                        continue
-                    values = at[name, rate]["per_chip"]["pa"]
-                    colour = colours[name]
-                    span = [np.quantile(values, 0.1), np.quantile(values, 0.9)]
-                    axes.plot(span, [place, place], color=colour, linewidth=4, alpha=0.35, solid_capstyle="butt")
-                    axes.plot([at[name, rate]["pa"]], [place], "o", color=colour, markersize=4.5)
-                axes.set_title(f"{100 * rate:g}% {faults}", fontsize=9, loc="left")
-                axes.grid(axis="x")
-                axes.set_yticks(range(len(names)), names)
-                axes.tick_params(axis="y", length=0)
-                axes.set_xlabel("accuracy on unseen chips (%)")
-            _name_colours(made.axes[0][0])
-            made.figure.legend(loc="outside upper left", frameon=False, fontsize=8, ncols=3)
+            _draw_methods(made, rows, rates, names)
         alt = (
-            f"Accuracy on faulty chips of {len(names)} methods, {faults}, at {len(rates)} rates; highest over all of "
-            f"them is {names[-1]} with {mean[names[-1]]:.1f} percent"
+            f"Accuracy on faulty chips of {len(names)} methods, {faults}, at {len(rates)} rates. The highest mean over "
+            f"the rates is {means[names[-1]]:.1f} percent, of {names[-1]}"
         )
-        alt += f", without protection it is {mean['none']:.1f}." if "none" in mean else "."
+        alt += f"; without protection it is {means['none']:.1f}." if "none" in means else "."
         caption = (
-            f"Dots are means over {found.record['config']['chips']} chips, bars hold the middle 80% of them; dotted: "
-            f"no protection. The methods are in the order of their means over the rates. {_STRETCHED}"
+            f"Dots are means over {found.record['config']['chips']} chips; bars hold the middle 80% of them; dotted: "
+            f"no protection. The methods are sorted by their means over the rates. {_STRETCHED}"
         )
         yield Figure(f"All methods, {faults}", inline(made.svg, alt), caption, (found,))
 
 
+def _draw_methods(made: Chart, rows: Sequence[Row], rates: Sequence[float], names: Sequence[str]) -> None:
+    """Draw one column per rate and one line per method, with the last name at the top."""
+    at = {(row["method"], row["ber"]): row for row in rows}
+    first = made.axes[0][0]
+    stretch(first, "x", min(np.quantile(row["measured"]["per_chip"]["pa"], 0.1) for row in rows))
+    for axes, rate in zip(made.axes[0], rates, strict=True):
+        if ("none", rate) in at:
+            axes.axvline(at["none", rate]["measured"]["pa"], color=MUTED, linewidth=0.9, linestyle=":")
+        for place, name in enumerate(names):
+            if (name, rate) not in at:  # not measured yet
+                continue
+            measured, colour = at[name, rate]["measured"], _COLOURS[_kind(at[name, rate])]
+            span = np.quantile(measured["per_chip"]["pa"], [0.1, 0.9])
+            axes.plot(span, [place, place], color=colour, linewidth=4, alpha=0.35, solid_capstyle="butt")
+            axes.plot([measured["pa"]], [place], "o", color=colour, markersize=4.5)
+        axes.set_title(f"{100 * rate:g}% {rows[0]['faults']}", fontsize=9, loc="left")
+        axes.grid(axis="x")
+        axes.set_yticks(range(len(names)), names)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("accuracy on unseen chips (%)")
+    for one in _key():
+        one.draw(first, made.colours)
+    made.figure.legend(loc="outside upper left", ncols=3)
+
+
 def rates_chart(found: Found) -> Iterator[Figure]:
-    """Yield, for each meaning of the rate, accuracy against the rate as bands over chips: a panel a method."""
-    rows = [row for row in found.record["rows"] if row["measured"] is not None]
-    for faults in dict.fromkeys(row["faults"] for row in rows):
-        own = [row for row in rows if row["faults"] == faults]
-        rates = sorted({row["ber"] for row in own})
-        of: dict[str, dict[float, list[float]]] = {}
-        for row in own:
-            of.setdefault(row["method"], {})[row["ber"]] = row["measured"]["per_chip"]["pa"]
-        plain = of.pop("none", {})
-        names = [name for name in of if len(of[name]) > 1]
-        if len(rates) < 2 or len(plain) < 2 or not names:
+    """Yield, for each fault model, the accuracy against the rate as bands over chips, with one panel per method."""
+    for faults, rows in _by_faults(found):
+        chips: dict[str, dict[float, list[float]]] = {}
+        for row in rows:
+            chips.setdefault(row["method"], {})[row["ber"]] = row["measured"]["per_chip"]["pa"]
+        plain = chips.pop("none", {})
+        methods = {name: own for name, own in chips.items() if len(own) > 1}
+        if len(plain) < 2 or not methods:
             continue
-        lines = -(-len(names) // 4)
-        lowest = min(np.quantile(row["measured"]["per_chip"]["pa"], 0.1) for row in own)
-        with chart(8.4, 1.5 * lines + 0.4, lines, 4, sharex=True, sharey=True) as made:
-            _stretch(made.axes[0][0], "y", lowest)
-            for axes, name in zip(made.axes.flatten(), names, strict=False):
-                for chips, colour in ((plain, MUTED), (of[name], SERIES[0])):
-                    at = sorted(chips)
-                    low, high = ([np.quantile(chips[rate], share) for rate in at] for share in (0.1, 0.9))
-                    axes.fill_between(at, low, high, color=colour, alpha=0.25, linewidth=0)
-                    means = [sum(chips[rate]) / len(chips[rate]) for rate in at]
-                    axes.plot(at, means, color=colour, marker="o", markersize=3)
-                axes.set_title(name, fontsize=8, loc="left")
-                axes.grid(axis="y")
-            for axes in made.axes.flatten()[len(names) :]:
-                axes.set_visible(False)
-            for place in range(4):  # the lowest panel of each column has the rates under it
-                column = [axes for axes in made.axes[:, place] if axes.get_visible()]
-                if column:
-                    column[-1].set_xticks(rates, [f"{100 * rate:g}%" for rate in rates], fontsize=8)
-                    column[-1].tick_params(labelbottom=True)
-        worst = rates[-1]
-        said = "; ".join(
-            f"{name} {sum(of[name][worst]) / len(of[name][worst]):.0f}" for name in names if worst in of[name]
+        rates = sorted({row["ber"] for row in rows})
+        grey = Series.of_chips(plain, colour=MUTED, size=3)
+        panels = [
+            Panel(title=name, series=[grey, Series.of_chips(own, colour=SERIES[0], size=3)])
+            for name, own in methods.items()
+        ]
+        said = "; ".join(f"{name} {mean(own[rates[-1]]):.0f}" for name, own in methods.items() if rates[-1] in own)
+        picture = BandsChart(
+            title=f"Accuracy against the rate, {faults}",
+            caption=f"Lines are means; bands hold the middle 80% of the chips; grey: no protection. {_STRETCHED}",
+            alt=f"Accuracy against the rate, one panel per method, {faults}. At {100 * rates[-1]:g} percent: {said}.",
+            x_label=f"rate ({faults})",
+            panels=panels,
+            ticks={rate: f"{100 * rate:g}%" for rate in rates},
+            stretched=True,
         )
-        alt = f"Accuracy against the rate, a panel a method, {faults}. At {100 * worst:g} percent: {said}."
-        caption = f"Bands hold the middle 80% of the chips, lines are means; grey: no protection. {_STRETCHED}"
-        yield Figure(f"Accuracy against the rate, {faults}", inline(made.svg, alt), caption, (found,))
-
-
-def _is_neuralfuse(stage: Mapping[str, Any]) -> bool:
-    return bool(stage["method"] in ("neuralfuse", "given") and stage["generator"] != "uip")
+        yield Figure.of(picture, found)
 
 
 def energy_chart(found: Found) -> Iterator[Figure]:
-    """Yield accuracy against the energy of the weights' memory, for each meaning of the rate."""
-    rows = [row for row in found.record["rows"] if row["measured"] and row["measured"]["energy"] is not None]
-    for faults in dict.fromkeys(row["faults"] for row in rows):
-        own = [row for row in rows if row["faults"] == faults]
-        rates = list(dict.fromkeys(row["ber"] for row in own))
-        with chart(6.4, 4.2) as made:
-            axes = made.axes[0][0]
-            _stretch(axes, "y", min(row["measured"]["pa"] for row in own))
-            for row in own:
-                value, mark = row["measured"], _MARKS[rates.index(row["ber"]) % len(_MARKS)]
-                front_most = 3 if row["method"] == "none" else 2
-                axes.plot([value["energy"]], [value["pa"]], mark, color=_colour(row), markersize=5, zorder=front_most)
-            _name_colours(axes)
-            for rate, mark in zip(rates, _MARKS, strict=False):
-                axes.plot([], [], mark, color=MUTED, markersize=5, label=f"{100 * rate:g}% {faults}")
-            axes.axvline(1.0, color=MUTED, linewidth=0.9, linestyle=":")
-            axes.set_xscale("log")
-            axes.set_xlabel("energy of the weights' accesses, over the plain model's at full voltage (log)")
-            axes.set_ylabel("accuracy (%)")
-            low, high = axes.get_xlim()
-            ticks = [
-                one
-                for one in (0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0)
-                if low <= one <= high
-            ]
-            axes.set_xticks(ticks, [f"{100 * one:g}%" for one in ticks])
-            axes.set_xticks([], minor=True)
-            axes.set_xlim(low, high)
-            axes.grid()
-            made.figure.legend(loc="outside upper left", frameon=False, fontsize=8, ncols=2)
-            named = _named(own, found.record["config"]["train_rate"])
-            named.sort(key=lambda row: -float(row["measured"]["pa"]))
-            spots = axes.transAxes.inverted().transform(
-                axes.transData.transform([(row["measured"]["energy"], row["measured"]["pa"]) for row in own])
-            )
-            at = {(row["method"], row["ber"]): (float(x), float(y)) for row, (x, y) in zip(own, spots, strict=True)}
-            labels = {f"{row['method']} ({100 * row['ber']:g}%)": at[row["method"], row["ber"]] for row in named}
-            for label, spot in _with_room(labels, list(at.values())):
-                axes.text(*spot, label, transform=axes.transAxes, fontsize=8, va="center")
-        names = ", ".join(dict.fromkeys(row["method"] for row in front(own)))
-        alt = f"Accuracy against memory energy, {faults}. On the front of what no other beats in both: {names}."
-        caption = (
-            "Named, where there is room: what no other method beats in both accuracy and energy; and, at the rate that "
-            "methods prepare for, no protection, the best NeuralFuse and the smaller model. What lies right of the "
-            f"dotted line costs more than the plain model at full voltage. {_STRETCHED}"
+    """Yield, for each fault model, the accuracy against the energy of the weights' memory."""
+    for faults, rows in _by_faults(found, with_energy=True):
+        front = ", ".join(dict.fromkeys(row["method"] for row in front_rows(rows)))
+        named = _named(rows, found.record["config"]["train_rate"])
+        named.sort(key=lambda row: -float(row["measured"]["pa"]))
+        picture = EnergyChart(
+            title=f"Accuracy against energy, {faults}",
+            caption=(
+                "Named, where there is room, are the methods that no other beats in both accuracy and energy. Named "
+                "too, at the rate that methods are trained for, are no protection, the best NeuralFuse and the smaller "
+                f"model. A method right of the dotted line costs more than the plain model at full voltage. "
+                f"{_STRETCHED}"
+            ),
+            alt=f"Accuracy against memory energy, {faults}. No other method beats these in both: {front}.",
+            x_label="energy of the weights' accesses, relative to the plain model's at full voltage (log)",
+            energy="relative",
+            series=list(_points(rows)),
+            names={f"{row['method']} ({100 * row['ber']:g}%)": _place(row) for row in named},
+            stretched=True,
+            legend_columns=2,
         )
-        yield Figure(f"Accuracy against energy, {faults}", inline(made.svg, alt), caption, (found,))
+        yield Figure.of(picture, found)
 
 
-_MARKS = ("o", "s", "^", "D", "v")  # of the rates
-_STRETCHED = "The scale of accuracy is stretched towards 100%, where the best methods lie close together."
+def _points(rows: Sequence[Row]) -> Iterator[Series]:
+    """Yield a comparison's points, colours for kinds of methods and marks for rates, and their legend."""
+    rates = list(dict.fromkeys(row["ber"] for row in rows))
+    marks = {rate: _MARKS[place % len(_MARKS)] for place, rate in enumerate(rates)}
+    for kind in ("with NeuralFuse", "other methods", "no protection"):  # what comes last lies above the others
+        for rate, mark in marks.items():
+            own = [_place(row) for row in rows if _kind(row) == kind and row["ber"] == rate]
+            if own:
+                x, y = zip(*own, strict=True)
+                yield Series(colour=_COLOURS[kind], mark=mark, x=x, y=y)
+    yield from _key()
+    for rate, mark in marks.items():
+        yield Series(colour=MUTED, mark=mark, label=f"{100 * rate:g}% {rows[0]['faults']}")
 
 
-def _stretch(axes: Any, way: str, lowest: float) -> None:
-    """Give the x or y axis a scale of accuracies from the lowest up: halved errors are about the same distance."""
-
-    def stretched(accuracy: Any) -> Any:
-        return -np.log(np.maximum(101 - accuracy, 0.1))  # 101: a scale of errors that has an end
-
-    def accuracy(place: Any) -> Any:
-        return 101 - np.exp(-place)
-
-    start = float(accuracy(stretched(lowest) - 0.2))
-    coarse, fine = (0, 50, 80, 90, 95, 98, 100), (98, 98.5, 99, 99.5, 100)
-    ticks = [one for one in (coarse if start < 98 else fine) if one >= start]
-    for side in (axes.get_shared_x_axes() if way == "x" else axes.get_shared_y_axes()).get_siblings(axes):
-        getattr(side, f"set_{way}scale")("function", functions=(stretched, accuracy))
-        getattr(side, f"set_{way}ticks")(ticks, [f"{one:g}" for one in ticks])
-        getattr(side, f"set_{way}lim")(start, 100.3)
+def _key() -> Iterator[Series]:
+    """Yield the legend of the colours."""
+    for kind, colour in _COLOURS.items():
+        yield Series(colour=colour, label=kind)
 
 
-def _name_colours(axes: Any) -> None:
-    """Give a legend what the colours of methods mean."""
-    kinds = (("no protection", INK), ("with NeuralFuse", SERIES[0]), ("other methods", SERIES[1]))
-    for name, colour in kinds:
-        axes.plot([], [], "o", color=colour, markersize=5, label=name)
+def _by_faults(found: Found, *, with_energy: bool = False) -> Iterator[tuple[str, list[Row]]]:
+    """Yield the rows that are measured, for each fault model."""
+    rows = [row for row in found.record["rows"] if row["measured"] is not None]
+    if with_energy:
+        rows = [row for row in rows if row["measured"]["energy"] is not None]
+    for faults in dict.fromkeys(row["faults"] for row in rows):
+        yield faults, [row for row in rows if row["faults"] == faults]
 
 
-def _colour(row: Mapping[str, Any]) -> str:
+def _kind(row: Row) -> Kind:
     if row["method"] == "none":
-        return INK
-    return SERIES[0] if any(_is_neuralfuse(stage) for stage in row["stages"]) else SERIES[1]
+        return "no protection"
+    fused = any(stage["method"] in ("neuralfuse", "given") and stage["generator"] != "uip" for stage in row["stages"])
+    return "with NeuralFuse" if fused else "other methods"
 
 
-def _named(rows: Sequence[Mapping[str, Any]], train_rate: float) -> list[Mapping[str, Any]]:
+def _place(row: Row) -> tuple[float, float]:
+    """Return a row's energy and accuracy."""
+    return float(row["measured"]["energy"]), float(row["measured"]["pa"])
+
+
+def front_rows(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that no other beats in both energy and accuracy, by rising energy."""
+    return [rows[place] for place in pareto([_place(row) for row in rows])]
+
+
+def _named(rows: Sequence[Row], train_rate: float) -> list[Row]:
     """Return the rows whose points have names."""
-    named = front(rows)
-    there = [row for row in rows if row["ber"] == train_rate]
-    fused = [row for row in there if _colour(row) == SERIES[0]]
+    named = front_rows(rows)
+    trained_for = [row for row in rows if row["ber"] == train_rate]
+    fused = [row for row in trained_for if _kind(row) == "with NeuralFuse"]
     best = [max(fused, key=lambda row: float(row["measured"]["pa"]))] if fused else []
-    for row in [*best, *(row for row in there if row["method"] in ("none", "smaller"))]:
+    for row in [*best, *(row for row in trained_for if row["method"] in ("none", "smaller"))]:
         if row not in named and not (row["method"] == "smaller" and any(one["method"] == "smaller" for one in named)):
             named.append(row)
     return named
-
-
-_Spot = tuple[float, float]
-
-
-def _with_room(labels: Mapping[str, _Spot], points: Sequence[_Spot]) -> Iterator[tuple[str, _Spot]]:
-    """Yield labels beside their points, and where each starts; what would hide another or two points is left out."""
-    taken: list[tuple[float, float, float]] = []
-    high = 0.045  # a line; as all of it, in fractions of the axes
-    for label, (x, y) in labels.items():
-        wide = 0.0125 * len(label)
-        beside = [(x + 0.015, y), (x - 0.015 - wide, y)]
-        near = [(left, y + up) for up in (high, -high) for left in (x - wide / 2, x - wide, x)]
-        places = beside + near
-        free = [
-            (sum(left <= px <= left + wide and abs(py - line) < high / 2 for px, py in points), order, left, line)
-            for order, (left, line) in enumerate(places)
-            if left >= 0 and left + wide <= 1 and 0 <= line <= 1
-            and all(abs(line - other) >= high or left + wide < start or end < left for start, end, other in taken)
-        ]  # fmt: skip
-        if free and min(free)[0] < 2:
-            _, _, left, line = min(free)
-            taken.append((left, left + wide, line))
-            yield label, (left, line)
-
-
-def front(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the rows that no other beats in both energy and accuracy, by rising energy."""
-    best, kept = float("-inf"), []
-    for row in sorted(rows, key=lambda row: (row["measured"]["energy"], -row["measured"]["pa"])):
-        if row["measured"]["pa"] > best:
-            best = row["measured"]["pa"]
-            kept.append(row)
-    return kept

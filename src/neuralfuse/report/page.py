@@ -1,4 +1,4 @@
-"""A report: one HTML page that needs nothing else, and the same tables as Markdown and LaTeX."""
+"""A report: one HTML page that needs no other file, and the same tables as Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from neuralfuse.files import write_text
 from neuralfuse.plan import plan_text
 from neuralfuse.report import compared, figures
 from neuralfuse.report.figures import Figure
+from neuralfuse.report.pictures import plan_picture, table_picture
 from neuralfuse.report.records import Found, collect, of_kind
+from neuralfuse.report.svg import LIGHT
 from neuralfuse.reproduce import as_markdown as table_markdown
 from neuralfuse.reproduce.show import grid, heading, notes
 from neuralfuse.tables import latex_table
@@ -29,14 +31,19 @@ from neuralfuse.tables import latex_table
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table; ``deviation`` is what was measured minus what was published, in points."""
+    """A cell of a table.
+
+    Attributes:
+        text: What the cell says.
+        deviation: The measured value minus the published one, in points; None without a published value.
+    """
 
     text: str
     deviation: float | None = None
 
     @property
     def tint(self) -> str:
-        """The class of its colour."""
+        """The CSS class of the cell's colour; empty for no colour."""
         if self.deviation is None:
             return ""
         size = 0 if abs(self.deviation) < 2 else 1 if abs(self.deviation) < 10 else 2
@@ -45,7 +52,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a section."""
+    """A table of a section.
+
+    Attributes:
+        title: The heading; empty for none.
+        heads: The text above each column.
+        rows: Cells, as many per row as there are columns.
+    """
 
     title: str
     heads: Sequence[str]
@@ -53,19 +66,31 @@ class Table:
 
     @property
     def tinted(self) -> bool:
-        """Whether colours say how far from the published values it is."""
+        """Whether colours show the distance to published values."""
         return any(cell.tint for row in self.rows for cell in row)
 
     @property
     def sides(self) -> list[str]:
-        """The class of each column: words begin at the left, numbers end at the right."""
+        """The CSS class of each column. Words are aligned to the left, numbers to the right."""
         columns = zip(*self.rows, strict=True)
         return ["said" if any(cell.text[:1].isalpha() for cell in column) else "" for column in columns]
 
 
 @dataclass(frozen=True)
 class Section:
-    """One record on the page."""
+    """One record on the page.
+
+    Attributes:
+        title: The heading.
+        subtitle: A line below the heading.
+        found: The record.
+        tables: Tables made from it.
+        figures: Pictures drawn from it.
+        notes: Sentences below the tables.
+        gallery: Images, what is added to them, and their sum.
+        text: The record as text, as a command prints it.
+        command: The command that made the record; empty if unknown.
+    """
 
     title: str
     subtitle: str
@@ -83,10 +108,10 @@ class Report:
     """All records of a folder, as sections.
 
     Attributes:
-        title: Its heading.
-        sections: In the order of the page.
+        title: The heading of the page.
+        sections: One per record, in the order of the page.
         across: Figures that are drawn from several records.
-        damaged: Files below the folder that are no whole JSON, and are not shown.
+        damaged: Files that are not complete JSON. The page does not show them.
     """
 
     title: str
@@ -96,25 +121,24 @@ class Report:
 
     @staticmethod
     def of(folder: Path, title: str) -> Report:
-        """Return the report on a folder's records; see `collect` for its errors."""
+        """Return the report on all records below a folder. See `collect` for the errors."""
         found, damaged = collect(folder)
         sections = [_section(one) for one in found]
         evaluations = list(of_kind(found, "evaluation"))
         with _as_written_now(*evaluations):
-            across = list(figures.bands_chart(evaluations))
+            across = list(figures.evaluation_charts(evaluations))
         return Report(title, sections, across, damaged)
 
     def html(self) -> str:
-        """Return the page."""
+        """Return the page as HTML."""
         from jinja2 import Environment  # noqa: PLC0415
 
         source = resources.files("neuralfuse.report").joinpath("page.html").read_text(encoding="utf-8")
-        return (
-            Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source).render(report=self)
-        )
+        template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
+        return template.render(report=self, light=LIGHT)
 
     def write(self, path: Path) -> list[Path]:
-        """Write the page, and its tables as Markdown and LaTeX beside it; return the files."""
+        """Write the page, and beside it the tables as Markdown and LaTeX. Return the files."""
         files = {path: self.html(), path.with_suffix(".md"): self.markdown(), path.with_suffix(".tex"): self.latex()}
         for file, text in files.items():
             write_text(file, text)
@@ -134,7 +158,7 @@ class Report:
         return "\n".join(lines)
 
     def latex(self) -> str:
-        """Return all tables as LaTeX (package booktabs)."""
+        """Return all tables as LaTeX, which needs the package booktabs."""
         parts = []
         for section in self.sections:
             if section.found.kind == "comparison":
@@ -152,13 +176,13 @@ def _section(found: Found) -> Section:
 
 @contextmanager
 def _as_written_now(*found: Found) -> Iterator[None]:
-    """Raise a `FileFormatError` where records lack what this version writes."""
+    """Raise a `FileFormatError` if records lack something that this version writes."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         names = " and ".join(str(one.path) for one in found)
         raise FileFormatError(
-            f"{names} must be as this version writes records: {error!r}. Make it anew, or leave it out."
+            f"{names} must be as this version writes records: {error!r}. Make it again, or move it elsewhere."
         ) from error
 
 
@@ -168,7 +192,8 @@ def _table(found: Found) -> Section:
     heads, *lines = grid(record)
     shown = [row for row in record["rows"] if row["measured"] is not None] or record["rows"]
     rows = [list(_cells(heads, line, row)) for line, row in zip(lines, shown, strict=True)]
-    drawn = [*figures.transfer_chart(found), *figures.saving_chart(found)]
+    picture = table_picture(record)
+    drawn = [*figures.transfer_chart(found), *([] if picture is None else [Figure.of(picture, found)])]
     return Section(title, subtitle, found, [Table("", heads, rows)], drawn, notes(record))
 
 
@@ -216,21 +241,22 @@ def _portrait(found: Found) -> Section:
 
 
 def _plan(found: Found) -> Section:
-    return Section("A plan", "which voltage, which protection", found, text=plan_text(found.record))
+    drawn = [Figure.of(plan_picture(found.record), found)]
+    return Section("A plan", "which voltage, which protection", found, (), drawn, text=plan_text(found.record))
 
 
 def _black_box(found: Found) -> Section:
     config = found.record["config"]
-    behind = "as it is" if config["fuse"] is None else f"behind {config['fuse']['generator']}"
-    return Section(f"A model that only answers, {behind}", config["box"], found, text=answers_text(found.record))
+    behind = "without NeuralFuse" if config["fuse"] is None else f"behind {config['fuse']['generator']}"
+    return Section(f"A black-box model, {behind}", config["box"], found, text=answers_text(found.record))
 
 
 def _choice(found: Found) -> Section:
-    return Section("A choice by answers", found.record["config"]["box"], found, text=choice_text(found.record))
+    return Section("Chosen for a black-box model", found.record["config"]["box"], found, text=choice_text(found.record))
 
 
 def _tuning(found: Found) -> Section:
-    return Section("Fitted by answers", found.record["config"]["box"], found, text=tuning_text(found.record))
+    return Section("Tuned for a black-box model", found.record["config"]["box"], found, text=tuning_text(found.record))
 
 
 _SECTIONS = {

@@ -1,4 +1,4 @@
-"""What a NeuralFuse does to images, classes and answers: the numbers behind a report's pictures, as one record."""
+"""A portrait: what a NeuralFuse does to images, classes and answers, as a record that a report draws."""
 
 from __future__ import annotations
 
@@ -41,18 +41,19 @@ def make_portrait(
     Args:
         fuse: The module, in eval mode.
         base: The base model in its memory.
-        data: Whose test images.
+        data: The data set. Only its test images are used.
         faults: The fault model.
-        chips: Unseen chips over which a class's accuracy is averaged; the first one stands for the others elsewhere.
-        images: Test images whose answers are laid out.
-        gallery: Classes of which an image is shown.
-        say: Told what is at work.
+        chips: Number of unseen chips over which the accuracy of a class is averaged. Answers and weights are those on
+            the first chip.
+        images: Number of test images whose answers are laid out in a plane.
+        gallery: Number of classes that are shown by one image each.
+        say: Called with the name of each stage.
     Raises:
-        MissingExtraError: scikit-learn is not there.
+        MissingExtraError: scikit-learn is not installed.
     """
     deployed = base.deployed
     check_same_range(fuse, deployed)
-    require(chips >= 1 and images >= 10, f"there must be a chip and 10 images: got {chips} and {images}.")
+    require(chips >= 1 and images >= 10, f"chips must be at least 1 and images at least 10: got {chips} and {images}.")
     run, the_chips = RunInfo(deployed.memory.device), faults.chips(chips)
     lay_out, half = _plane(), _at_half(faults)
     test = data.test[data.test.order(data.name, "portrait")]
@@ -86,7 +87,7 @@ def make_portrait(
 def _classes(
     fuse: NeuralFuse, deployed: Deployed, test: Split, names: Sequence[str], chips: Sequence[Chip]
 ) -> dict[str, list[Any]]:
-    """Return each class's accuracy in percent: without errors, and as the mean over chips, both with and without F."""
+    """Return the accuracy on each class in percent: without errors and as a mean over chips, without and with F."""
     x = plain_inputs(test, deployed.input_range)
     inputs = {"": x, "_nf": transform(fuse, x)}
     present = [label for label in range(len(names)) if bool((test.labels == label).any())]
@@ -103,7 +104,7 @@ def _classes(
 
 
 def _gallery(fuse: NeuralFuse, test: Split, names: Sequence[str], count: int) -> list[dict[str, Any]]:
-    """Return x, G(x) and F(x) of one image a class, as PNG; G is shown around middle grey."""
+    """Return x, G(x) and F(x) for one image per class, as PNG. Where G adds nothing, its image is middle grey."""
     shown = []
     for label in range(min(count, len(names))):
         rows = (test.labels == label).nonzero().flatten()
@@ -126,7 +127,7 @@ def _gallery(fuse: NeuralFuse, test: Split, names: Sequence[str], count: int) ->
 
 
 def _png(image: Tensor) -> str:
-    """Return one image on [-1, 1], (1, C, H, W), as PNG in base64."""
+    """Return an image with values in [-1, 1], (1, C, H, W), as PNG in base64."""
     from PIL import Image  # noqa: PLC0415
 
     pixels = ((image[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().permute(1, 2, 0).contiguous().numpy()
@@ -136,7 +137,7 @@ def _png(image: Tensor) -> str:
 
 
 def _at_half(faults: FaultModel) -> FaultModel | None:
-    """Return the faults at half their rate; None where they have one only."""
+    """Return the faults at half their rate; None if they exist at one rate only."""
     try:
         return faults.at(faults.ber / 2)
     except ConfigError:
@@ -146,9 +147,10 @@ def _at_half(faults: FaultModel) -> FaultModel | None:
 def _outputs(
     fuse: NeuralFuse, deployed: Deployed, test: Split, chips: Sequence[Chip], lay_out: Callable[[Tensor], Tensor]
 ) -> dict[str, Any]:
-    """Return a plane for the logits of each way to run the model: without errors and on some chips, with and without F.
+    """Return the logits of each way to run the model, laid out in a plane.
 
-    All are laid out together, so that a place means the same in all.
+    The ways are without errors and on each chip, without and with F. All are laid out together, so that a place means
+    the same in each of them.
     """
     x = plain_inputs(test, deployed.input_range)
     ways: dict[str, Deployed | Perturbed] = {"without errors": deployed}
@@ -175,7 +177,7 @@ def _outputs(
 
 
 def _plane() -> Callable[[Tensor], Tensor]:
-    """Return what lays vectors out in a plane."""
+    """Return a function that lays vectors out in a plane by t-SNE."""
     try:
         from sklearn.manifold import TSNE  # noqa: PLC0415
     except ImportError as error:
@@ -189,7 +191,10 @@ def _plane() -> Callable[[Tensor], Tensor]:
 
 
 def _weights(deployed: Deployed, chip: Chip) -> dict[str, Any]:
-    """Return a histogram of the stored weights, over the largest of each tensor, clean and read through a chip."""
+    """Return histograms of the weights, as stored and as read through a chip.
+
+    Each weight is relative to the largest one of its tensor.
+    """
     memory = deployed.memory
     reading = memory.read(chip)
     largest = torch.ones_like(memory.values)

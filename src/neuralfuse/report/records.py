@@ -1,4 +1,4 @@
-"""The records below a folder."""
+"""The records that a report shows: finding them below a folder."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Found:
     """One record.
 
     Attributes:
-        path: Where it lies, below the folder that was looked through.
-        kind: The second part of its schema, one of `KINDS`.
+        path: The file, relative to the folder of the report.
+        kind: The second part of the record's schema, one of `KINDS`.
         record: The record.
     """
 
@@ -30,18 +30,23 @@ class Found:
 
     @property
     def anchor(self) -> str:
-        """A name for links."""
+        """The name that links on the page use."""
         words = "-".join(part for part in "".join(c if c.isalnum() else "-" for c in str(self.path)).split("-") if part)
         return f"{words}-{hashlib.sha256(str(self.path).encode()).hexdigest()[:6]}"
 
     @property
     def command(self) -> str:
-        """The command that made it; empty where Python code did, or an earlier version. Capitals stand for files."""
+        """The command that made the record; empty if Python code or an earlier version made it.
+
+        Words in capitals stand for files.
+        """
         return str(self.record.get("run", {}).get("command", ""))
 
 
 def collect(folder: Path) -> tuple[list[Found], list[Path]]:
-    """Return all records below a folder that a report shows, tables first, and the files that are no whole JSON.
+    """Return the records below a folder, tables first, and the files that are not complete JSON.
+
+    Folders of steps and hidden files are skipped.
 
     Raises:
         DataError: there is no record.
@@ -61,14 +66,14 @@ def collect(folder: Path) -> tuple[list[Found], list[Path]]:
             found.append(Found(below, kind, record))
     if not found:
         raise DataError(
-            f"{folder} must hold records to report on: there is none of {', '.join(KINDS)} below it. Make some with "
+            f"{folder} must hold records to report on: it holds none of {', '.join(KINDS)}. Make some with "
             "neuralfuse reproduce, compare, evaluate, portrait or plan."
         )
     return sorted(found, key=lambda one: (KINDS.index(one.kind), _number(one), str(one.path))), damaged
 
 
 def _kind(record: Any) -> str | None:
-    """Return which of `KINDS` a record is, if any."""
+    """Return which of `KINDS` a record is; None for other JSON."""
     parts = str(record.get("schema", "")).split("/") if isinstance(record, dict) else []
     return parts[1] if len(parts) == 3 and parts[0] == "neuralfuse" and parts[1] in KINDS else None
 

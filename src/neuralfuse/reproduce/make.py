@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from neuralfuse.errors import require
 from neuralfuse.files import write_json
-from neuralfuse.reproduce.draw import draw
 from neuralfuse.reproduce.prior import Record, joined, prior_values
 from neuralfuse.reproduce.record import table_record
 from neuralfuse.reproduce.tables import TABLES, Request, choose
-from neuralfuse.steps.engines import Engine
-from neuralfuse.steps.runner import Progress
 from neuralfuse.steps.step import Step
 from neuralfuse.steps.work import Work
 from neuralfuse.steps.workspace import Workspace
@@ -66,26 +63,6 @@ class Job:
         """How many rows there are."""
         return sum(len(own) for own in self.chosen.values())
 
-    def run(
-        self,
-        on: Engine,
-        *,
-        retries: int,
-        say: Callable[[str], None],
-        watch: Callable[[Progress], None] = lambda progress: None,
-        began: Callable[[], None] = lambda: None,
-    ) -> list[dict[str, Any]]:
-        """Do all steps that are not finished, write the tables, and return their records; see `Work.run`.
-
-        Raises:
-            UnfinishedError: steps failed; the tables were written without them.
-        """
-        work = self.work
-        end = work.run(on, retries=retries, say=say, watch=watch, began=began)
-        records = self.write()
-        work.check(end)
-        return records
-
     def records(self) -> list[dict[str, Any]]:
         """Return the tables as they stand, with all their rows."""
         every = choose(list(self.chosen))
@@ -93,13 +70,10 @@ class Job:
         return [joined(record, self.known[name]) if name in self.known else record for name, record in made.items()]
 
     def write(self) -> list[dict[str, Any]]:
-        """Write the tables as they stand, and the pictures of figures; return their records."""
+        """Write the tables as they stand; return their records."""
         records = self.records()
         for record in records:
-            path = self.path(record["table"])
-            write_json(path, record)
-            if record["table"].startswith("figure"):
-                draw(record, path.with_suffix(".png"))
+            write_json(self.path(record["table"]), record)
         return records
 
     def path(self, table: str) -> Path:
