@@ -29,12 +29,12 @@ def run_demo(out: Path, *, seed: int, device: torch.device, say: Callable[[str],
     """Train a base model and a NeuralFuse on the digits, measure both, and write everything to a folder.
 
     Args:
-        out: Gets ``base/``, ``fuse/``, ``results.json`` and ``accuracy.png``.
+        out: Folder for ``base/``, ``fuse/``, ``results.json`` and ``accuracy.png``.
         seed: Seed of both trainings.
-        device: Where to run.
-        say: Told of each stage.
+        device: Device to run on.
+        say: Called with lines of text for each stage.
     Returns:
-        The evaluation record at the rate trained for; its ``run`` holds the seconds of the whole demo.
+        The evaluation record at the rate of the training. Its ``run`` holds the seconds of the whole demo.
     """
     started = time.monotonic()
     qat = QatConfig(seed=seed, **QAT)  # type: ignore[arg-type]
@@ -42,7 +42,7 @@ def run_demo(out: Path, *, seed: int, device: torch.device, say: Callable[[str],
     check_writable(out)
     data = load_data("digits", device=device)
 
-    say(f"1. Train {BASE} on {len(data.train)} images of digits, aware of its 8-bit weights.")
+    say(f"1. Train {BASE} on {len(data.train)} images of digits, quantization-aware for 8-bit weights.")
     make_base(BASE, data, qat, out=out / "base", device=device)
     base = DeployedBase.of(load_base(out / "base"), device)
     words = base.deployed.memory.layout.words
@@ -57,7 +57,7 @@ def run_demo(out: Path, *, seed: int, device: torch.device, say: Callable[[str],
     title = f"Digits, {BASE}: accuracy as the voltage falls"
     plot_accuracy(list(records.values()), out / "accuracy.png", title=title, trained_at=BER)
     record = records[BER]
-    record["run"] = record["run"] | {"seconds": round(time.monotonic() - started, 1)}  # of the whole demo
+    record["run"] = record["run"] | {"seconds": round(time.monotonic() - started, 1)}  # the time of the whole demo
     write_json(out / "results.json", record)
     return record
 

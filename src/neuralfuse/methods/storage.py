@@ -1,4 +1,4 @@
-"""Protection by what is stored and how: weights, words, cells. No retraining."""
+"""Protection by how weights are stored: clipped, in protected bits, or with faulty words zeroed. No retraining."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from neuralfuse.methods.base import Access, Method, Preparation, Protected, Trai
 
 @dataclass(frozen=True)
 class ClippedQuantization(Method):
-    """Weights are clipped to a percentile of their magnitude before they are quantized, each tensor by its own.
+    """Each tensor's weights are clipped to a percentile of their magnitude before quantization.
 
-    A code's largest bit then means less, at the price of the few weights that lie beyond.
+    A code's most significant bit is then worth less, at the price of the few clipped weights.
 
     Attributes:
         keep: Share of a tensor's weights that are not clipped.
@@ -44,10 +44,10 @@ class ClippedQuantization(Method):
 
 @dataclass(frozen=True)
 class ProtectedBits(Method):
-    """The cells of the most significant bits keep the highest voltage, and do not fail.
+    """The cells of the most significant bits keep the highest voltage and do not fail.
 
     Attributes:
-        bits: How many of each word.
+        bits: Number of protected bits per word.
     """
 
     name: ClassVar[str] = "protected-bits"
@@ -67,7 +67,7 @@ class ProtectedBits(Method):
 
 @dataclass(frozen=True)
 class ZeroedWords(Method):
-    """A word with a cell that a test of the chip found faulty reads as zero."""
+    """A word reads as zero if a test of the chip found a faulty cell in it."""
 
     name: ClassVar[str] = "zero-faulty-words"
     needs: ClassVar[tuple[Access, ...]] = ("memory", "fault map")
