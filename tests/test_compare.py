@@ -237,7 +237,7 @@ def test_a_model_that_was_handed_over_is_copied_and_used(tmp_path, capsys):
         ({"base": "VGG12"}, "unknown base model 'VGG12'"),
         ({"faults": ["flop"]}, "unknown fault model 'flop'"),
         ({"rates": [2.0]}, "must be in .0, 1.: got ber=2"),
-        ({"rates": []}, "at least one of rates"),
+        ({"rates": []}, "rates must have at least one value"),
         ({"methods": ["smaller"], "train_rate": 0.06}, "must be on the voltage curve"),
         ({"methods": ["randbot"]}, "Did you mean 'randbet'"),
     ],

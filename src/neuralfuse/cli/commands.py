@@ -243,7 +243,7 @@ def evaluate(
     base
         A folder written by train-base, or package.module:factory (runs your code). Or a black-box model with its own
         faults: a server's https://host/v2/models/NAME (Open Inference Protocol), FILE.onnx, or
-        call:package.module:function (runs your code; from float32 (N, C, H, W) to one row per image).
+        call:package.module:function (runs your code; maps float32 (N, C, H, W) to one row per image).
     chips
         Number of unseen chips. On a fault map: number of random places of the weights (1: the place by --mapping).
     until

@@ -67,7 +67,7 @@ class Comparison:
         for name in self.faults:
             fault_model(name, ber=self.train_rate)
         for name in ("faults", "rates"):
-            require(len(getattr(self, name)) > 0, f"there must be at least one of {name}: got none.")
+            require(len(getattr(self, name)) > 0, f"{name} must have at least one value: got none.")
         for rate in self.rates:
             fault_model(self.faults[0], ber=rate)
         for method in (one for chain in self.chains.values() for one in chain):

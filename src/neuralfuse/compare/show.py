@@ -65,7 +65,7 @@ def difference(found: Difference) -> str:
 
 def slowdown(record: Mapping[str, Any], row: Mapping[str, Any]) -> float:
     """Return the time of a row's answers, relative to the plain model's; NaN if the record has none."""
-    before = (row["measured"] or {}).get("time", math.nan)  # the place of earlier versions
+    before = (row["measured"] or {}).get("time", math.nan)  # earlier versions kept it here
     return float(record.get("run", {}).get("timings", {}).get(row["step"], {}).get("time", before))
 
 

@@ -33,7 +33,7 @@ from neuralfuse.steps.trainings import BaseStep, ModuleStep, ProgressNote, Start
 from neuralfuse.steps.workspace import Workspace
 
 PARTIAL = "evaluation.json"
-_TIMED = 100  # images
+_TIMED = 100  # images per timed batch
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class ProtectionStep(Step):
 
     def protected(self, workspace: Workspace) -> Protected:
         """Return the protected model. Its methods train whatever is not trained yet."""
-        made = self._plain(workspace) if self.before is None else self.before.protected(workspace)
+        protected = self._plain(workspace) if self.before is None else self.before.protected(workspace)
         store = workspace.store
         context = TrainingContext(
             data=workspace.images(self.base.images),
@@ -155,7 +155,7 @@ class ProtectionStep(Step):
             device=torch.device(workspace.device),
             listeners=[ProgressNote(store, self.address)],
         )
-        return self.methods[-1].protect(made, context)
+        return self.methods[-1].protect(protected, context)
 
     def _plain(self, workspace: Workspace) -> Protected:
         return Protected(base=self.base.open(workspace))
@@ -163,24 +163,25 @@ class ProtectionStep(Step):
     def perform(self, workspace: Workspace) -> dict[str, Any]:
         """See `Step`."""
         run = RunInfo(torch.device(workspace.device))
-        made = self.protected(workspace)
+        protected = self.protected(workspace)
         channels, *size = workspace.images(self.base.images).test.images.shape[1:]
-        layers = made.deployed.memory.layers
-        model = count(made.model.module, channels=channels, image_size=(size[0], size[1]), layers=layers)
+        layers = protected.deployed.memory.layers
+        model = count(protected.model.module, channels=channels, image_size=(size[0], size[1]), layers=layers)
         added = None
-        if made.fuse is not None:
-            added = count(made.fuse, channels=channels, image_size=(size[0], size[1]), layers=GENERATOR_LAYERS)
-        memory = made.deployed.memory
+        if protected.fuse is not None:
+            added = count(protected.fuse, channels=channels, image_size=(size[0], size[1]), layers=GENERATOR_LAYERS)
+        memory = protected.deployed.memory
         images = workspace.images(self.base.images).test.images[:_TIMED]
-        plain, taken = answer_seconds(made, self._plain(workspace), made.deployed.input_range.from_images(images))
+        inputs = protected.deployed.input_range.from_images(images)
+        plain, taken = answer_seconds(protected, self._plain(workspace), inputs)
         return {
             "parameters": model.parameters,
-            "added_parameters": made.added_parameters + (0 if added is None else added.parameters),
+            "added_parameters": protected.added_parameters + (0 if added is None else added.parameters),
             "accesses": model.paper_accesses,
-            "added_accesses": made.added_accesses + (0 if added is None else added.paper_accesses),
+            "added_accesses": protected.added_accesses + (0 if added is None else added.paper_accesses),
             "overhead": memory.readout.overhead(memory.layout),
-            "hardened": made.hardened / memory.layout.bits,
-            "passes": made.passes,
+            "hardened": protected.hardened / memory.layout.bits,
+            "passes": protected.passes,
             "run": {**run.collect(), "seconds_a_batch": {"images": len(images), "plain": plain, "protected": taken}},
         }
 

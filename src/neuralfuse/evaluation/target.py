@@ -38,7 +38,7 @@ class Target:
 
     @property
     def chips(self) -> int:
-        """Number of chips to measure: the fewest that can show the share, at least 10; 30 for a mean."""
+        """Number of chips to measure: 30 for a mean, else the fewest that can show the share, but at least 10."""
         return _MEAN_CHIPS if self.share is None else max(FEWEST, chips_for_share(self.share, self.confidence))
 
     def passed(self, accuracies: Sequence[float]) -> int:

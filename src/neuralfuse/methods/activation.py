@@ -44,13 +44,13 @@ class ClippedActivations(Method):
     def __post_init__(self) -> None:
         check_option("images", self.images, 1)
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        ranges = activation_ranges(made.deployed, calibration_inputs(made, context, self.images))
-        module = copy.deepcopy(made.model.module)
+        ranges = activation_ranges(protected.deployed, calibration_inputs(protected, context, self.images))
+        module = copy.deepcopy(protected.model.module)
         for name, (low, high) in ranges.items():
             module.get_submodule(name).register_forward_hook(_Clip(low, high))
-        return made.holding(module, fold=False)
+        return protected.holding(module, fold=False)
 
 
 def activation_ranges(deployed: Deployed, inputs: Tensor, batch: int = 100) -> dict[str, tuple[float, float]]:

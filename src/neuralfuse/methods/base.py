@@ -179,7 +179,7 @@ class Method(ABC):
     follows_transform: ClassVar[bool] = False
 
     @abstractmethod
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """Return the model with this protection on top of the ones it has.
 
         Trained weights are kept in ``context.folder``. A second call with the same arguments must reuse them.
@@ -236,17 +236,17 @@ class NoProtection(Method):
     needs: ClassVar[tuple[Access, ...]] = ()
     prepares_for: ClassVar[Preparation] = "nothing"
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        return made
+        return protected
 
 
-def calibration_inputs(made: Protected, context: TrainingContext, count: int) -> Tensor:
-    """Return ``count`` validation images as model inputs, behind ``made.fuse`` if any; the same in every run."""
+def calibration_inputs(protected: Protected, context: TrainingContext, count: int) -> Tensor:
+    """Return ``count`` validation images as model inputs, behind ``protected.fuse`` if any; the same in every run."""
     data = context.data
     images = data.validation.images[data.validation.order(data.name, "calibration images")[:count]]
-    inputs = made.deployed.input_range.from_images(images)
-    return inputs if made.fuse is None else transform(made.fuse, inputs)
+    inputs = protected.deployed.input_range.from_images(images)
+    return inputs if protected.fuse is None else transform(protected.fuse, inputs)
 
 
 def check_option(name: str, value: float, low: float, high: float = math.inf) -> None:

@@ -37,19 +37,24 @@ class Fitted(Method):
     def __post_init__(self) -> None:
         check_option("images", self.images, 0)
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        fuse, name = made.fuse, self.name
+        fuse, name = protected.fuse, self.name
         if not isinstance(fuse, NeuralFuse):
             raise ConfigError(f"{name} must come after a NeuralFuse, e.g. unetl+{name}: there is none before it.")
-        require(made.prepared is None and not made.changes, f"{name} must come before methods that change answers.")
-        require(made.fitted is None, f"only one method may fit a NeuralFuse to a chip: {name} comes after another one.")
+        require(
+            protected.prepared is None and not protected.changes,
+            f"{name} must come before methods that change answers.",
+        )
+        require(
+            protected.fitted is None, f"only one method may fit a NeuralFuse to a chip: {name} comes after another one."
+        )
         training_images(context.data, self.images)
 
         def fitted(chip: Perturbed, deployed: Deployed) -> NeuralFuse:
             return self.fit(fuse, chip, deployed, context)
 
-        return replace(made, fitted=fitted)
+        return replace(protected, fitted=fitted)
 
     @abstractmethod
     def fit(self, fuse: NeuralFuse, chip: Perturbed, deployed: Deployed, context: TrainingContext) -> NeuralFuse:
@@ -142,10 +147,10 @@ class Tuned(Fitted):
         """See `Fitted`."""
         with ExitStack() as stack:
             faulty, clean = (stack.enter_context(_box(model, fuse, context.data)) for model in (chip, deployed))
-            made, _ = tune(
+            tuned, _ = tune(
                 fuse, faulty, context.data, self.tuning(context.eopm.seed), images=self.images, nominal=clean
             )
-        return made
+        return tuned
 
 
 def _box(model: Answer, fuse: NeuralFuse, data: DataSet) -> LimitedBox:

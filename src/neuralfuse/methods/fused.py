@@ -32,20 +32,20 @@ class Fused(Method):
     def __post_init__(self) -> None:
         check_generator(self.generator)
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        _check_place(made)
-        folder, faults, data = context.folder, made.faults_left(context.faults), context.data
+        _check_place(protected)
+        folder, faults, data = context.folder, protected.faults_left(context.faults), context.data
         if not (folder / "config.json").exists():
             encodes = encodes_images(self.generator, data.channels, data.image_size)
             eopm = self.neuralfuse_training(context.eopm, encodes=encodes)
             make_fuse(
-                self.generator, [made.base], data, eopm, faults=faults,
+                self.generator, [protected.base], data, eopm, faults=faults,
                 start=context.starts.get(self.generator), out=folder, resume=True,
                 listeners=context.listeners, device=context.device,
             )  # fmt: skip
         own = runs_foreign_code(self.generator)  # the user named this code
-        return replace(made, fuse=NeuralFuse.from_pretrained(folder, allow_code=own).to(context.device))
+        return replace(protected, fuse=NeuralFuse.from_pretrained(folder, allow_code=own).to(context.device))
 
     def neuralfuse_training(self, eopm: EopmConfig, *, encodes: bool) -> EopmConfig:
         """See `Method`: a generator that does not encode the image learns no classes."""
@@ -99,9 +99,9 @@ class Given(Method):
         """The generator's name."""
         return self.what[0]
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`; the module is copied to ``context.folder``, so that it stays the same."""
-        _check_place(made)
+        _check_place(protected)
         own = context.folder
         if not (own / "config.json").exists():
             require(
@@ -110,8 +110,8 @@ class Given(Method):
             )
             self._read(self.folder).save_pretrained(own)
         fuse = self._read(own).to(context.device)
-        check_same_range(fuse, made.deployed)
-        return replace(made, fuse=fuse)
+        check_same_range(fuse, protected.deployed)
+        return replace(protected, fuse=fuse)
 
     def _read(self, folder: Path | str) -> NeuralFuse:
         return NeuralFuse.from_pretrained(folder, allow_code=self.allow_code)
@@ -127,7 +127,7 @@ class Given(Method):
         return {"method": self.name, "generator": generator, "module": digest}
 
 
-def _check_place(made: Protected) -> None:
+def _check_place(protected: Protected) -> None:
     """Raise a `ConfigError` unless a NeuralFuse may be added to this protected model."""
-    require(made.fuse is None, "there must be at most one NeuralFuse before a model: got two.")
-    require(made.prepared is None, "NeuralFuse must come before a method that prepares each chip's model.")
+    require(protected.fuse is None, "there must be at most one NeuralFuse before a model: got two.")
+    require(protected.prepared is None, "NeuralFuse must come before a method that prepares each chip's model.")

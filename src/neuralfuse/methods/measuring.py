@@ -18,7 +18,7 @@ from neuralfuse.scoring import BATCH, accuracy, plain_inputs, transform
 
 
 def measure_protected(
-    made: Protected,
+    protected: Protected,
     split: Split,
     faults: FaultModel,
     chips: int,
@@ -31,46 +31,47 @@ def measure_protected(
     If each chip has its own fitted NeuralFuse, the accuracy without bit errors is that behind the general one.
 
     Args:
-        made: The protected model.
+        protected: The protected model.
         split: Test images, in the order in which methods that use whole batches get them.
         faults: Fault model of the cells that are not hardened.
         chips: Number of chips. Every method is measured on the same ones.
         prior: Results by chip seed from an interrupted run. Their chips are not measured again.
         report: Called with the result of each newly measured chip, in the order of the chips.
     """
-    plain, labels = plain_inputs(split, made.deployed.input_range), split.labels
-    inputs = plain if made.fuse is None else transform(made.fuse, plain)
+    plain, labels = plain_inputs(split, protected.deployed.input_range), split.labels
+    inputs = plain if protected.fuse is None else transform(protected.fuse, plain)
     batch = math.ceil(len(labels) / math.ceil(len(labels) / BATCH))  # equal batches, without a short last one
 
     def one(chip: Chip) -> ChipResult:
         own = inputs
-        if made.fitted is not None:
-            own = transform(made.fitted(made.deployed.perturbed(chip), made.deployed), plain)
-        perturbed = made.deployed.perturbed(chip)
-        value = accuracy(made.answer(perturbed), own, labels, batch)
+        if protected.fitted is not None:
+            own = transform(protected.fitted(protected.deployed.perturbed(chip), protected.deployed), plain)
+        perturbed = protected.deployed.perturbed(chip)
+        value = accuracy(protected.answer(perturbed), own, labels, batch)
         return ChipResult(chip.seed, value, None, perturbed.changed_bits, perturbed.reading.not_finite)
 
-    nominal = accuracy(made.answer(_clean(made)), inputs, labels, batch)
-    the_faults = made.faults_left(faults)
+    nominal = accuracy(protected.answer(_clean(protected)), inputs, labels, batch)
+    the_faults = protected.faults_left(faults)
     the_chips = the_faults.chips(chips)
     if the_faults.cell_rate == 0:
         return nominal, [ChipResult(chip.seed, nominal, None, 0.0) for chip in the_chips]
-    at_once = made.deployed.at_once(inputs[:2]) if made.fitted is None else 1  # fitting already uses all cores
+    # Fitting already uses all cores.
+    at_once = protected.deployed.at_once(inputs[:2]) if protected.fitted is None else 1
     return nominal, measure_chips(one, the_chips, at_once=at_once, prior=prior, report=report)
 
 
 def answer_seconds(
-    made: Protected, plain: Protected, inputs: Tensor, repeats: int = 15
+    protected: Protected, plain: Protected, inputs: Tensor, repeats: int = 15
 ) -> tuple[Sequence[float], Sequence[float]]:
     """Return the seconds per batch of the plain model and of the protected model, timed in alternation.
 
     Args:
-        made: The protected model, at full voltage. Work that a chip does only once is not counted.
+        protected: The protected model, at full voltage. Work that a chip does only once is not counted.
         plain: The model without protection.
         inputs: One batch of model inputs, (N, C, H, W), on the models' device.
         repeats: Number of timings per model.
     """
-    behind, fuse = made.around(_clean(made)), made.fuse
+    behind, fuse = protected.around(_clean(protected)), protected.fuse
     ways: list[Answer] = [plain.around(_clean(plain)), lambda x: behind(x if fuse is None else fuse(x))]
     taken: list[list[float]] = [[], []]
     with torch.inference_mode():
@@ -83,5 +84,5 @@ def answer_seconds(
     return taken[0], taken[1]
 
 
-def _clean(made: Protected) -> Perturbed:
-    return made.deployed.perturbed(Chip(Flip(ber=0.0), 0))
+def _clean(protected: Protected) -> Perturbed:
+    return protected.deployed.perturbed(Chip(Flip(ber=0.0), 0))

@@ -45,14 +45,16 @@ class BatchStatistics(Method):
     def __post_init__(self) -> None:
         check_option("batch", self.batch, 2, BATCH)
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        require(made.fitted is None, "batch-statistics must come before a method that fits a NeuralFuse to each chip.")
-        module = copy.deepcopy(made.model.module)
+        require(
+            protected.fitted is None, "batch-statistics must come before a method that fits a NeuralFuse to each chip."
+        )
+        module = copy.deepcopy(protected.model.module)
         for norm in _norms(module):
             norm.track_running_stats = False
             norm.running_mean = norm.running_var = norm.num_batches_tracked = None
-        held = made.holding(module, fold=False, micro_batch=0)  # an image's output depends on its whole batch
+        held = protected.holding(module, fold=False, micro_batch=0)  # an image's output depends on its whole batch
 
         def in_batches(model: Answer) -> Answer:
             return lambda x: torch.cat([model(part) for part in x.tensor_split(math.ceil(len(x) / self.batch))])
@@ -79,21 +81,21 @@ class Reestimated(Method):
         check_option("images", self.images, 2)
         check_option("batch", self.batch, 2)
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
         require(
-            made.prepared is None and made.fitted is None,
+            protected.prepared is None and protected.fitted is None,
             "only one method of a chain may prepare a chip's model or its NeuralFuse: got two.",
         )
-        tracked = all(norm.running_mean is not None for norm in _norms(made.model.module))
+        tracked = all(norm.running_mean is not None for norm in _norms(protected.model.module))
         require(tracked, "the model must have running statistics to re-estimate: a method before removed them.")
-        inputs = calibration_inputs(made, context, self.images)
+        inputs = calibration_inputs(protected, context, self.images)
 
         def prepared(chip: Perturbed) -> Answer:
             module = estimate_statistics(chip.module(), inputs, self.batch)
-            return lambda x: torch.cat(made.deployed.in_parts(x, lambda rows: module(x[rows])))
+            return lambda x: torch.cat(protected.deployed.in_parts(x, lambda rows: module(x[rows])))
 
-        return replace(made, prepared=prepared)
+        return replace(protected, prepared=prepared)
 
 
 def estimate_statistics(module: nn.Module, inputs: Tensor, batch: int) -> nn.Module:

@@ -42,16 +42,16 @@ class Retrained(Method):
         """Return the bit errors to train with; None for those of the base model's recipe, if any."""
         return None
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        recipe, errors = recipe_of(made.model)
+        recipe, errors = recipe_of(protected.model)
         return trained_anew(
-            made, context, made.model.name, replace(recipe, **self.changes()), self.errors(context) or errors
+            protected, context, protected.model.name, replace(recipe, **self.changes()), self.errors(context) or errors
         )
 
 
 def trained_anew(
-    made: Protected, context: TrainingContext, name: str, recipe: QatConfig, errors: FaultModel | None
+    protected: Protected, context: TrainingContext, name: str, recipe: QatConfig, errors: FaultModel | None
 ) -> Protected:
     """Return a copy with another network of the registry. The network is trained unless the folder already holds it."""
     folder = context.folder
@@ -61,7 +61,7 @@ def trained_anew(
             device=context.device,
         )  # fmt: skip
     model = load_base(folder)
-    held = made.holding(model.module.to(context.device))
+    held = protected.holding(model.module.to(context.device))
     return replace(held, base=DeployedBase(model, held.deployed))
 
 
@@ -172,10 +172,12 @@ class Smaller(Method):
     def __post_init__(self) -> None:
         check_option("width", self.width, 0, 4096)
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        width = self.width or same_energy_width(made.model, context.faults)
-        held = trained_anew(made, context, f"{made.model.name.partition('@')[0]}@{width}", *recipe_of(made.model))
+        width = self.width or same_energy_width(protected.model, context.faults)
+        held = trained_anew(
+            protected, context, f"{protected.model.name.partition('@')[0]}@{width}", *recipe_of(protected.model)
+        )
         return replace(held, hardened=held.deployed.memory.layout.bits)
 
     def check_rate(self, ber: float) -> None:

@@ -31,15 +31,15 @@ class ClippedQuantization(Method):
     def __post_init__(self) -> None:
         check_option("keep", self.keep, 0, 1)
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        module = copy.deepcopy(made.model.module)
+        module = copy.deepcopy(protected.model.module)
         with torch.no_grad():
-            for stored in made.deployed.memory.layers.select(module):
+            for stored in protected.deployed.memory.layers.select(module):
                 sizes = stored.tensor.abs().flatten()
                 limit = sizes.kthvalue(max(1, round(self.keep * len(sizes)))).values
                 stored.tensor.clamp_(-limit, limit)
-        return made.holding(module)
+        return protected.holding(module)
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class ProtectedBits(Method):
     def __post_init__(self) -> None:
         check_option("bits", self.bits, 0, 16)
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        width = made.deployed.memory.layout.bits
+        width = protected.deployed.memory.layout.bits
         require(0 <= self.bits <= width, f"protected bits must be in 0..{width}: got {self.bits}.")
-        return replace(made, hardened=max(self.bits, made.hardened))
+        return replace(protected, hardened=max(self.bits, protected.hardened))
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,6 @@ class ZeroedWords(Method):
     needs: ClassVar[tuple[Access, ...]] = ("memory", "fault map")
     prepares_for: ClassVar[Preparation] = "nothing"
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        return made.holding(made.model.module, readout=ZeroFaultyWords())
+        return protected.holding(protected.model.module, readout=ZeroFaultyWords())

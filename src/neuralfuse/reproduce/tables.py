@@ -32,7 +32,7 @@ class Request:
     Attributes:
         scale: The scale, which replaces the paper's networks and data.
         faults: The fault model of the rates. The paper uses ``reference``. ``stuck`` has independent faulty cells.
-            ``flip`` inverts bits; the paper has no such values, so that none are shown next to the measured ones.
+            ``flip`` inverts bits. The paper did not measure this, so no published values are shown then.
         seed: Seed of all trainings.
         device: Device on which latencies are measured. Nothing else depends on it.
     """

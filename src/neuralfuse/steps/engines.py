@@ -19,7 +19,7 @@ from neuralfuse.steps.perform import Outcome, perform
 from neuralfuse.steps.step import Step
 from neuralfuse.steps.workspace import ANY_DEVICE, Workspace
 
-_LOOK_AGAIN = 1.0  # seconds
+_LOOK_AGAIN = 1.0  # seconds between two checks for lost workers
 
 
 class Engine(Protocol):

@@ -12,7 +12,7 @@ from neuralfuse.steps.perform import Outcome, is_finished
 from neuralfuse.steps.step import Step
 from neuralfuse.steps.workspace import Workspace
 
-_ASK_AGAIN = 2.0  # seconds
+_ASK_AGAIN = 2.0  # seconds until a step that another process is doing is submitted again
 
 
 def ordered(steps: Iterable[Step]) -> list[Step]:

@@ -10,7 +10,7 @@ from neuralfuse.data import DataSet, check_data, load_data
 from neuralfuse.steps.scale import ImageSpec
 from neuralfuse.steps.store import Store
 
-ANY_DEVICE = "any"  # a GPU where a worker sees one
+ANY_DEVICE = "any"  # a GPU if the worker sees one, else the CPU
 
 
 @dataclass(frozen=True)
