@@ -21,7 +21,7 @@ from neuralfuse.scoring import accuracy, plain_inputs, transform
 
 Kind = Literal["neuralfuse", "unprotected", "protected bits", "smaller model"]
 By = Literal["weights", "inference"]
-MOST_CHIPS = 2500  # that `planning_chips` can return
+MOST_CHIPS = 2500  # as many as `planning_chips` can return
 _GENERATOR_BITS = 8  # NeuralFuse is trained for 8-bit weights
 
 
