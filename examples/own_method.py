@@ -18,14 +18,14 @@ class Shifts(Method):
     prepares_for: ClassVar = "nothing"  # of the faults ahead
     pixels: int = 1  # an option: own_method:Shifts:pixels=2
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """Have every perturbed model answer five times."""
         moves = [(0, 0), (self.pixels, 0), (-self.pixels, 0), (0, self.pixels), (0, -self.pixels)]
 
         def shifted(model):
             return lambda x: sum(model(torch.roll(x, move, (2, 3))) for move in moves)
 
-        return made.answering(shifted, passes=len(moves))
+        return protected.answering(shifted, passes=len(moves))
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def test_a_module_is_trained_against_them(data):
     assert state.step == 2
     assert fuse.trained["adversarial_bits"] == 50
     assert any(not torch.equal(before[name], value) for name, value in fuse.state_dict().items())
-    with pytest.raises(ConfigError, match="adversarial bits must be sought in one base model: got 2"):
+    with pytest.raises(ConfigError, match="adversarial bits must be searched for in one base model: got 2"):
         train_fuse(fuse, [deploy(module), deploy(module)], data, config, faults=Stuck(ber=0.1))
 
 

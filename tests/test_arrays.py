@@ -171,7 +171,7 @@ def test_another_mapping_moves_the_faults_and_leaves_the_chip():
         ),
         (lambda: Reference(ber=0.1).cells(WORDS, -1, CPU), ConfigError, "seed must be in"),
         (lambda: from_config({"ber": 0.1}), ConfigError, "a fault model must have a kind"),
-        (lambda: from_config({"kind": "stuck"}), ConfigError, "faults 'stuck' must be given"),
+        (lambda: from_config({"kind": "stuck"}), ConfigError, "faults 'stuck' must have legal values"),
         (lambda: WordLayout(order="columns"), UnknownNameError, "unknown order 'columns'"),
         (lambda: WordLayout(offset=-1), ConfigError, "offset must be an integer of at least 0: got -1"),
         (lambda: WordLayout(offset=1.5), ConfigError, "offset must"),

@@ -180,7 +180,7 @@ def test_a_map_names_no_curve_and_its_generator_lies_behind_the_model(folder, ca
     both = Layout.of([("base", base.memory.layout.words), ("fuse", fuse.memory.layout.words)], 8)
     cells = faults.cells(both, 0, torch.device("cpu")).cell - base.memory.layout.cells
     assert torch.equal(behind, cells[cells >= 0])
-    fails(capsys, ["evaluate", *options, "--published-chips"], "published chips must be of faults drawn from a seed")
+    fails(capsys, ["evaluate", *options, "--published-chips"], "published chips must have faults drawn by seed")
 
 
 def test_a_file_describes_composed_faults(folder, capsys, tmp_path):
@@ -226,9 +226,9 @@ def test_remedies_words_and_the_generator_s_own_memory(folder, capsys):
         (["--faults", "nowhere.npz"], ["nowhere.npz must be a whole file"]),
         (["--faults", "nowhere.toml"], ["cannot read nowhere.toml"]),
         (["--ber", "0.1", "--faults", "lines", "--mapping", "diagonal"], ["unknown mapping 'diagonal'", "linear"]),
-        (["--ber", "0.1", "--faults", "bit-rates"], ["faults 'bit-rates' must be given", "ber"]),
-        (["--ber", "0.1", "--mapping", "linear"], ["faults 'stuck' must be given options out of", "mapping"]),
-        (["--ber", "0.1", "--coding", "bf16", "--bits", "4"], ["--bits must be left out for bf16"]),
+        (["--ber", "0.1", "--faults", "bit-rates"], ["options of faults 'bit-rates' must be among", "ber"]),
+        (["--ber", "0.1", "--mapping", "linear"], ["options of faults 'stuck' must be among", "mapping"]),
+        (["--ber", "0.1", "--coding", "bf16", "--bits", "4"], ["--bits must be left out for --coding bf16"]),
         (["--ber", "0.1", "--faulty-generator"], ["--faulty-generator must come with"]),
         (["--ber", "0.1", "--curve", "nowhere.csv"], ["--curve must come with --voltage"]),
         (["--ber", "0.1", "--offset", "8"], ["--offset must come with faults in an array"]),

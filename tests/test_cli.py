@@ -49,7 +49,7 @@ def test_models_lists_networks(capsys):
 def test_a_module_starts_from_another(trained, capsys, tmp_path):
     start = tmp_path / "start"
     assert run(["pretrain", "--generator", "unets", "--data", "digits", "--epochs", "2", "--out", str(start)]) == 0
-    assert "unets tells " in capsys.readouterr().out
+    assert "unets classifies " in capsys.readouterr().out
     config = json.loads((start / "config.json").read_text())
     assert config["trained"]["task"] == "classes"
     own = [*TRAIN, "--base", str(trained / "base"), "--out", str(tmp_path / "fuse"), "--class-head", "1"]
@@ -124,13 +124,13 @@ def test_a_user_s_own_factory(tmp_path, monkeypatch, capsys):
     assert record["config"]["base"]["name"] == "own_nets:make"
     assert record["config"]["base"]["input_range"] == {"mean": [0.0], "std": [1.0]}
     fails(capsys, [*command, "--base", "own_nets:wrong"], "must return an nn.Module: got int")
-    fails(capsys, [*command, "--base", "own_nets:five"], "must give 10 logits")
+    fails(capsys, [*command, "--base", "own_nets:five"], "must return 10 logits per image")
     fails(capsys, [*command, "--base", "own_nets:broken"], "no weights here")
     fails(capsys, [*command, "--base", "own_nets:make", "--input-range", "imagenet"], "1 or 1 means")
     fails(
         capsys,
         [*command, "--base", "own_nets:make", "--image-size", "9", "9"],
-        "must take images of 1 channels and 9x9",
+        "must accept images of 1 channels and 9x9",
     )
     fails(capsys, [*command, "--base", "own_nets:nothing"], "must be importable as package.module:name", "nothing")
     missing = "no_such_module:make"
@@ -185,7 +185,7 @@ def test_a_recipe_sets_defaults_below_flags(tmp_path, capsys):
         (["evaluate", "--base", "no/folder", "--ber", "0.1"], ["must be a folder written by train-base"]),
         (["evaluate", "--base", "x", "--ber", "0.1", "--resume"], ["--resume must come with --out"]),
         (["evaluate", "--base", "x", "--ber", "0.1", "--threads", "0"], ["threads must be at least 1"]),
-        (["evaluate", "--base", "x", "--ber", "0.1", "--device", "tpu9"], ["device must be one this torch can use"]),
+        (["evaluate", "--base", "x", "--ber", "0.1", "--device", "tpu9"], ["device must be one that torch can use"]),
         (["evaluate", "--base", "x", "--ber", "0.1", "--micro-batch", "-2"], ["micro_batch must be at least 0"]),
         (["evaluate", "--base", "x", "--ber", "0.1", "--autocast", "fp61"], ["fp16"]),
         (["train-base", "--base", "resnet8", "--out", "x", "--data", "digit"], ["Did you mean 'digits'"]),

@@ -13,8 +13,8 @@ import torch
 from conftest import ROOT, toy_data
 from neuralfuse.cli.main import run
 from neuralfuse.compare import USUAL, Comparison, as_latex, as_markdown, as_text, memory_energy
-from neuralfuse.compare.best import LEVELS, Difference, best, together
-from neuralfuse.compare.show import together_lines
+from neuralfuse.compare.best import LEVELS, Difference, best, combinations
+from neuralfuse.compare.show import combination_lines
 from neuralfuse.compare.steps import PARTIAL, ComparisonStep
 from neuralfuse.config import QatConfig
 from neuralfuse.data import load_data
@@ -215,15 +215,15 @@ def test_methods_put_together_are_judged_beside_each_alone():
         row("convl+calibrate", [], [90.0, 91.0, 80.0]) | {"stages": [fused, fitted]},
         row("convl+batch-statistics", [], [1.0, 2.0, 3.0]) | {"stages": [fused, statistics], "ber": 0.02},
     ]
-    both, own = together({"rows": rows}, "stuck", 0.01)
+    both, own = combinations({"rows": rows}, "stuck", 0.01)
     assert both.row is rows[2] and [one[0] for one in both.over] == rows[:2]
     assert both.over[0][1] == Difference(3.0, t_interval([10.0, 4.0, -5.0]))
     assert both.over[1][1] == Difference(8.0, t_interval([15.0, 5.0, 4.0]))
     assert own.over[0] == (rows[0], Difference(27.0, t_interval([30.0, 25.0, 26.0]))) and own.over[1] is None
-    line = next(together_lines({"rows": rows}, "stuck", 0.01))
+    line = next(combination_lines({"rows": rows}, "stuck", 0.01))
     assert line[:3] == ["1% stuck", "convl+batch-statistics", "63.0"]
     assert line[3].startswith("+3.0 [") and line[3].endswith("(convl)") and line[4].endswith("(batch-statistics)")
-    assert list(together_lines({"rows": rows}, "stuck", 0.02)) == [
+    assert list(combination_lines({"rows": rows}, "stuck", 0.02)) == [
         ["2% stuck", "convl+batch-statistics", "2.0", "-", "-"]
     ]
 
@@ -265,8 +265,8 @@ def test_a_model_that_was_handed_over_is_copied_and_used(tmp_path, capsys):
         ({"base": "VGG12"}, "unknown base model 'VGG12'"),
         ({"faults": ["flop"]}, "unknown fault model 'flop'"),
         ({"rates": [2.0]}, "must be in .0, 1.: got ber=2"),
-        ({"rates": []}, "at least one of rates"),
-        ({"methods": ["smaller"], "train_rate": 0.06}, "must be one whose voltage is known"),
+        ({"rates": []}, "rates must have at least one value"),
+        ({"methods": ["smaller"], "train_rate": 0.06}, "must be on the voltage curve"),
         ({"methods": ["randbot"]}, "Did you mean 'randbet'"),
     ],
 )

@@ -206,7 +206,7 @@ def test_splits_are_checked():
     images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
     with pytest.raises(ShapeError, match=r"must be uint8 pixels or float32 model inputs .*: got torch.float64"):
         Split(images.double(), torch.zeros(3, dtype=torch.long))
-    with pytest.raises(ShapeError, match="one label an image"):
+    with pytest.raises(ShapeError, match="one label per image"):
         Split(images, torch.zeros(2, dtype=torch.long))
     with pytest.raises(DataError, match="at least one image"):
         Split(images[:0], torch.zeros(0, dtype=torch.long))

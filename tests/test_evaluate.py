@@ -140,7 +140,7 @@ def test_what_is_known_without_neuralfuse_is_not_measured_again(setting, monkeyp
     again = make_evaluation(fuse, opened, data, faults, chips=2, plain=record)
     assert [chip["pa"] for chip in again["per_chip"]] == [chip["pa"] for chip in record["per_chip"]][:2]
     with pytest.raises(
-        ConfigError, match="the record without NeuralFuse must be of the same evaluation: faults differ"
+        ConfigError, match="the record without NeuralFuse must be of the same evaluation: it differs in faults"
     ):
         make_evaluation(fuse, opened, data, Stuck(ber=0.06), chips=2, plain=record)
 
@@ -241,7 +241,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_record(setting, tmp_path)
         make_evaluation(fuse, opened, data, Stuck(ber=0.05), chips=4, out=out, say=stop)
     assert not out.exists()
     said.clear()
-    with pytest.raises(FileFormatError, match="must belong to this very measurement"):
+    with pytest.raises(FileFormatError, match="must belong to the same measurement"):
         make_evaluation(fuse, opened, data, Stuck(ber=0.04), chips=4, out=out, resume=True)
     again = make_evaluation(fuse, opened, data, Stuck(ber=0.05), chips=4, out=out, resume=True, say=said.append)
     assert len(said) == 1, "a chip is kept before it is told of"

@@ -306,11 +306,11 @@ def test_deployed_model_stays_as_it_was_deployed(small_net):
         small_net.head.bias.add_(1)
         small_net.conv.weight.add_(1)
     assert torch.equal(base(x), before)
-    with pytest.raises(ConfigError, match="move or cast the model first, then deploy it"):
+    with pytest.raises(ConfigError, match="Move or cast the model first, then deploy it"):
         base.double()
 
 
-@pytest.mark.parametrize(("classes", "size", "message"), [(4, 8, "must give 4 logits"), (5, 1, "must take images")])
+@pytest.mark.parametrize(("classes", "size", "message"), [(4, 8, "must return 4 logits"), (5, 1, "must accept images")])
 def test_a_model_that_does_not_fit_the_images_is_refused(classes, size, message, small_net):
     small_net.conv.padding = (0, 0)
     with pytest.raises(ConfigError, match=message):

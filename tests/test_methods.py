@@ -256,7 +256,7 @@ def test_a_module_that_is_there_protects_as_it_did_where_it_was_trained(trained,
         next(made.fuse.parameters()).add_(1)
     made.fuse.save_pretrained(tmp_path / "copy")
     assert identity(copied) == identity(given) != identity(*parse(f"given:folder={tmp_path / 'copy'}"))
-    with pytest.raises(NeuralFuseError, match="must stay as it was while it is compared"):
+    with pytest.raises(NeuralFuseError, match="must not change during the comparison"):
         copied.protect(trained, replace(setting, folder=tmp_path / "other"))
     with pytest.raises(NeuralFuseError, match="NeuralFuse must come before a method that prepares each chip's model"):
         protected(f"reestimate:images=20+given:folder={tmp_path / 'fuse'}", trained, setting)
@@ -375,19 +375,19 @@ class _Shift(nn.Module):
     ("text", "says"),
     [
         ("batch-statistics+reestimate", "must have running statistics"),
-        ("reestimate+reestimate", "only one method may prepare"),
+        ("reestimate+reestimate", "only one method of a chain may prepare"),
         ("reestimate+convs", "must come before a method that prepares"),
         ("calibrate", "calibrate must come after a NeuralFuse, e.g. unetl.calibrate: got 'calibrate'"),
-        ("convs+calibrate:images=20+calibrate:images=20", "calibrate came after another that does"),
-        ("convs+calibrate:images=20+tune:images=20", "tune came after another that does"),
+        ("convs+calibrate:images=20+calibrate:images=20", "calibrate comes after another one"),
+        ("convs+calibrate:images=20+tune:images=20", "tune comes after another one"),
         ("tune", "tune must come after a NeuralFuse, e.g. unetl.tune: got 'tune'"),
         ("given", "given must have the folder of a NeuralFuse, given:folder=runs/fuse: got none"),
         ("given:folder=nowhere", "cannot read nowhere/config.json"),
         ("convs+tune:queries=100", "queries must be at least 1400 for one step: got queries=100"),
         ("convs+calibrate", r"images must be in 0\.\.\d+: got images=1000"),
         ("convs+batch-statistics+calibrate", "calibrate must come before methods that change answers"),
-        ("convs+calibrate:images=20+batch-statistics", "batch-statistics must come before what fits a NeuralFuse"),
-        ("convs+calibrate:images=20+reestimate", "only one method may prepare a chip's model or its NeuralFuse"),
+        ("convs+calibrate:images=20+batch-statistics", "batch-statistics must come before a method that fits"),
+        ("convs+calibrate:images=20+reestimate", "only one method of a chain may prepare a chip's model"),
     ],
 )
 def test_what_does_not_go_together_is_refused(text, says, made, setting):
@@ -452,7 +452,7 @@ def test_neuralfuse_is_trained_for_what_stands_behind_it(trained, setting):
     made = protected("convs", trained, replace(setting, eopm=EopmConfig(epochs=1, batch=16)))
     assert made.fuse.trained["ber"] == 0.02 and made.fuse.trained["bases"][0]["name"] == "resnet8"
     assert not made.fuse.training
-    with pytest.raises(NeuralFuseError, match="only one NeuralFuse"):
+    with pytest.raises(NeuralFuseError, match="at most one NeuralFuse before a model"):
         protected("convs", made, setting)
     assert made.fuse.trained["faults"] == "flip"
 
@@ -469,7 +469,7 @@ def test_methods_are_asked_for_by_name(tmp_path):
         ("batch-statistics:batch=many", "batch of batch-statistics must be of type int: got 'many'"),
         ("nowhere.at.all:Thing", "nowhere.at.all:Thing must be importable as package.module:name"),
         ("neuralfuse.data:Split", "must be a subclass of neuralfuse.methods.Method .*, or a generator's factory"),
-        ("neuralfuse.methods:Method", "with a protect of its own"),
+        ("neuralfuse.methods:Method", "that implements protect"),
         ("convl:rubbish", "a generator has no options here"),
         ("neuralfuse:generator=foo", "unknown generator 'foo'"),
         ("convl+unets", "at most one NeuralFuse"),

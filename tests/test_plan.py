@@ -293,7 +293,7 @@ def test_nothing_that_reaches_the_target_is_said_plainly(tmp_path, fuse):
     record = plan_with(tmp_path, fuse, smaller=None, voltages=(0.5,), protect=[])
     assert (record["choice"], record["alternative"], record["check"]) == (None, None, None)
     assert not (tmp_path / "check.json").exists(), "an older plan's"
-    assert "Nothing measured reaches the target." in plan_text(record)
+    assert "No measured way reaches the target." in plan_text(record)
 
 
 def without_runs(folder) -> list[dict]:
@@ -318,7 +318,7 @@ def test_an_interrupted_plan_goes_on_to_the_same_end(tmp_path, fuse, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         plan_with(tmp_path / "cut", fuse, say=stop, **options)
     assert not (tmp_path / "cut" / "plan.json").exists()
-    with pytest.raises(FileFormatError, match="must belong to this very measurement to be resumed"):
+    with pytest.raises(FileFormatError, match="must belong to the same measurement to be resumed"):
         plan_with(tmp_path / "cut", fuse, resume=True, **options, chips=11)
     kept = json.loads((tmp_path / "cut" / ".plan.partial").read_text())["per_chip"]
     measured = []
@@ -370,7 +370,7 @@ def test_a_smaller_model_has_words_of_its_own_width():
 def test_faults_that_are_one_chip_are_refused(faults, tmp_path):
     made = synthetic_map([Stuck(ber=0.3)], 1, rows=64, columns=64, banks=1, voltages=(0.5,), unit="V")
     model = Measured(map=made, voltage=0.5, random_offset=faults == "map")
-    with pytest.raises(ConfigError, match="a plan must be made for faults that are drawn anew for every chip"):
+    with pytest.raises(ConfigError, match="a plan must be made for faults that differ from chip to chip"):
         planner(faults_at=lambda voltage: model).at(0.5)
 
 
@@ -401,7 +401,7 @@ def test_smaller_models_take_the_same_images_and_a_voltage_without_errors(tmp_pa
 def test_modules_that_do_not_fit_are_refused(fuse):
     with pytest.raises(ConfigError, match=r"NeuralFuse u must be in eval mode: call eval\(\) first"):
         planner(fuses={"u": fuse.train()})
-    with pytest.raises(ConfigError, match="a voltage curve must reach errors to plan with"):
+    with pytest.raises(ConfigError, match="a voltage curve must have a rate above 0 to plan with"):
         usual_voltages(replace(HARDWARE, curve=VoltageCurve(points=CURVE.points[2:], source="x")))
 
 
@@ -451,7 +451,7 @@ def test_the_command_draws_its_plan(net, tmp_path, capsys):
     [
         ("--target 0.85", "target must be an accuracy in [1, 100], in percent and not a fraction: got 0.85"),
         ("--target 80 --yield 1", "yield must be in (0, 1): got 1"),
-        ("--target 80 --faults map.npz", "a plan must be made for a fault model: map.npz is one chip"),
+        ("--target 80 --faults map.npz", "--faults must be a fault model for a plan: map.npz is a single chip"),
         ("--target 80 --voltages 1.2", "voltage must be on the curve, in [0.8, 1] Vmin: got 1.2"),
         ("--target 80 --array 0x1", "an array must have at least one row and one column"),
     ],

@@ -297,7 +297,7 @@ def test_a_comparison_that_is_not_finished_is_shown_as_far_as_it_is(missing, rec
     record["rows"][2]["measured"]["energy"] = None
     write_json(tmp_path / "comparison.json", record)
     page = Report.of(tmp_path, "Part").html()
-    assert "1 of 6 rows are not measured yet" in page and "energy: accesses of the weights" in page
+    assert "1 of 6 rows are not measured yet" in page and "energy: of weight accesses" in page
 
 
 def test_evaluations_of_different_things_are_not_joined(records, tmp_path):

@@ -243,7 +243,7 @@ def test_a_dask_worker_killed_in_the_middle_costs_one_step(undisturbed, tmp_path
     assert key.rpartition("-")[0] not in before
     assert before.items() <= after.items(), "what was finished is not done again"
     (line,) = [line for line in errors.splitlines() if "was lost" in line]
-    assert line.startswith(f"the worker {worker} was lost; another goes on with what it was at: train ")
+    assert line.startswith(f"worker {worker} was lost; another one continues its step: train ")
     finished = [line for line in errors.splitlines() if " of 13: " in line]
     assert len(finished) == len(set(finished)) == 13, errors
     assert "failed" not in errors

@@ -281,7 +281,7 @@ def test_another_run_s_checkpoint_is_refused(data, small_net, tmp_path):
     base = deploy(small_net)
     run_fuse(data, tmp_path, base)
     other = EopmConfig(**{**EOPM.to_config(), "lam": 1.0})
-    with pytest.raises(FileFormatError, match=r"checkpoint of this very run .* in 'lam' \(5.0 there, 1.0 here\)"):
+    with pytest.raises(FileFormatError, match=r"checkpoint of the same run .* in 'lam' \(5.0 there, 1.0 here\)"):
         train_fuse(small_fuse(), base, data, other, faults=FAULTS, out=tmp_path, resume=True)
     changed = copy.deepcopy(small_net)
     changed.norm.running_mean += 1
@@ -364,7 +364,7 @@ def test_a_module_trained_before_says_so_in_what_it_becomes(data, small_net, tmp
     fuse.trained = {"task": "classes", "accuracy": 90.0}
     train_fuse(fuse, deploy(small_net), data, EOPM, faults=FAULTS, out=tmp_path)
     assert fuse.trained["start"] == {"task": "classes", "accuracy": 90.0}
-    with pytest.raises(FileFormatError, match="checkpoint of this very run"):
+    with pytest.raises(FileFormatError, match="checkpoint of the same run"):
         run_fuse(data, tmp_path, deploy(small_net), resume=True)
 
 
@@ -486,7 +486,7 @@ def test_a_training_is_configured_whole_or_by_its_options(data, small_net, tmp_p
     for given, error, message in (
         ({}, ConfigError, "seed must be given, because training draws at random: pass seed=0"),
         ({"epochs": 1}, ConfigError, "seed must be given"),
-        ({"config": EOPM, "epochs": 1}, ConfigError, "options must be fields of config where there is one: got epochs"),
+        ({"config": EOPM, "epochs": 1}, ConfigError, "config must come without single options: got epochs too"),
         ({"epoch": 1, "seed": 0}, UnknownNameError, "Did you mean 'epochs'"),
         ({"ber": 0.05, "seed": 0}, UnknownNameError, "unknown option of EopmConfig 'ber'"),
         ({"seed": 0, "faults": "stuck"}, ConfigError, "faults must be a fault model, e.g. Stuck"),

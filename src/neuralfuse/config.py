@@ -1,4 +1,4 @@
-"""How to run and train, as frozen dataclasses, validated when built. Free of torch: the command line starts at once."""
+"""Options of running and training, as validated frozen dataclasses. Without torch, so that the CLI starts fast."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Labels = Literal["data", "model"]
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """How the arithmetic of a deployed model is done.
+    """How a deployed model computes.
 
-    The first run compares the ways that are faster with the model as it is, on two of its inputs, and takes one only
-    where it gives the same: nothing here can break a model.
+    The first run compares each optimization with the unoptimized model, on two inputs. Optimizations that change the
+    outputs are not used, so that no option here can break a model.
 
     Attributes:
-        channels_last: Lay images and convolution weights out with the channel last.
-        fold: Merge frozen BatchNorm into the convolution before it, where the model can be traced.
-        micro_batch: Images a pass of the base model at most; 0 for all. By default as many as fit on a GPU, and 65536
-            pixels' worth of them (at least 8) on a CPU, so that what a pass touches stays near the core. A model whose
-            images see each other needs 0.
-        autocast: Run in bf16 or fp16 where PyTorch's autocast does; results change by its rounding.
+        channels_last: Store images and convolution weights with channels last.
+        fold: Merge frozen BatchNorm into the convolution before it, if the model can be traced.
+        micro_batch: Maximum number of images per pass of the base model; 0 for all. By default, as many as fit on a
+            GPU, and 65536 pixels' worth (at least 8 images) on a CPU, to stay in its cache. Use 0 for a model whose
+            output for an image depends on the whole batch.
+        autocast: Run in bf16 or fp16 by PyTorch's autocast. Its rounding changes results.
         compile: Compile the model with torch.compile.
     """
 
@@ -45,31 +45,31 @@ class Running:
             raise unknown_name("autocast type", str(self.autocast), get_args(Autocast))
 
     def to_config(self) -> dict[str, Any]:
-        """Return what changes results by more than the order of sums, as JSON; empty by default."""
+        """Return the options that change results by more than rounding of sums, as JSON; empty by default."""
         return {} if self.autocast is None else {"autocast": self.autocast}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """What any training needs to know.
+    """Options of every training.
 
     Attributes:
-        epochs: Passes over the training images.
-        max_steps: Steps after which to stop even so; 0 for no limit.
-        batch: Images a step.
-        lr: Largest learning rate.
+        epochs: Number of passes over the training images.
+        max_steps: Maximum number of steps; 0 for no limit.
+        batch: Images per step.
+        lr: Peak learning rate.
         optimizer: sgd (momentum 0.9) or adam (betas 0.5, 0.999, as the reference).
-        schedule: constant; step: times 0.96 every 500 steps, as the reference; cosine: up over the first tenth of the
-            steps, then down to zero.
-        average: Decay of an exponential moving average of the weights over steps, which is validated and kept in their
-            place; 0 for none.
+        schedule: Learning-rate schedule. constant; step: times 0.96 every 500 steps, as the reference; cosine: warm-up
+            over the first tenth of the steps, then decay to zero.
+        average: Decay of the exponential moving average of the weights (0: none). Validation and the saved module use
+            the average.
         weight_decay: L2 penalty of SGD.
-        nesterov: Whether SGD's momentum is Nesterov's.
-        augment: Random changes of training images: auto and paper choose by data set; none, shift, crop, crop-flip,
-            signs, paper-signs (the reference's for GTSRB), resized-crop (for ImageNet).
-        validate_every: Steps between validations; 0 for once an epoch.
-        patience: Validations without improvement after which to stop; 0 for never.
-        seed: Seed of everything random in the run.
+        nesterov: Use Nesterov momentum in SGD.
+        augment: Augmentation of training images: none, shift, crop, crop-flip, signs, paper-signs (the reference's for
+            GTSRB) or resized-crop (for ImageNet). auto and paper choose one by data set.
+        validate_every: Steps between validations; 0 for once per epoch.
+        patience: Early stopping after this many validations without improvement; 0 for never.
+        seed: Seed of all randomness of the training.
     """
 
     epochs: int
@@ -100,7 +100,7 @@ class LoopConfig:
         return asdict(self)
 
     def images_seen(self, train_images: int) -> float:
-        """Return how many images the training sees, those of all epochs counted."""
+        """Return the number of images that training processes, over all epochs."""
         steps = self.epochs * (train_images // min(self.batch, train_images))
         return float(min(steps, self.max_steps or steps) * self.batch)
 
@@ -127,14 +127,14 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QatConfig(LoopConfig):
-    """How to train a base model; the defaults are the short recipe.
+    """Options to train a base model. The defaults are the short recipe.
 
     Attributes:
-        bits: Word width to train for; 0 trains in floating point.
-        label_smoothing: Share of the target spread over all classes.
-        awp: Adversarial weight perturbation: train at weights moved by this share of their norm to where the loss is
-            worst.
-        clip: Largest magnitude of a weight that the memory stores (weight clipping); 0 for no limit.
+        bits: Width of a stored word to train for; 0 trains in floating point.
+        label_smoothing: Share of the target probability that is spread over all classes.
+        awp: Adversarial weight perturbation: each step moves the weights by this share of their norm to where the loss
+            is higher (0: none).
+        clip: Largest magnitude of a stored weight (weight clipping); 0 for no limit.
     """
 
     epochs: int = 15
@@ -158,17 +158,18 @@ class QatConfig(LoopConfig):
     def to_config(self) -> dict[str, Any]:
         """Return the configuration as JSON.
 
-        Options that came later appear only where they are used, so that earlier records and checkpoints stay equal.
+        Newer options appear only if they are used, so that the configurations of older records and checkpoints still
+        match.
         """
         made = super().to_config()
         return {name: value for name, value in made.items() if name != "clip" or self.clip}
 
     def macs(self, train_images: int, model: float) -> float:
-        """Return about how many multiplications the training takes; ``model`` is those of one image."""
+        """Return the approximate number of multiplications of the training; ``model`` is that of one image."""
         return (6.0 if self.awp else 3.0) * self.images_seen(train_images) * model
 
 
-# "paper" is the reference's: 300 epochs at a small constant rate, plain momentum, its own augmentation.
+# "paper" is the reference's recipe: 300 epochs at a small constant learning rate, plain momentum, its own augmentation.
 BASE_RECIPES: dict[str, QatConfig] = {
     "short": QatConfig(),
     "paper": QatConfig(
@@ -197,24 +198,23 @@ def base_recipe(name: str, **changes: Any) -> QatConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EopmConfig(LoopConfig):
-    """How to train NeuralFuse; the average at a constant rate of learning is what a study found best (docs/adr/0007).
+    """Options to train NeuralFuse. A constant learning rate with weight averaging did best (docs/adr/0007).
 
     Attributes:
-        lam: Weight of the perturbed models' loss against the clean model's (the paper's lambda).
-        n_chips: Fresh perturbed models a step (the paper's N).
-        estimator: crossed sends every image through all N, as the paper; split deals the batch out, each image through
-            one: the same expectation at 1 + 1 passes an image in the place of 1 + N.
-        adversarial_bits: Bits to invert in a step, those whose change raises the loss most to first order (the paper's
-            K), in place of random faults; 0 for random faults.
-        class_head: Weight of a second task for the generator while it learns: to tell the classes apart by a linear
-            layer on its narrowest layer (docs/adr/0010). 0 for none, as the paper.
+        lam: Weight of the perturbed models' loss relative to the clean model's (the paper's lambda).
+        n_chips: New perturbed models per step (the paper's N).
+        estimator: crossed sends every image through all N perturbed models, as the paper. split sends every image
+            through one of them: the same expected gradient with 1 + 1 passes per image instead of 1 + N.
+        adversarial_bits: Number of bits to invert per step (the paper's K), namely those that raise the loss most, to
+            first order. 0 trains against random faults.
+        class_head: Weight of an auxiliary classification loss on the generator's narrowest layer (docs/adr/0010). 0 for
+            none, as the paper.
         generator_bits: Word width of the generator's own convolution weights; 0 leaves them in floating point.
-        validation_chips: Chips on which the state to keep is chosen.
-        validation_images: Validation images used for that, at most.
-        labels: What is learned from: the data's labels, or the model's own answers without faults, for which no labels
-            are needed.
-        images: Training images used, drawn by a name, and validation is on them too: how few are enough for one chip.
-            0 for all.
+        validation_chips: Number of chips per validation.
+        validation_images: Maximum number of validation images.
+        labels: Labels to train on: those of the data, or the base model's own answers without faults (model), which
+            need no labelled images.
+        images: Number of training images to use (0: all). They are also the validation images.
     """
 
     lam: float = 5.0
@@ -253,23 +253,23 @@ class EopmConfig(LoopConfig):
         return {name: value for name, value in made.items() if name not in unused}
 
     def macs(self, train_images: int, base: float, generator: float) -> float:
-        """Return about how many multiplications the training takes; the others are those of one image."""
+        """Return the approximate number of multiplications of the training, from those of one image per network."""
         passes = 1 + (self.n_chips if self.estimator == "crossed" else 1) + (self.adversarial_bits > 0)
         return self.images_seen(train_images) * (3 * generator + 2 * passes * base)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuningConfig:
-    """How to fit a NeuralFuse to a model that one can only ask.
+    """Options to fit a NeuralFuse to a black-box model.
 
     Attributes:
-        queries: Images that the model is asked about, all together: to learn from, and to judge the result by.
-        judged: Validation images, at most, by which module and result are compared at the end.
-        step_images: Images by which a step compares two modules.
-        directions: Pairs of modules a step.
-        sigma: Standard deviation by which their weights differ, as a share of the mean magnitude in each tensor.
-        lr: Rate of learning (Adam), in the same unit.
-        seed: Of everything random.
+        queries: Total number of images sent to the model, to learn from and to judge the result by.
+        judged: Maximum number of validation images that judge the result against the original module.
+        step_images: Images per comparison of two modules.
+        directions: Pairs of modules compared per step.
+        sigma: Standard deviation of the weight changes, as a share of the mean magnitude in each tensor.
+        lr: Learning rate of Adam, in the same unit.
+        seed: Seed of all randomness.
     """
 
     queries: int = 20_000
@@ -290,10 +290,10 @@ class TuningConfig:
             require(0 < value < 10, f"{name} must be above 0 and below 10: got {name}={value}.")
 
     def steps(self, judged: int) -> int:
-        """Return how many steps there are questions for, if so many images judge.
+        """Return the number of steps that the queries allow, if ``judged`` images judge the result.
 
         Raises:
-            ConfigError: there are none for one.
+            ConfigError: the queries do not suffice for one step.
         """
         a_step = 2 * self.directions * self.step_images
         least = 2 * judged + a_step

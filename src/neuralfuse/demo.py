@@ -28,10 +28,10 @@ def run_demo(out: Path, *, seed: int, device: torch.device, say: Callable[[str],
     """Train a base model and a NeuralFuse on the digits, measure both, and write everything to a folder.
 
     Args:
-        out: Gets ``base/``, ``fuse/`` and ``results.json``, the record at the rate trained for.
+        out: Folder for ``base/``, ``fuse/`` and ``results.json``, the record at the rate trained for.
         seed: Seed of both trainings.
-        device: Where to run.
-        say: Told of each stage.
+        device: Device to run on.
+        say: Called with lines of text for each stage.
     Returns:
         The evaluation record at each rate. The one at ``BER``, the rate trained for, has the seconds of the whole demo
         under ``run``.
@@ -42,7 +42,7 @@ def run_demo(out: Path, *, seed: int, device: torch.device, say: Callable[[str],
     check_writable(out)
     data = load_data("digits", device=device)
 
-    say(f"1. Train {BASE} on {len(data.train)} images of digits, aware of its 8-bit weights.")
+    say(f"1. Train {BASE} on {len(data.train)} images of digits, quantization-aware for 8-bit weights.")
     make_base(BASE, data, qat, out=out / "base", device=device)
     base = DeployedBase.of(load_base(out / "base"), device)
     words = base.deployed.memory.layout.words
@@ -55,7 +55,7 @@ def run_demo(out: Path, *, seed: int, device: torch.device, say: Callable[[str],
     say(f"3. Measure on {CHIPS} chips never seen in training, at {len(CURVE)} rates.")
     records = {ber: make_evaluation(fuse, base, data, fault_model(FAULTS, ber=ber), chips=CHIPS) for ber in CURVE}
     record = records[BER]
-    record["run"] = record["run"] | {"seconds": round(time.monotonic() - started, 1)}  # of the whole demo
+    record["run"] = record["run"] | {"seconds": round(time.monotonic() - started, 1)}  # the time of the whole demo
     write_json(out / "results.json", record)
     return records
 

@@ -1,4 +1,4 @@
-"""What varies from run to run of the same work, for the ``run`` of records: command, time, versions, hardware.
+"""Values that vary from run to run, for the ``run`` of records: command, time, versions, hardware.
 
 The command line imports this module, and must start without torch: torch is imported where it is needed.
 """
@@ -30,10 +30,10 @@ _SECRET = re.compile(r"(?i)([?&](?:[^=&#\s]*(?:token|key|secret|password|signatu
 
 @contextmanager
 def given_command(arguments: Sequence[str]) -> Iterator[None]:
-    """Let the records that are made inside name the command that makes them.
+    """Put this command into all records that are made in this context.
 
     Args:
-        arguments: Of ``neuralfuse``, as they were given. Passwords and tokens in addresses are left out.
+        arguments: Command-line arguments of ``neuralfuse``. Passwords and tokens in addresses are left out.
     """
     text = shlex.join(["neuralfuse", *(_SECRET.sub(r"\1...", _USERINFO.sub("", one)) for one in arguments)])
     token = _COMMAND.set(text)
@@ -44,16 +44,16 @@ def given_command(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def command() -> dict[str, str]:
-    """Return the command that is under way as ``{"command": ...}``; empty where Python code called the library."""
+    """Return the running command as ``{"command": ...}``; empty if Python code called the library."""
     text = _COMMAND.get()
     return {} if text is None else {"command": text}
 
 
 class RunInfo:
-    """What varies from run to run. Made when the work begins, so that it knows the code that did it.
+    """Collects the ``run`` part of a record. Make it when the work begins, to record the time and commit of the start.
 
     Args:
-        device: Where the run computes.
+        device: Device that the run computes on.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:

@@ -10,13 +10,13 @@ Row = Sequence[str]
 
 
 def text_table(heads: Row, rows: Iterable[Row], *, align: str = "left") -> str:
-    """Return aligned text, two spaces between columns."""
+    """Return a table as aligned text, with two spaces between columns."""
     made = tabulate([heads, *rows], tablefmt="plain", colalign=[align] * len(heads), disable_numparse=True)
     return "\n".join(line.rstrip() for line in made.splitlines())
 
 
 def markdown_table(heads: Row, rows: Iterable[Row]) -> list[str]:
-    """Return the lines of a Markdown table, unpadded: tabulate would make the longest cell of a column everywhere."""
+    """Return the lines of a Markdown table, without padding. (tabulate would pad every cell to its column's width.)"""
     return [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 

@@ -1,4 +1,4 @@
-"""The commands. Each turns its options into one library call and prints what comes back."""
+"""The main commands. Each turns its options into one library call and prints the result."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def demo(
 ) -> None:
     """Show the whole story in minutes, without network or GPU: collapse at low voltage, and recovery.
 
-    Trains a small base model on the digits, stores it in a faulty memory, trains NeuralFuse against that, and measures
+    Train a small base model on the digits and store it in a faulty memory. Train NeuralFuse against the faults. Measure
     both on unseen chips. Writes results.json, accuracy.png, base/ and fuse/.
 
     Example: neuralfuse demo --out demo
@@ -39,7 +39,7 @@ def demo(
     out
         Folder for the results.
     seed
-        Seed of the training.
+        Seed of both trainings.
     """
     from neuralfuse.demo import BASE, BER, run_demo, table  # noqa: PLC0415
     from neuralfuse.report import evaluations_picture  # noqa: PLC0415
@@ -52,7 +52,7 @@ def demo(
 
 
 def models(*, common: Annotated[Common, _FLAT] = _COMMON) -> None:
-    """List the base models and generators with their parameters (ten classes, three channels).
+    """List the base models and generators with their parameter counts (ten classes, three channels).
 
     Example: neuralfuse models --json
     """
@@ -83,7 +83,7 @@ def train_base(
     tensorboard: Path | None = None,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
-    """Train a base model, aware of the quantization of its weights.
+    """Train a base model by quantization-aware training.
 
     Example: neuralfuse train-base --base resnet8 --data digits --epochs 5 --out runs/base
 
@@ -96,12 +96,11 @@ def train_base(
     recipe
         Defaults of the training options: short, or the paper's 300 epochs.
     ber
-        Train with bit errors at this rate too (RandBET), a fraction in [0, 1]: every step adds the model's loss on a
-        fresh chip.
+        Train with bit errors at this rate too (RandBET), a fraction in [0, 1]. Every step adds the loss on a new chip.
     faults
-        The fault model of those errors: a name, or a TOML or JSON file that describes one.
+        Fault model of these bit errors: a name, or a TOML or JSON file that describes one.
     resume
-        Go on from the checkpoint in --out.
+        Resume from the checkpoint in --out.
     tensorboard
         Folder for TensorBoard files.
     """
@@ -127,21 +126,21 @@ def pretrain(
     tensorboard: Path | None = None,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
-    """Teach a generator to tell classes apart: a start for train, the same one for all base models and voltages.
+    """Teach a generator to classify images, as a start for train. One start serves all base models and voltages.
 
     Example: neuralfuse pretrain --generator unets --data digits --out runs/start
 
     Parameters
     ----------
     out
-        Folder for the module, for the option --start of train.
+        Folder for the pretrained module. Pass it to train as --start.
     generator
         One of `neuralfuse models`, or package.module:factory (factory(channels, image_size) returns an nn.Module; this
         runs your code). Without the attribute `narrowest` it learns no classes.
     fit
-        exact refuses image sizes that are no multiples of 8; pad pads and crops.
+        How to handle image sizes that are not multiples of 8: exact refuses them, pad pads and crops.
     resume
-        Go on from the checkpoint in --out.
+        Resume from the checkpoint in --out.
     tensorboard
         Folder for TensorBoard files.
     """
@@ -151,7 +150,7 @@ def pretrain(
     images = data.load(device)
     watch = listeners(f"pretrain {generator}", tensorboard)
     record = make_start(generator, images, qat, fit=fit, out=out, resume=resume, listeners=watch, device=device)
-    text = f"{generator} tells {record['accuracy']:.2f}% of the validation images' classes. Wrote {out}."
+    text = f"{generator} classifies {record['accuracy']:.2f}% of the validation images correctly. Wrote {out}."
     common.show(record, text)
 
 
@@ -173,8 +172,8 @@ def train(
 ) -> None:
     """Train NeuralFuse by EOPM against a base model, or against several at once.
 
-    Several processes share the work when torchrun starts them: torchrun --nproc-per-node 4 --no-python neuralfuse train
-    ... (--out must be a folder that all of them see; with --max-restarts they go on after one is lost).
+    Several processes share the work if torchrun starts them: torchrun --nproc-per-node 4 --no-python neuralfuse train
+    ... All processes must share the folder --out. With --max-restarts, training resumes after a process is lost.
 
     Example: neuralfuse train --base runs/base --generator unets --ber 0.05 --epochs 20 --out runs/fuse
 
@@ -189,11 +188,11 @@ def train(
         One of `neuralfuse models`, or package.module:factory (factory(channels, image_size) returns an nn.Module; this
         runs your code).
     start
-        Folder written by pretrain, or of a module trained before, whose weights to begin with.
+        Folder with the initial weights, written by pretrain or by an earlier train.
     fit
-        exact refuses image sizes that are no multiples of 8; pad pads and crops.
+        How to handle image sizes that are not multiples of 8: exact refuses them, pad pads and crops.
     resume
-        Go on from the checkpoint in --out.
+        Resume from the checkpoint in --out.
     tensorboard
         Folder for TensorBoard files.
     """
@@ -210,14 +209,14 @@ def train(
         resume=resume or ranks.restarted(), listeners=watch, device=device, ranks=ranks,
     )  # fmt: skip
     text = (
-        f"{generator} after {record['best_step']} steps, on validation images and chips: "
+        f"{generator} after step {record['best_step']}, on validation images and chips: "
         f"CA(NF) {record['ca_nf']:.2f}%, PA(NF) {record['pa_nf']:.2f}%. Wrote {out}."
     )
     if ranks.first:
         common.show(record, text)
 
 
-# Arguments of `evaluate` that apply to black-box models, too.
+# Arguments of `evaluate` that also apply to black-box models.
 _FOR_BLACK_BOXES = {"fuse", "base", "data", "box", "out", "common"}
 
 
@@ -240,7 +239,7 @@ def evaluate(
     resume: bool = False,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
-    """Measure accuracy on unseen chips, each with and without NeuralFuse; or the accuracy of a black-box model.
+    """Measure accuracy on unseen chips with and without NeuralFuse, or the accuracy of a black-box model.
 
     Example: neuralfuse evaluate runs/fuse --base runs/base --ber 0.05 --chips 30 --out runs/record.json
     Example: neuralfuse evaluate runs/fuse --base https://host/v2/models/net --images 500 --cache runs/answers.db
@@ -248,11 +247,11 @@ def evaluate(
     Parameters
     ----------
     fuse
-        Folder of a trained NeuralFuse; without it, only CA and PA are measured.
+        Folder of a trained NeuralFuse. Without it, only CA and PA are measured.
     base
         A folder written by train-base, or package.module:factory (runs your code). Or a black-box model with its own
         faults: a server's https://host/v2/models/NAME (Open Inference Protocol), FILE.onnx, or
-        call:package.module:function (runs your code; from float32 (N, C, H, W) to one row per image).
+        call:package.module:function (runs your code; maps float32 (N, C, H, W) to one row per image).
     chips
         Number of unseen chips. On a fault map: number of random places of the weights (1: the place by --mapping).
     until
@@ -283,7 +282,7 @@ def evaluate(
         return
     box.check_unused()
     goal = None if target is None else Target(accuracy=target, confidence=confidence)
-    require(not resume or out is not None, "--resume must come with --out: it resumes that record.")
+    require(not resume or out is not None, "--resume must come with --out, the file of the record to resume.")
     require(not faulty_generator or fuse is not None, "--faulty-generator must come with a NeuralFuse: got none.")
     model = faults.model(chips)
     device = common.set_up()

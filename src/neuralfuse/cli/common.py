@@ -1,4 +1,7 @@
-"""What every command shares: its common options, and opening what they name. Torch is imported only inside."""
+"""The common options of all commands, and functions that open the models and data that they name.
+
+Torch is imported only inside functions, so that the command line starts fast.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +34,11 @@ class Common:
     """Options of every command.
 
     Attributes:
-        device: cpu, cuda, cuda:1, ...; by default cuda where there is one.
-        threads: CPU threads; by default as many as torch takes.
-        config: TOML file with one table a command, e.g. [train] ber = 0.01; flags override it.
-        json: Print one JSON object on standard output, all else on standard error.
-        allow_code: Run the code of a generator of somebody's own that a saved NeuralFuse names.
+        device: cpu, cuda, cuda:1, ...; by default cuda if available.
+        threads: Number of CPU threads; by default torch's number.
+        config: TOML file with one table per command, e.g. [train] ber = 0.01. Flags override it.
+        json: Print one JSON object on standard output. Everything else goes to standard error.
+        allow_code: Allow a saved NeuralFuse to run the code of a user-defined generator.
         debug: Show a traceback with an error.
     """
 
@@ -55,14 +58,14 @@ class Common:
                 raise ConfigError(f"threads must be at least 1: got threads={self.threads}.")
             torch.set_num_threads(self.threads)
         name = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun's processes take a GPU each
+        if name == "cuda" and "LOCAL_RANK" in os.environ:  # one GPU per process of torchrun
             name = f"cuda:{os.environ['LOCAL_RANK']}"
         try:
             device = torch.device(name)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
-            raise ConfigError(f"device must be one this torch can use: got {name!r} ({reason}).") from error
+            raise ConfigError(f"device must be one that torch can use here: got {name!r} ({reason}).") from error
         return device
 
     def open_fuse(self, folder: Path, device: torch.device | str = "cpu") -> NeuralFuse:
@@ -72,18 +75,18 @@ class Common:
         return NeuralFuse.from_pretrained(folder, allow_code=self.allow_code).to(device)
 
     def show(self, record: Mapping[str, Any], text: str) -> None:
-        """Print a result: the JSON object, or the text."""
+        """Print a result as JSON or as text."""
         print(json.dumps(record, allow_nan=False) if self.json else text)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """Which images.
+    """Options of the data set.
 
     Attributes:
-        data: digits (comes with the package), cifar10, cifar100, gtsrb, imagenet10 or folder (both: train/<class>/*,
-            test/<class>/*).
-        data_dir: Where the data set lies.
+        data: digits (comes with the package), cifar10, cifar100, gtsrb, imagenet10 or folder. The last two are read
+            from train/<class>/* and test/<class>/*.
+        data_dir: Folder of the data set.
         image_size: Height and width to resize images to; by default the base model's.
         download: Let torchvision download the data set into --data-dir.
     """
@@ -94,7 +97,7 @@ class DataOptions:
     download: bool = False
 
     def load(self, device: torch.device, size: tuple[int, int] | None = None) -> DataSet:
-        """Load the images; ``size`` applies where the user named none."""
+        """Load the images. ``size`` is used if the user gave no --image-size."""
         from neuralfuse.data import load_data  # noqa: PLC0415
 
         say(f"loading {self.data}")
@@ -105,19 +108,20 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StorageOptions:
-    """How weights are stored, where it differs from what the base model was trained for.
+    """How weights are stored. By default, as the base model was trained for.
 
     Attributes:
         bits: Width of a stored word, 2..16.
-        coding: Two's complement, one of the reference's two unsigned codes, or floating-point words as they are.
-        rounding: nearest, or floor, as the paper says of its reduced-precision study.
-        granularity: One scale a tensor, or one an output channel.
-        input_range: What the inputs of a model from package.module:factory are made of: symmetric ([-1, 1]),
-            unit ([0, 1]) or imagenet (mean/std-normalized).
-        include: Name patterns of the weights to store, e.g. "layer1.*"; by default all of the usual layer types.
-        exclude: Name patterns of weights to leave out; they stay free of errors.
-        readout: What the memory makes of faulty words: nothing, zeros for words known to be faulty, or single error
-            correction and double error detection over 64 bits.
+        coding: Code of a stored word: two's complement (signed), one of the reference's unsigned codes (unsigned,
+            asymmetric), or a floating-point format.
+        rounding: nearest, or floor as in the text of the paper's reduced-precision study.
+        granularity: One scale per tensor or per output channel.
+        input_range: Input range of a model from package.module:factory: symmetric ([-1, 1]), unit ([0, 1]) or imagenet
+            (mean/std-normalized).
+        include: Name patterns of weights to store, e.g. "layer1.*"; by default the weights of all usual layer types.
+        exclude: Name patterns of weights to leave out. They stay free of errors.
+        readout: How the memory handles faulty words: plain does nothing, zero-faulty-words reads words that are known
+            to be faulty as zeros, secded corrects single and detects double errors per 64 bits.
         activations: Store inputs and activations in faulty memory too, in 8 bits.
     """
 
@@ -132,7 +136,7 @@ class StorageOptions:
     activations: bool = False
 
     def deploy(self, model: BaseModel, device: torch.device, running: Running = _RUNNING) -> Deployed:
-        """Store a base model's weights."""
+        """Store a base model's weights in a memory."""
         from neuralfuse.memory import READOUTS, Activations, deploy  # noqa: PLC0415
         from neuralfuse.quant import Layers  # noqa: PLC0415
 
@@ -155,21 +159,21 @@ class StorageOptions:
             return replace(scheme, **changes)
         if len(changes) > 1:
             given = ", ".join(f"--{name}" for name in changes if name != "coding")
-            raise ConfigError(f"{given} must be left out for {self.coding}: the format says all.")
+            raise ConfigError(f"{given} must be left out for --coding {self.coding}: a floating-point format has none.")
         return FloatWords(coding=self.coding)
 
 
 def say(text: str) -> None:
-    """Tell the user what happens, on standard error; of several processes one does."""
+    """Print a line on standard error. Of several processes, only the first prints."""
     if os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)
 
 
 def token(variable: str) -> str | None:
-    """Return a bearer token from an environment variable; None where there is none.
+    """Return a bearer token from an environment variable; None if it is not set.
 
     Raises:
-        ConfigError: it cannot be sent in a header.
+        ConfigError: the token cannot be sent in a header.
     """
     found = os.environ.get(variable, "").strip()
     if not all("!" <= char <= "~" for char in found):
@@ -184,11 +188,11 @@ def open_bases(
     device: torch.device,
     running: Running,
 ) -> tuple[list[DeployedBase], DataSet]:
-    """Open and deploy base models, and load the images that fit them.
+    """Open and deploy base models, and load images of their size.
 
     Raises:
-        ConfigError: a reference is a mere name, or a model does not fit the data.
-        FileFormatError: a folder is none of a base model.
+        ConfigError: a reference is only the name of a base model, or a model does not fit the data.
+        FileFormatError: a folder does not hold a base model.
     """
     from neuralfuse.memory.deployed import check_output  # noqa: PLC0415
     from neuralfuse.nets import DeployedBase  # noqa: PLC0415
@@ -214,26 +218,26 @@ def open_bases(
 
 
 def _is_folder(reference: str) -> bool:
-    """Say whether a reference is a folder (else it is a factory); raise if it is neither."""
+    """Say whether a reference is a folder; else it is a factory. Raise an error if it is neither."""
     from neuralfuse.nets import BASE_MODELS  # noqa: PLC0415
 
-    known = reference.partition("@")[0]
+    name = reference.partition("@")[0]
     if Path(reference).is_dir():
         return True
     if ":" in reference:
         return False
-    if known in BASE_MODELS:
+    if name in BASE_MODELS:
         raise ConfigError(
-            f"--base must be a trained model here: {reference} is only a name. Run `neuralfuse train-base --base "
+            f"--base must be a trained model: {reference} is only a name. Run `neuralfuse train-base --base "
             f"{reference} --out FOLDER` and pass that folder."
         )
     if "/" in reference or Path(reference).exists():
-        raise FileFormatError(f"--base must be a folder written by train-base: {reference} is none.")
+        raise FileFormatError(f"--base must be a folder written by train-base: {reference} is not a folder.")
     raise unknown_name("base model", reference, BASE_MODELS)
 
 
 def listeners(title: str, tensorboard: Path | None) -> list[Listener]:
-    """Return who watches a training run started from the command line."""
+    """Return the listeners of a training that was started from the command line."""
     from neuralfuse.train import ProgressBar, TensorBoard  # noqa: PLC0415
 
     chosen: list[Listener] = [ProgressBar(title)]

@@ -1,4 +1,4 @@
-"""The `compare` command: methods of protection side by side."""
+"""The `compare` command: protection methods, measured on the same chips."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def compare(
     work: Annotated[WorkOptions, _FLAT] = _WORK,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
-    """Compare ways to protect a model: on the same unseen chips, with what each needs and costs.
+    """Compare ways to protect a model on the same unseen chips, with the needs and costs of each.
 
-    Trains what has to be trained. Every training and measurement is a step that is done once and kept in --out, shared
-    with the paper's tables (reproduce); the same command goes on after any interruption. Writes a record,
-    comparison-NETWORK-DATA.json, and its tables as Markdown and LaTeX.
+    Trains whatever is missing. Every training and measurement is a step that is done once and kept in --out. The
+    paper's tables (reproduce) share these steps. After an interruption, run the same command again. Writes a record,
+    comparison-NETWORK-DATA-DIGEST.json, and its tables as Markdown and LaTeX.
 
     Example: neuralfuse compare --scale smoke --data GTSRB --base VGG11 batch-statistics randbet convl
     Example: neuralfuse compare --base runs/base --data gtsrb --data-dir data randbet+convl my.module:Mine --dry-run
@@ -41,27 +41,26 @@ def compare(
     Parameters
     ----------
     methods
-        Names, with options after a colon (randbet:limit=0.2), several put together with + (randbet+convl: a NeuralFuse
-        before the retrained model; convl+batch-statistics: one trained for the model as it is), or a class of your own
-        (package.module:Class, runs your code). By default all of the library's that
-        stand alone; calibrate and tune follow a generator (unetl+calibrate).
+        Names of methods; by default all that work alone. Options follow a colon (randbet:limit=0.2). Combine methods
+        by +: randbet+convl trains a NeuralFuse for the retrained model, convl+batch-statistics one for the unchanged
+        model; calibrate and tune follow a generator (unetl+calibrate). Or a class of your own (package.module:Class,
+        runs your code).
     base
-        A folder written by train-base; or a base model of the scale, by the paper's name or the network's, to be
-        trained.
+        A folder written by train-base; or a base model of the scale to train, by the paper's name or the network's.
     data
-        A data set of the scale, by its name there or its own.
+        A data set of the scale, by the paper's name or its own.
     scale
-        full, cpu, smoke, or a TOML file: how to train, how many chips and test images.
+        full, cpu, smoke, or a TOML file, which sets recipes and the numbers of chips and test images.
     faults
-        What a rate means: stuck, reference, flip or another fault model by name. Repeat it for several; by default
-        stuck and flip.
+        Fault model of a rate: stuck, reference, flip or another name. Repeat it for several; by default stuck and
+        flip.
     rates
         Share of faulty cells (of inverted bits, for flip) to measure at. Repeat it for several; by default 0.005, 0.01
         and 0.02.
     train_rate
         The rate that methods prepare for.
     chips
-        Unseen chips; by default as many as the scale has.
+        Number of unseen chips; by default the scale's.
     seed
         Seed of all trainings.
     """

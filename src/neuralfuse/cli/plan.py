@@ -1,4 +1,4 @@
-"""The `plan` command: which voltage and which generator."""
+"""The `plan` command: the cheapest voltage and protection that reach an accuracy."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def plan(
 ) -> None:
     """Find the lowest-energy voltage and protection that reach an accuracy, by measuring all of them.
 
-    Measures the model without protection, behind each NeuralFuse, and with protected bits, at several voltages; says
-    what the best way without NeuralFuse costs; and checks its choice on other chips and images. Writes plan.json,
-    plan.png and the check's record, check.json.
+    Measures the model at several voltages: without protection, behind each NeuralFuse, and with protected bits. Reports
+    the best way with and without NeuralFuse. Checks the choice on other chips and images. Writes plan.json, plan.png
+    and the check's record, check.json.
 
     Example: neuralfuse plan --base runs/base --fuse runs/fuse --target 85 --out runs/plan
     Example: neuralfuse plan --base runs/base --fuse runs/fuse --target 80 --yield 0.9 --out runs/plan
@@ -61,28 +61,28 @@ def plan(
     fuse
         Folder of a trained NeuralFuse. Repeat it to compare several.
     yield_
-        Share of all chips that must reach it, e.g. 0.99; by default the mean over chips must.
+        Share of all chips that must reach the target, e.g. 0.99. By default, the mean over chips must reach it.
     confidence
-        Of what is said about chips that were not measured.
+        Confidence of statements about all chips.
     faults
-        A name (flip, stuck, ...) or a TOML or JSON file that describes a fault model.
+        Fault model: a name (flip, stuck, ...) or a TOML or JSON file that describes one.
     voltages
         A voltage to measure at. Repeat it for several; by default the lowest without errors and six below it.
     energy
-        What is to be low: the energy of the weights' memory, or of the whole inference.
+        Energy to minimize: that of the weights' memory (weights) or of the whole inference.
     protect
         A number of most significant bits to keep at the highest voltage, without NeuralFuse. Repeat it for several; by
-        default 2 and 4, where words are wider.
+        default 2 and 4, if words are wider.
     inference_seconds
-        How long an inference takes; needed where the technology leaks.
+        Time of an inference in seconds; needed if the technology leaks.
     smaller
-        Folder of a smaller base model, to be run without errors. Repeat it to compare several.
+        Folder of a smaller base model to run without errors. Repeat it to compare several.
     chips
-        How many chips at most; by default as many as the target needs.
+        Maximum number of chips; by default as many as the target needs.
     images
-        How many test images to choose by, at most half of them; the other half checks the choice.
+        Maximum number of test images to choose by, out of one half of them. The other half checks the choice.
     resume
-        Go on from an interrupted plan with the same --out.
+        Resume an interrupted plan with the same --out.
     """
     from neuralfuse.energy import Counts, Supply  # noqa: PLC0415
     from neuralfuse.evaluation import Target  # noqa: PLC0415
@@ -99,15 +99,15 @@ def plan(
         seconds=inference_seconds,
     )
     goal = Target(accuracy=target, share=yield_, confidence=confidence)
-    require(not faults.endswith(".npz"), f"a plan must be made for a fault model: {faults} is one chip.")
+    require(not faults.endswith(".npz"), f"--faults must be a fault model for a plan: {faults} is a single chip.")
     made.technology.inference(Counts.none(), bits=8, kib=made.kib, supply=Supply(seconds=made.seconds))
     options = FaultOptions(faults=faults, curve=hardware.curve)
     modules = {path.name: common.open_fuse(path, device) for path in fuse or []}
-    require(len(modules) == len(fuse or []), "folders of --fuse must have different names: got two of one.")
+    require(len(modules) == len(fuse or []), "folders of --fuse must have different names: got two with the same name.")
     bases, images_of = open_bases([base, *(smaller or [])], data, storage, device, running)
     others = {Path(name).name: one for name, one in zip(smaller or [], bases[1:], strict=True)}
     if len(others) < len(bases) - 1:
-        raise ConfigError("folders of --smaller must have different names: got two of one.")
+        raise ConfigError("folders of --smaller must have different names: got two with the same name.")
     if protect is None:
         protect = tuple(count for count in (2, 4) if count < bases[0].deployed.memory.layout.bits)
     record = make_plan(

@@ -1,4 +1,4 @@
-"""The `reproduce` command: the paper's tables, one after the other or all at once."""
+"""The `reproduce` command: the paper's tables, one or all of them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def reproduce(
     work: Annotated[WorkOptions, _FLAT] = _WORK,
     common: Annotated[Common, _FLAT] = _COMMON,
 ) -> None:
-    """Make tables and figures of the paper anew, with its printed values beside what is measured.
+    """Reproduce tables and figures of the paper, with the printed values next to the measured ones.
 
-    Every training and evaluation is a step that is done once and kept in --out, shared between tables; the same command
-    goes on after any interruption.
+    Every training and evaluation is a step that is done once, kept in --out and shared between tables. After an
+    interruption, run the same command again.
 
     Example: neuralfuse reproduce table12 --scale smoke
     Example: neuralfuse reproduce table12 table3 --scale cpu --data-dir data --rows base=VGG11 --dry-run
@@ -42,38 +42,39 @@ def reproduce(
     Parameters
     ----------
     tables
-        table1 to table3, table6 to table26, figure1b, figure5, figure6, figure7, or all. With --status they may be
-        left out: what was last begun in --out.
+        table1 to table3, table6 to table26, figure1b, figure5, figure6, figure7, or all. With --status, the default
+        is the last run in --out.
     scale
         full (the paper's networks and data), cpu (a quarter of the width, real data), smoke (minutes, on the digits),
         or a TOML file of your own.
     rows
         Only rows with this value, e.g. base=VGG11. Repeat it: several values of a column are alternatives.
     faults
-        What a rate means: reference (the paper's fault map), stuck (independent faulty cells), or flip (inverted bits).
+        Fault model of a rate: reference (the paper's fault map), stuck (independent faulty cells), or flip (inverted
+        bits).
     seed
         Seed of all trainings.
     known
-        Record of a table from elsewhere. What it measured is taken over and not measured again. Repeat it for others.
+        Prior record of a table. Rows that it measured are not measured again. Repeat it for several records.
     """
     from neuralfuse.report import table_picture  # noqa: PLC0415
     from neuralfuse.reproduce import TABLES, Job, Request, as_text, read_prior  # noqa: PLC0415
     from neuralfuse.steps import load_scale  # noqa: PLC0415
 
     workspace = work.workspace(common)
-    asked = _Asked(tuple(tables or ()), scale, tuple(rows or ()), faults, seed, tuple(map(str, known or ())))
+    options = _Options(tuple(tables or ()), scale, tuple(rows or ()), faults, seed, tuple(map(str, known or ())))
     if not tables:
         require(work.status, f"tables must be named: got none. Legal: {', '.join(['all', *TABLES])}.")
-        asked = _Asked.last(work.out)
-    request = Request(load_scale(asked.scale), asked.faults, asked.seed, workspace.device)  # type: ignore[arg-type]
-    from_elsewhere = read_prior([Path(path) for path in asked.known], request)
-    job = Job.of(asked.tables, _wanted(asked.rows), request, workspace, from_elsewhere)
+        options = _Options.last(work.out)
+    request = Request(load_scale(options.scale), options.faults, options.seed, workspace.device)  # type: ignore[arg-type]
+    prior = read_prior([Path(path) for path in options.known], request)
+    job = Job.of(options.tables, _wanted(options.rows), request, workspace, prior)
     steps = job.work
     if work.show_only(steps, job.count, common):
         return
     end = work.run(
         lambda on, display: steps.run(
-            on, retries=work.retries, say=display.say, watch=display.watch, began=lambda: asked.keep(work.out)
+            on, retries=work.retries, say=display.say, watch=display.watch, began=lambda: options.keep(work.out)
         ),
         workspace, common,
     )  # fmt: skip
@@ -89,8 +90,8 @@ def reproduce(
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What a run was asked for, kept in its folder for whoever asks how far it is."""
+class _Options:
+    """The options of a run, kept in its folder for a later --status."""
 
     tables: Sequence[str]
     scale: str
@@ -107,22 +108,25 @@ class _Asked:
         write_json(out / _LAST, {"schema": _SCHEMA, **asdict(self), "scale": scale, "known": known})
 
     @staticmethod
-    def last(out: Path) -> _Asked:
+    def last(out: Path) -> _Options:
         from neuralfuse.files import read_json  # noqa: PLC0415
 
         path = out / _LAST
         require(
-            path.exists(), f"--out must be a folder that tables were begun in: {out} is none. Pass it, or name tables."
+            path.exists(),
+            f"--out must be the folder of an earlier run: {out} is not. Pass that folder, or name tables.",
         )
         kept = read_json(path, _SCHEMA)
         try:
-            return _Asked(*(kept[key] for key in ("tables", "scale", "rows", "faults", "seed", "known")))
+            return _Options(*(kept[key] for key in ("tables", "scale", "rows", "faults", "seed", "known")))
         except KeyError as error:
-            raise FileFormatError(f"{path} must be as it was written: it has no {error}. Name tables.") from error
+            raise FileFormatError(
+                f"{path} must not change after it was written: it has no {error}. Name tables."
+            ) from error
 
 
 def _wanted(rows: Sequence[str]) -> dict[str, list[str]]:
-    """Return the values wanted of each column."""
+    """Return the wanted values by column."""
     wanted: dict[str, list[str]] = {}
     for text in rows:
         column, equals, value = text.partition("=")

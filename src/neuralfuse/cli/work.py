@@ -1,4 +1,4 @@
-"""What commands share that do steps: who does them, and what is seen of it."""
+"""Options of commands that run steps, and the display of their progress."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ Out = TypeVar("Out")
 
 @dataclass(frozen=True, kw_only=True)
 class WorkOptions:
-    """Where steps are kept, who does them, and whether to do them at all.
+    """Options of commands that run steps.
 
     Attributes:
-        data_dir: Where the data sets lie: CIFAR and GTSRB as torchvision keeps them, or class folders NAME/train,
+        data_dir: Folder of the data sets: CIFAR and GTSRB in the layout of torchvision, or class folders NAME/train and
             NAME/test.
-        download: Let torchvision download what is missing into --data-dir.
+        download: Let torchvision download missing data sets into --data-dir.
         out: Folder for steps, records and pictures.
-        workers: Worker processes; by default one for each GPU, or for each --threads cores. 0: one step after the
-            other, here.
-        scheduler: Address of a Dask scheduler, whose workers do the steps; --out must be a folder that all of them
-            see.
-        retries: How often a step that fails is tried again.
-        dry_run: List the steps and about how long they take, and run none.
-        status: Say how far a run with the same options is.
+        workers: Number of worker processes; by default one per GPU, or one per --threads cores. 0 runs one step after
+            the other in this process.
+        scheduler: Address of a Dask scheduler whose workers run the steps. All of them must share the folder --out.
+        retries: Number of retries of a failed step.
+        dry_run: List the steps with their estimated times, but run none.
+        status: Show the progress of a run with the same options.
     """
 
     data_dir: Path | None = None
@@ -48,7 +47,7 @@ class WorkOptions:
     status: bool = False
 
     def workspace(self, common: Common) -> Workspace:
-        """Return where steps are kept and run."""
+        """Return the workspace of the steps."""
         from neuralfuse.steps import ANY_DEVICE, Workspace  # noqa: PLC0415
 
         require(self.retries >= 0, f"retries must be at least 0: got retries={self.retries}.")
@@ -60,30 +59,30 @@ class WorkOptions:
         )
 
     def show_only(self, work: Work, rows: int, common: Common) -> bool:
-        """Show the steps or where they stand, if that is asked for, and say whether it was."""
+        """Show the status or the list of steps, if --status or --dry-run was given. Return whether one was."""
         from neuralfuse.steps import dry_run_text, status_text  # noqa: PLC0415
 
         if self.status:
             common.show(work.status(), status_text(work))
         elif self.dry_run:
-            hands = 1 if self.scheduler else self._hands(work.workspace, common)  # how many a cluster has may change
-            common.show(work.status(), dry_run_text(work, rows, hands))
+            workers = 1 if self.scheduler else self._workers(work.workspace, common)  # a cluster's number may change
+            common.show(work.status(), dry_run_text(work, rows, workers))
         return self.status or self.dry_run
 
     def run(self, do: Callable[[Engine, Display], Out], workspace: Workspace, common: Common) -> Out:
-        """Have something done by those who are to do it, with lines and bars to see it by."""
+        """Call ``do`` with the engine and a display of its progress; return its result."""
         from neuralfuse.steps import engine  # noqa: PLC0415
 
-        hands, threads = self._hands(workspace, common), common.threads or 1
-        with engine(workers=hands, threads=threads, scheduler=self.scheduler) as on, Display(workspace) as display:
+        workers, threads = self._workers(workspace, common), common.threads or 1
+        with engine(workers=workers, threads=threads, scheduler=self.scheduler) as on, Display(workspace) as display:
             return do(on, display)
 
-    def _hands(self, workspace: Workspace, common: Common) -> int:
+    def _workers(self, workspace: Workspace, common: Common) -> int:
         return _usual_workers(workspace.device, common.threads or 1) if self.workers is None else self.workers
 
 
 def _usual_workers(device: str, threads: int) -> int:
-    """Return how many worker processes suit this machine."""
+    """Return the default number of worker processes on this machine."""
     import torch  # noqa: PLC0415
 
     if device == "cuda":
@@ -93,7 +92,7 @@ def _usual_workers(device: str, threads: int) -> int:
 
 
 class Display:
-    """Lines on standard error, and on a terminal a bar for all steps and one for each that runs."""
+    """Shows lines on standard error and, on a terminal, one progress bar for all steps and one per running step."""
 
     def __init__(self, workspace: Workspace) -> None:
         from rich.console import Console  # noqa: PLC0415
@@ -116,7 +115,7 @@ class Display:
             self._bars.stop()
 
     def say(self, line: str) -> None:
-        """Show a line."""
+        """Print a line."""
         if self._bars is None:
             say(line)
         else:
@@ -124,7 +123,7 @@ class Display:
         sys.stderr.flush()
 
     def watch(self, progress: Progress) -> None:
-        """Show where every running step is."""
+        """Update the progress bars."""
         if self._bars is None:
             return
         self._bars.update(self._tasks[""], completed=len(progress.finished), total=len(progress.steps))
@@ -132,7 +131,7 @@ class Display:
             self._bars.remove_task(self._tasks.pop(name))
         for name in progress.running:
             note = self.workspace.store.progress(name)
-            if note and time.time() - note["time"] < 60:  # older ones are of an interrupted run
+            if note and time.time() - note["time"] < 60:  # older notes are from an interrupted run
                 if name not in self._tasks:
                     self._tasks[name] = self._bars.add_task(progress.steps[name].title[:60])
                 self._bars.update(self._tasks[name], completed=note["done"], total=note["total"])

@@ -1,4 +1,4 @@
-"""Methods of protection side by side: one model, the same chips for all, paired intervals, what each costs."""
+"""Comparison of protection methods: one model, the same chips for all methods, paired intervals, and costs."""
 
 from neuralfuse.compare.comparison import SCHEMA, USUAL, Comparison, memory_energy
 from neuralfuse.compare.show import as_latex, as_markdown, as_text

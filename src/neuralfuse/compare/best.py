@@ -1,4 +1,4 @@
-"""What is best by what may be changed, what methods add to each other, and by how much: paired by chip."""
+"""The best method at each level of access, and the gain of combined methods, with intervals paired by chip."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from typing import Any
 
 from neuralfuse.evaluation import mean, t_interval
 
-INPUTS, AS_IT_IS = "only what enters the model", "the model, without training it"
-TRAINING, MEMORY, SMALLER = "training the model anew", "the memory", "a smaller model at full voltage"
+INPUTS, AS_IT_IS = "only the model's inputs", "the model, without retraining"
+TRAINING, MEMORY, SMALLER = "the model, by retraining", "the memory", "a smaller model at full voltage"
 LEVELS = (INPUTS, AS_IT_IS, TRAINING, MEMORY, SMALLER)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more accurate one method is than another: mean over the same chips, in points, and its 95% interval."""
+    """How much more accurate one method is than another on the same chips.
+
+    Attributes:
+        points: Mean difference, in percentage points.
+        interval: 95% interval of the mean difference; None for one chip.
+    """
 
     points: float
     interval: tuple[float, float] | None
@@ -30,14 +35,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Best:
-    """The most accurate method that changes so much.
+    """The most accurate method of one level of access.
 
     Attributes:
         level: One of `LEVELS`.
-        row: The comparison's.
-        gain: Over no protection.
-        above: The most accurate row of the levels before this one, and no protection.
-        more: Over that one.
+        row: The method's row in the comparison.
+        gain: Its gain over the unprotected baseline.
+        above: The most accurate row of the levels before this one, the unprotected baseline included.
+        more: Its gain over ``above``.
     """
 
     level: str
@@ -48,9 +53,9 @@ class Best:
 
 
 def level(row: Mapping[str, Any]) -> str | None:
-    """Return what a method changes, the last of `LEVELS` that it needs; None for no protection.
+    """Return the level of access of a method, the last of `LEVELS` that it needs; None for no protection.
 
-    What else it needs to be made, gradients for a NeuralFuse, is in the comparison's own tables.
+    The level says what a method changes when deployed. Needs of its training, such as gradients, do not count.
     """
     needs: Collection[str] = row["needs"]
     if any(stage["method"] == "smaller" for stage in row["stages"]):
@@ -65,10 +70,10 @@ def level(row: Mapping[str, Any]) -> str | None:
 
 
 def best(record: Mapping[str, Any], faults: str, ber: float) -> Iterator[Best]:
-    """Yield the most accurate method of each level of access at a rate, as far as measured.
+    """Yield the most accurate measured method of each level of access at a rate.
 
-    A choice among methods on the chips that it is then judged by: where several are close, the best is a little less
-    good than it looks.
+    The method is chosen and judged on the same chips. If several methods are close, the gain of the best is therefore
+    slightly too optimistic.
     """
     rows = [row for row in record["rows"] if (row["faults"], row["ber"]) == (faults, ber) and row["measured"]]
     plain = next((row for row in rows if level(row) is None), None)
@@ -84,31 +89,31 @@ def best(record: Mapping[str, Any], faults: str, ber: float) -> Iterator[Best]:
 
 
 @dataclass(frozen=True)
-class Together:
-    """Methods put together, beside the same without one of them.
+class Combination:
+    """A combination of methods, compared with the same combination without one of them.
 
     Attributes:
-        row: The comparison's.
-        over: The row without the last method, then that without the first one, each with the gain over it, where it was
-            measured: for two methods, each of them alone.
+        row: The combination's row in the comparison.
+        over: The row without the last method, and the row without the first method, each with the gain over it. None
+            for a row that was not measured. For two methods, these are each of them alone.
     """
 
     row: Mapping[str, Any]
     over: tuple[tuple[Mapping[str, Any], Difference] | None, tuple[Mapping[str, Any], Difference] | None]
 
 
-def together(record: Mapping[str, Any], faults: str, ber: float) -> Iterator[Together]:
-    """Yield what was put together at a rate, as far as measured."""
+def combinations(record: Mapping[str, Any], faults: str, ber: float) -> Iterator[Combination]:
+    """Yield the measured combinations of methods at a rate."""
     rows = [row for row in record["rows"] if (row["faults"], row["ber"]) == (faults, ber) and row["measured"]]
 
-    def beside(row: Mapping[str, Any], stages: list[Any]) -> tuple[Mapping[str, Any], Difference] | None:
+    def compared(row: Mapping[str, Any], stages: list[Any]) -> tuple[Mapping[str, Any], Difference] | None:
         other = next((one for one in rows if one["stages"] == stages), None)
         return None if other is None else (other, Difference.of(row, other))
 
     for row in rows:
         stages = row["stages"]
         if len(stages) > 1:
-            yield Together(row, (beside(row, stages[:-1]), beside(row, stages[1:])))
+            yield Combination(row, (compared(row, stages[:-1]), compared(row, stages[1:])))
 
 
 def _accuracy(row: Mapping[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""A comparison: which methods, for which model, at which faults; the steps it takes and the record it makes."""
+"""A comparison of methods for one model: its options, its steps and its record."""
 
 from __future__ import annotations
 
@@ -31,23 +31,24 @@ USUAL = (
     "clip-activations", "clip-quantization", "protected-bits", "zero-faulty-words", "weight-clipping", "randbet", "awp",
     "smaller",
 )  # fmt: skip
-"""What is compared where nothing is named."""
+"""The default methods of a comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What is compared.
+    """A comparison of methods on the same chips.
 
     Attributes:
-        scale: What stands for data and recipes.
-        data: One of its data sets, by the scale's name or its own.
-        base: One of its base models, by the paper's name, a network's name, or the folder of a trained one.
-        methods: As `neuralfuse.methods.parse` reads them. The unprotected baseline is always included, first.
+        scale: The scale, which defines data sets, networks and recipes.
+        data: A data set of the scale, by the paper's name or its own.
+        base: A base model: the paper's name, a network's name, or the folder of a trained model.
+        methods: Methods in the syntax of `neuralfuse.methods.parse`. The unprotected baseline is always included,
+            first.
         faults: Names of fault models.
         rates: Shares of faulty cells (of inverted bits, for ``flip``) to measure at.
-        train_rate: The one that methods prepare for.
-        seed: Of all trainings.
-        chips: Unseen chips, the same for all methods; 0 for as many as the scale has.
+        train_rate: The rate that methods prepare for.
+        seed: Seed of all trainings.
+        chips: Number of unseen chips, the same for all methods; 0 for the scale's number.
         allow_code: Whether the code of a user's own generator in a saved module may be run.
     """
 
@@ -66,7 +67,7 @@ class Comparison:
         for name in self.faults:
             fault_model(name, ber=self.train_rate)
         for name in ("faults", "rates"):
-            require(len(getattr(self, name)) > 0, f"there must be at least one of {name}: got none.")
+            require(len(getattr(self, name)) > 0, f"{name} must have at least one value: got none.")
         for rate in self.rates:
             fault_model(self.faults[0], ber=rate)
         for method in (one for chain in self.chains.values() for one in chain):
@@ -74,7 +75,7 @@ class Comparison:
 
     @property
     def recipe(self) -> Recipe:
-        """What stands for the data set at this scale."""
+        """The data set's images, networks and recipes at this scale."""
         recipes = self.scale.recipes
         own = {one.images.name: name for name, one in recipes.items()}
         name = self.data if self.data in recipes else own.get(self.data)
@@ -84,7 +85,7 @@ class Comparison:
 
     @cached_property
     def base_step(self) -> BaseStep:
-        """The training of the base model, or the one that was handed over."""
+        """The step that trains the base model, or copies the given one."""
         recipe, folder = self.recipe, Path(self.base)
         if folder.is_dir():
             given, facts = load_base(folder), FACTS[recipe.images.name]
@@ -92,7 +93,7 @@ class Comparison:
             size = (recipe.images.size or facts.size,) * 2
             require(
                 given.image_size == size,
-                f"base model and data must have images of one size: got {given.image_size} and {size}.",
+                f"base model and data must have images of the same size: got {given.image_size} and {size}.",
             )
             digest = digest_of(folder)
             return GivenBase(recipe.images, given.name, recipe.qat, folder=folder.absolute(), digest=digest)
@@ -102,18 +103,18 @@ class Comparison:
 
     @property
     def name(self) -> str:
-        """What its files are called."""
+        """The name of the comparison's files, without suffix."""
         config = {**self._config, "base": self.base_step.address, "methods": list(self.chains), "faults": self.faults}
         own = address("", {**config, "rates": list(self.rates)})[1:7]
         return f"comparison-{self.base_step.network}-{self.recipe.images.name}-{own}".replace("@", "-")
 
     @cached_property
     def chains(self) -> dict[str, tuple[Method, ...]]:
-        """The methods by what was asked for, no protection first."""
+        """The chains of methods by their texts. The unprotected baseline is first."""
         return {text: parse(text, allow_code=self.allow_code) for text in dict.fromkeys((NONE, *self.methods))}
 
     def protection(self, chain: tuple[Method, ...], faults: str) -> ProtectionStep:
-        """Return the step that protects the base model by some methods, one after the other."""
+        """Return the step that protects the base model by a chain of methods."""
         recipe = self.recipe
         eopm = replace(recipe.eopm, seed=self.seed)
         pretrain = None if recipe.pretrain is None else replace(recipe.pretrain, seed=self.seed)
@@ -121,7 +122,7 @@ class Comparison:
 
     @cached_property
     def rows(self) -> list[tuple[str, ComparisonStep]]:
-        """Each row: what was asked for, and the step that measures it."""
+        """The rows: the text of a chain of methods, and the step that measures the chain."""
         return [
             (
                 text,
@@ -136,7 +137,7 @@ class Comparison:
 
     @property
     def measured(self) -> int:
-        """How many chips are measured."""
+        """Number of chips to measure."""
         return self.chips or self.scale.chips
 
     @property
@@ -153,21 +154,21 @@ class Comparison:
         }
 
     def work(self, workspace: Workspace) -> Work:
-        """Return all steps, and where they are done."""
+        """Return the comparison's steps as work in a workspace."""
         return Work.of([step for _, step in self.rows], workspace)
 
     def record(self, workspace: Workspace) -> dict[str, Any]:
-        """Return the comparison as it stands: each row with what was measured, None where it was not yet."""
-        used, rows = Provenance(workspace), []
+        """Return the comparison's record so far. ``measured`` is None in rows that are not measured yet."""
+        provenance, rows = Provenance(workspace), []
         timings: dict[str, dict[str, float]] = {}
-        plain: dict[FaultModel, tuple[Any, Any]] = {}  # no protection, by the faults
+        plain: dict[FaultModel, tuple[Any, Any]] = {}  # records of the unprotected baseline, by fault model
         for text, step in self.rows:
-            found = used.record(step.protection), used.record(step)
+            found = provenance.record(step.protection), provenance.record(step)
             if text == NONE:
                 plain[step.faults] = found
-            known = [one for one in (*found, *plain[step.faults]) if one is not None]
-            if len(known) == 4:
-                timings[step.address] = {"time": _slowdown(known[0])}
+            records = [one for one in (*found, *plain[step.faults]) if one is not None]
+            if len(records) == 4:
+                timings[step.address] = {"time": _slowdown(records[0])}
             rows.append(
                 {
                     "method": text,
@@ -175,18 +176,18 @@ class Comparison:
                     "stages": [method.to_config() for method in step.protection.methods],
                     "faults": step.faults.kind,
                     "ber": step.faults.ber,
-                    "measured": _values(step.faults.ber, *known) if len(known) == 4 else None,
+                    "measured": _values(step.faults.ber, *records) if len(records) == 4 else None,
                     "step": step.address,
                 }
             )
-        base = used.record(self.base_step)
+        base = provenance.record(self.base_step)
         return {
             "schema": SCHEMA,
             "config": self._config,
             "data": None if base is None else base["result"]["config"]["data"],
             "rows": rows,
-            "steps": used.configs,
-            "run": {**command(), **used.runs, "timings": timings},
+            "steps": provenance.configs,
+            "run": {**command(), **provenance.runs, "timings": timings},
         }
 
 
@@ -215,22 +216,22 @@ def _values(
 
 
 def _slowdown(cost: Mapping[str, Any]) -> float:
-    """Return the time of an answer with the protection, over that of the plain model, timed in turn."""
+    """Return the time of an answer with the protection, relative to the plain model's, timed in alternation."""
     taken = cost["run"]["seconds_a_batch"]
     return float(median(one / other for one, other in zip(taken["protected"], taken["plain"], strict=True)))
 
 
 def memory_energy(ber: float, cost: Mapping[str, Any], accesses: float) -> float | None:
-    """Return the energy of the weights' accesses at the voltage of a rate, over the plain model's at full voltage.
+    """Return the energy of weight accesses at the voltage of a rate, relative to the plain model at full voltage.
 
-    None where the default voltage curve does not reach the rate.
+    The result is None if the default voltage curve does not reach the rate.
 
     Args:
         ber: The rate.
-        cost: Of the protected model: its ``accesses``, those of what stands before it (``added_accesses``, at full
-            voltage), the share of its cells that are ``hardened`` (at full voltage), the ``overhead`` in cells, and
-            how often it runs for one image (``passes``).
-        accesses: Of the plain model.
+        cost: Costs of the protected model: its weight ``accesses``; ``added_accesses`` of everything before and around
+            it (at full voltage); the share of its cells that are ``hardened`` (at full voltage); its ``overhead`` in
+            cells; and the number of its ``passes`` per image.
+        accesses: Weight accesses of the plain model.
     """
     low, share = default_curve().energy_at_rate(ber), cost["hardened"]
     if low is None:

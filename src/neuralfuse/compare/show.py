@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from neuralfuse.compare.best import Difference, best, together
+from neuralfuse.compare.best import Difference, best, combinations
 from neuralfuse.tables import latex_table, markdown_table, text_table
 
 HEADS = ("method", "needs", "CA", "accuracy on faulty chips", "gain [95% interval]", "energy", "time")
 BEST_HEADS = ("rate", "what is changed", "best", "accuracy", "over no protection", "over the best of the lines above")
-TOGETHER_HEADS = (
+COMBINATION_HEADS = (
     "rate",
-    "put together",
+    "combination",
     "accuracy",
     "over the same without the last",
     "over the same without the first",
@@ -21,26 +21,26 @@ TOGETHER_HEADS = (
 
 
 def grids(record: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
-    """Yield a heading and the cells, heads first: what is best, what methods add to each other, and all of them."""
+    """Yield (heading, cells with the heads first) of each table: the best methods, combinations, and all methods."""
     of = dict.fromkeys((row["faults"], row["ber"]) for row in record["rows"])
     bests = [line for faults, ber in of for line in best_lines(record, faults, ber)]
     if bests:
         yield "The best by what may be changed, with 95% intervals over the same chips", [list(BEST_HEADS), *bests]
-    chains = [line for faults, ber in of for line in together_lines(record, faults, ber)]
+    chains = [line for faults, ber in of for line in combination_lines(record, faults, ber)]
     if chains:
-        yield "Put together, with 95% intervals over the same chips", [list(TOGETHER_HEADS), *chains]
+        yield "Combinations, with 95% intervals over the same chips", [list(COMBINATION_HEADS), *chains]
     for faults, ber in of:
         rows = [row for row in record["rows"] if (row["faults"], row["ber"]) == (faults, ber)]
         yield rate(faults, ber), [list(HEADS), *(cells(row, slowdown(record, row)) for row in rows)]
 
 
 def rate(faults: str, ber: float) -> str:
-    """Return a rate and what it means."""
+    """Return a rate with its fault model, as text."""
     return f"{100 * ber:.3g}% {faults}"
 
 
 def best_lines(record: Mapping[str, Any], faults: str, ber: float) -> Iterator[list[str]]:
-    """Yield the cells of what is best at a rate, for each level of access."""
+    """Yield the cells of the best method at a rate, for each level of access."""
     for one in best(record, faults, ber):
         over = one.above["method"]
         yield [
@@ -49,23 +49,23 @@ def best_lines(record: Mapping[str, Any], faults: str, ber: float) -> Iterator[l
         ]  # fmt: skip
 
 
-def together_lines(record: Mapping[str, Any], faults: str, ber: float) -> Iterator[list[str]]:
-    """Yield the cells of methods put together at a rate."""
-    for one in together(record, faults, ber):
-        over = ["-" if beside is None else f"{difference(beside[1])} ({beside[0]['method']})" for beside in one.over]
+def combination_lines(record: Mapping[str, Any], faults: str, ber: float) -> Iterator[list[str]]:
+    """Yield the cells of each combination of methods at a rate."""
+    for one in combinations(record, faults, ber):
+        over = ["-" if other is None else f"{difference(other[1])} ({other[0]['method']})" for other in one.over]
         yield [rate(faults, ber), one.row["method"], f"{one.row['measured']['pa']:.1f}", *over]
 
 
 def difference(found: Difference) -> str:
-    """Return points and their interval."""
+    """Return a difference in points, with its interval, as text."""
     if found.interval is None:
         return f"{found.points:+.1f}"
     return f"{found.points:+.1f} [{found.interval[0]:+.1f}, {found.interval[1]:+.1f}]"
 
 
 def slowdown(record: Mapping[str, Any], row: Mapping[str, Any]) -> float:
-    """Return the time of a measured row's answers, over that of the plain model; NaN where the record has none."""
-    before = (row["measured"] or {}).get("time", math.nan)  # where earlier versions kept it
+    """Return the time of a row's answers, relative to the plain model's; NaN if the record has none."""
+    before = (row["measured"] or {}).get("time", math.nan)  # earlier versions kept it here
     return float(record.get("run", {}).get("timings", {}).get(row["step"], {}).get("time", before))
 
 
@@ -92,7 +92,7 @@ def as_text(record: Mapping[str, Any]) -> str:
 
 
 def as_markdown(record: Mapping[str, Any]) -> list[str]:
-    """Return a comparison as lines of Markdown, one table for each rate."""
+    """Return a comparison as lines of Markdown, with one table per rate."""
     tables = ([f"**{title}**", "", *markdown_table(heads, rows), ""] for title, (heads, *rows) in grids(record))
     return [line for table in tables for line in table]
 
@@ -104,7 +104,7 @@ def as_latex(record: Mapping[str, Any]) -> str:
 
 
 def heading(record: Mapping[str, Any]) -> str:
-    """Return what was compared."""
+    """Return one line with the model, the data, the chips and the rate that methods prepared for."""
     config, data = record["config"], record["data"]
     where = "" if data is None else f" on {data['name']}"
     return (
@@ -113,11 +113,11 @@ def heading(record: Mapping[str, Any]) -> str:
 
 
 def notes(record: Mapping[str, Any]) -> list[str]:
-    """Return what a reader must know."""
+    """Return explanations of the columns, and the number of rows that are not measured yet."""
     lines = [
-        "energy: accesses of the weights at the rate's voltage, over those of the plain model at full voltage; gain: "
-        "over no protection, on the same chips; time: of answering 100 images, over the plain model's, timed in turn "
-        "(that of none, which changes nothing, shows how far off it can be)"
+        "energy: of weight accesses at the rate's voltage, relative to the plain model at full voltage; gain: over no "
+        "protection, on the same chips; time: to answer 100 images, relative to the plain model, timed in alternation "
+        "(the time of none should be 1x: its deviation shows the error of the timings)"
     ]
     waiting = sum(row["measured"] is None for row in record["rows"])
     return lines + ([f"{waiting} of {len(record['rows'])} rows are not measured yet"] if waiting else [])

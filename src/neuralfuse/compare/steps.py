@@ -1,4 +1,4 @@
-"""Steps of a comparison: a model as handed over, one method of protection after the other, and what it is worth."""
+"""Steps of a comparison: copy a given model, add one protection method after the other, measure the result."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from neuralfuse.steps.trainings import BaseStep, ModuleStep, ProgressNote, Start
 from neuralfuse.steps.workspace import Workspace
 
 PARTIAL = "evaluation.json"
-_TIMED = 100  # images
+_TIMED = 100  # images per timed batch
 
 
 @dataclass(frozen=True)
 class GivenBase(BaseStep):
-    """A base model that a user trained: copied, so that it is the same for all steps.
+    """A base model that the user trained. It is copied, so that all steps use the same one.
 
     Attributes:
-        folder: Where it lies.
-        digest: Of its files.
+        folder: Folder of the base model.
+        digest: Digest of its files.
     """
 
     folder: Path = Path()
@@ -58,7 +58,7 @@ class GivenBase(BaseStep):
         for name in ("config.json", "model.safetensors"):
             shutil.copyfile(self.folder / name, workspace.store.folder(self.address) / name)
         copied = digest_of(workspace.store.folder(self.address))
-        require(copied == self.digest, f"{self.folder} must stay as it is while it is compared: it was changed.")
+        require(copied == self.digest, f"{self.folder} must not change during the comparison: it was changed.")
         trained = load_base(workspace.store.folder(self.address)).trained
         data = workspace.images(self.images).to_config()
         return {"config": {**trained.get("config", {}), "data": data}, "run": run.collect()}
@@ -76,14 +76,14 @@ class GivenBase(BaseStep):
 
 @dataclass(frozen=True)
 class ProtectionStep(Step):
-    """One method, on top of those before it.
+    """Add one method to a base model, after the methods before it.
 
     Attributes:
-        base: The base model.
-        methods: Those before it, then itself.
-        faults: The faults that the methods prepare for.
-        eopm: How a NeuralFuse is trained.
-        pretrain: How generators are taught the classes before that; None where they are not.
+        base: The step of the base model.
+        methods: The chain of methods. This step adds the last one.
+        faults: The fault model that the methods prepare for.
+        eopm: Recipe of a NeuralFuse.
+        pretrain: Recipe by which generators are first taught the classes; None for none.
     """
 
     base: BaseStep
@@ -101,7 +101,7 @@ class ProtectionStep(Step):
 
     @property
     def start(self) -> StartStep | None:
-        """The generator that knows the classes, where the last method is a NeuralFuse that starts from one."""
+        """The step that pretrains the generator; None if the last method does not start from a pretrained one."""
         generator = self.methods[-1].generator
         if self.pretrain is None or self.neuralfuse_training is None or generator is None or not self._encodes:
             return None
@@ -109,7 +109,7 @@ class ProtectionStep(Step):
 
     @property
     def module(self) -> ModuleStep | None:
-        """The same training as a table's, where there is one: a NeuralFuse for the base model as it is."""
+        """The training that the paper's tables share, of a NeuralFuse for the unchanged base model; None otherwise."""
         eopm, generator = self.neuralfuse_training, self.methods[-1].generator
         if self.before is not None or eopm is None or generator is None:
             return None
@@ -117,7 +117,7 @@ class ProtectionStep(Step):
 
     @property
     def neuralfuse_training(self) -> EopmConfig | None:
-        """How the last method trains its generator; None if it trains none."""
+        """Configuration of the last method's EOPM training; None if it trains no generator."""
         return self.methods[-1].neuralfuse_training(self.eopm, encodes=self._encodes)
 
     @property
@@ -143,8 +143,8 @@ class ProtectionStep(Step):
         }
 
     def protected(self, workspace: Workspace) -> Protected:
-        """Return the protected model; what its methods train is trained where it is not yet."""
-        made = self._plain(workspace) if self.before is None else self.before.protected(workspace)
+        """Return the protected model. Its methods train whatever is not trained yet."""
+        protected = self._plain(workspace) if self.before is None else self.before.protected(workspace)
         store = workspace.store
         context = TrainingContext(
             data=workspace.images(self.base.images),
@@ -155,7 +155,7 @@ class ProtectionStep(Step):
             device=torch.device(workspace.device),
             listeners=[ProgressNote(store, self.address)],
         )
-        return self.methods[-1].protect(made, context)
+        return self.methods[-1].protect(protected, context)
 
     def _plain(self, workspace: Workspace) -> Protected:
         return Protected(base=self.base.open(workspace))
@@ -163,24 +163,25 @@ class ProtectionStep(Step):
     def perform(self, workspace: Workspace) -> dict[str, Any]:
         """See `Step`."""
         run = RunInfo(torch.device(workspace.device))
-        made = self.protected(workspace)
+        protected = self.protected(workspace)
         channels, *size = workspace.images(self.base.images).test.images.shape[1:]
-        layers = made.deployed.memory.layers
-        model = count(made.model.module, channels=channels, image_size=(size[0], size[1]), layers=layers)
+        layers = protected.deployed.memory.layers
+        model = count(protected.model.module, channels=channels, image_size=(size[0], size[1]), layers=layers)
         added = None
-        if made.fuse is not None:
-            added = count(made.fuse, channels=channels, image_size=(size[0], size[1]), layers=GENERATOR_LAYERS)
-        memory = made.deployed.memory
+        if protected.fuse is not None:
+            added = count(protected.fuse, channels=channels, image_size=(size[0], size[1]), layers=GENERATOR_LAYERS)
+        memory = protected.deployed.memory
         images = workspace.images(self.base.images).test.images[:_TIMED]
-        plain, taken = answer_seconds(made, self._plain(workspace), made.deployed.input_range.from_images(images))
+        inputs = protected.deployed.input_range.from_images(images)
+        plain, taken = answer_seconds(protected, self._plain(workspace), inputs)
         return {
             "parameters": model.parameters,
-            "added_parameters": made.added_parameters + (0 if added is None else added.parameters),
+            "added_parameters": protected.added_parameters + (0 if added is None else added.parameters),
             "accesses": model.paper_accesses,
-            "added_accesses": made.added_accesses + (0 if added is None else added.paper_accesses),
+            "added_accesses": protected.added_accesses + (0 if added is None else added.paper_accesses),
             "overhead": memory.readout.overhead(memory.layout),
-            "hardened": made.hardened / memory.layout.bits,
-            "passes": made.passes,
+            "hardened": protected.hardened / memory.layout.bits,
+            "passes": protected.passes,
             "run": {**run.collect(), "seconds_a_batch": {"images": len(images), "plain": plain, "protected": taken}},
         }
 
@@ -197,7 +198,7 @@ class ProtectionStep(Step):
 
     @property
     def workload(self) -> Workload:
-        """What the parts multiply."""
+        """The multiplication counts and recipes of this comparison."""
         images, base = self.base.images, self.base
         generator = next((one.generator for one in self.methods if one.generator is not None), None)
         return Workload(
@@ -208,7 +209,14 @@ class ProtectionStep(Step):
 
 @dataclass(frozen=True)
 class ComparisonStep(Step):
-    """Measure a protected model on unseen chips."""
+    """Measure a protected model on unseen chips.
+
+    Attributes:
+        protection: The step that protects the model.
+        faults: The fault model to measure at.
+        chips: Number of unseen chips.
+        test_images: Number of test images; 0 for all.
+    """
 
     protection: ProtectionStep
     faults: FaultModel
@@ -219,7 +227,7 @@ class ComparisonStep(Step):
 
     @property
     def needs(self) -> tuple[Step, ...]:
-        """See `Step`; its weights lie in the folders of all that the protection needs."""
+        """See `Step`; the weights lie in the folders of all steps that the protection needs."""
         found: list[Step] = []
         one: ProtectionStep | None = self.protection
         while one is not None:
@@ -254,7 +262,7 @@ class ComparisonStep(Step):
         return {"ca": nominal, "per_chip": chips, "run": run.collect()}
 
     def _test_images(self, workspace: Workspace) -> Split:
-        """Return test images in an order that mixes the classes, the same for ever: some methods look at batches."""
+        """Return test images in a fixed order that mixes the classes, because some methods use whole batches."""
         data = workspace.images(self.protection.base.images)
         rows = data.test.order(data.name, "test images")
         return data.test[rows[: self.test_images or len(rows)]]

@@ -42,15 +42,15 @@ class Augment:
 
         Args:
             images: uint8 pixels, or floats in the model's own input space, (N, C, H, W).
-            input_range: The model's.
-            draw: On the images' device.
+            input_range: The model's input range.
+            draw: Random generator on the images' device.
         """
         if images.is_floating_point():
             return images if self == Augment() else input_range.from_pixels(self(input_range.to_pixels(images), draw))
         return input_range.from_pixels(self(images, draw))
 
     def __call__(self, images: Tensor, draw: torch.Generator) -> Tensor:
-        """Return augmented float32 pixels in [0, 1] for uint8 images or such pixels (N, C, H, W), on their device."""
+        """Return augmented float32 pixels in [0, 1], (N, C, H, W). Images are uint8, or float pixels in [0, 1]."""
         pixels = images if images.is_floating_point() else images.float().div_(255.0)
         if self.translate > 0 or self.scale != (1.0, 1.0):
             pixels = self._affine(pixels, draw)

@@ -36,20 +36,20 @@ class Split:
             )
         if self.labels.shape != self.images.shape[:1]:
             raise ShapeError(
-                f"there must be one label an image: got {tuple(self.labels.shape)} for {len(self.images)} images."
+                f"there must be one label per image: got {tuple(self.labels.shape)} for {len(self.images)} images."
             )
         if len(self.images) == 0:
             raise DataError("a split must hold at least one image: got none.")
 
     @staticmethod
     def of(source: SplitLike) -> Split:
-        """Return images and labels from wherever they are as a split.
+        """Return images and labels from any supported source as a split.
 
         Args:
             source: A split, a pair (images, labels) of tensors, or a DataLoader that yields such pairs. A DataLoader
                 is read once, in its order. Images are uint8 pixels, or floats in the model's own input space.
         Raises:
-            DataError: the source is none of these, or yields something else.
+            DataError: the source has another type, or yields something else than such pairs.
         """
         if isinstance(source, Split):
             return source
@@ -86,7 +86,7 @@ SplitLike = Split | tuple[Tensor, Tensor] | DataLoader[Any]
 
 
 def _pair(batch: object, wanted: str) -> tuple[Tensor, Tensor]:
-    """Return a pair of images (uint8 or float32) and labels (int64); raise a `DataError` for anything else."""
+    """Return a pair of images (uint8 or float32) and labels (int64). Raise a `DataError` for anything else."""
     pair = tuple(batch) if isinstance(batch, list | tuple) else ()
     if len(pair) == 2 and all(isinstance(one, Tensor) for one in pair):
         images, labels = pair
@@ -112,9 +112,9 @@ def _described(value: object) -> str:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set in three splits: one to train on, one to choose by, one to report on.
+    """A data set in three splits, for training, validation and test.
 
-    Each part may be given as whatever `Split.of` takes.
+    Each split may be given in any form that `Split.of` accepts.
 
     Attributes:
         name: ``digits``, ``gtsrb``, ...

@@ -1,4 +1,4 @@
-"""Chips -> raw per-chip accuracies -> means, intervals and records."""
+"""Evaluation on chips: raw per-chip accuracies, their means and intervals, and records."""
 
 from neuralfuse.evaluation.chips import PartialRecord, measure_chips
 from neuralfuse.evaluation.front import pareto

@@ -1,4 +1,4 @@
-"""The one loop over chips: known results first, the others side by side, each kept as it comes, until it is enough."""
+"""The loop over chips. It reuses prior results, measures chips in parallel, keeps each result, and may stop early."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCHEMA = "neuralfuse/partial/1"
 
 
 class OfChip(Protocol):
-    """What was measured on one chip: a dataclass of JSON values."""
+    """The result of one chip: a dataclass of JSON values."""
 
     @property
     def seed(self) -> int:
@@ -36,29 +36,29 @@ def measure_chips(
     report: Callable[[R], None] | None = None,
     is_enough: Callable[[Sequence[R]], bool] = lambda results: False,
 ) -> list[R]:
-    """Measure chips and return their results in the chips' order.
+    """Measure chips and return their results in the order of the chips.
 
     Args:
-        measure: Takes one chip. Called on several threads, unless ``at_once`` is 1.
+        measure: Called with one chip; returns its result. Called on several threads, unless ``at_once`` is 1.
         chips: The chips.
-        at_once: How many are measured at a time (see `Deployed.at_once`).
-        prior: Results by chip seed from an interrupted run. Those chips are not measured again.
-        report: Called after each newly measured chip, in their order.
-        is_enough: Called with the results after each chip. The rest is left out once it says yes.
+        at_once: Number of chips to measure in parallel (see `Deployed.at_once`).
+        prior: Results by chip seed from an interrupted run. Their chips are not measured again.
+        report: Called with the result of each newly measured chip, in the order of the chips.
+        is_enough: Called with all results so far after each chip. If it returns True, no more chips are measured.
     """
-    known, results = prior or {}, list[R]()
+    prior, results = prior or {}, list[R]()
 
     def one(chip: Chip) -> R:
-        return known[chip.seed] if chip.seed in known else measure(chip)
+        return prior[chip.seed] if chip.seed in prior else measure(chip)
 
-    while len(results) < len(chips) and chips[len(results)].seed in known:
-        results.append(known[chips[len(results)].seed])
+    while len(results) < len(chips) and chips[len(results)].seed in prior:
+        results.append(prior[chips[len(results)].seed])
         if is_enough(results):
             return results
     with closing(side_by_side(one, chips[len(results) :], at_once)) as measured:
         for result in measured:
             results.append(result)
-            if report is not None and result.seed not in known:
+            if report is not None and result.seed not in prior:
                 report(result)
             if is_enough(results):
                 break
@@ -66,12 +66,12 @@ def measure_chips(
 
 
 class PartialRecord:
-    """What an interrupted measurement leaves: results by chip, under the configuration that they belong to.
+    """The results of a measurement so far, chip by chip, in a file from which an interrupted run is resumed.
 
     Args:
         path: The file; None keeps nothing.
-        config: All that the results depend on.
-        resume: Read what an interrupted run left there. Otherwise the first result replaces it.
+        config: Everything that the results depend on.
+        resume: Whether to read the results of an interrupted run. Otherwise the first result overwrites them.
     Raises:
         FileFormatError: the file is damaged, or belongs to another measurement.
         OutputError: the folder cannot be written.
@@ -86,12 +86,12 @@ class PartialRecord:
                 self._results = _read(path, config)
 
     def prior(self, kind: type[R], part: str = "") -> dict[int, R]:
-        """Return the results of one part of the measurement, by chip seed."""
+        """Return the prior results of one part of the measurement, by chip seed."""
         found = (kind(**entry) for entry in self._results.get(part, []))
         return {one.seed: one for one in found}
 
     def add(self, result: OfChip, part: str = "") -> int:
-        """Keep one more result; return how many there are in its part."""
+        """Keep one more result; return the number of results in its part."""
         own = self._results.setdefault(part, [])
         own.append(asdict(result))  # type: ignore[call-overload]
         if self.path is not None:
@@ -99,7 +99,7 @@ class PartialRecord:
         return len(own)
 
     def remove(self) -> None:
-        """Remove the file: the measurement is finished."""
+        """Remove the file after the measurement is finished."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
@@ -110,13 +110,13 @@ def _read(path: Path, config: Mapping[str, Any]) -> dict[str, list[dict[str, Any
         raise FileFormatError(f"{path} must have schema {SCHEMA!r}: got {kept.get('schema')!r}.")
     if kept.get("config") != config:
         raise FileFormatError(
-            f"{path} must belong to this very measurement to be resumed: its model, data, chips or options differ. "
-            "Pass the same options, or leave --resume out."
+            f"{path} must belong to the same measurement to be resumed: its model, data, chips or options differ. "
+            "Pass the same options, or omit --resume."
         )
     try:
         return _BEFORE[kept["schema"]](kept) if kept["schema"] in _BEFORE else dict(kept["per_chip"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise FileFormatError(f"{path} must hold results of chips: {error!r}.") from error
+        raise FileFormatError(f"{path} must hold the results of chips: got {error!r}. Omit --resume.") from error
 
 
 def _of_one_part(kept: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -124,18 +124,18 @@ def _of_one_part(kept: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _of_plan(kept: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Return the results of a plan: there, accuracies stood input by input, on chips of the seeds 45000, 45002, ..."""
+    """Return the results of a plan. The old file has one list per set of inputs; chip seeds are 45000, 45002, ..."""
     return {
         part: [
             {"seed": 45_000 + 2 * place, "accuracies": list(values)}
-            for place, values in enumerate(zip(*known, strict=True))
+            for place, values in enumerate(zip(*by_inputs, strict=True))
         ]
-        for part, known in kept["known"].items()
+        for part, by_inputs in kept["known"].items()
     }
 
 
 _BEFORE: dict[str, Callable[[Mapping[str, Any]], dict[str, list[dict[str, Any]]]]] = {
-    # schemas of earlier versions, whose measurements are resumed
+    # Schemas of earlier versions. Their measurements can be resumed.
     "neuralfuse/partial-evaluation/1": _of_one_part,
     "neuralfuse/partial-comparison/1": _of_one_part,
     "neuralfuse/partial-plan/1": _of_plan,

@@ -19,14 +19,19 @@ from neuralfuse.fuse import check_same_range
 from neuralfuse.memory import Deployed, side_by_side
 from neuralfuse.scoring import accuracy, plain_inputs, transform
 
-_FEWEST = 5  # chips before an interval is trusted
+_FEWEST = 5  # least number of chips for an interval
 
 
 @dataclass(frozen=True)
 class ChipResult:
-    """One chip: accuracies in percent; ``pa_nf`` is None without a NeuralFuse.
+    """The result of one chip.
 
-    ``not_finite`` counts the weights that read as infinity or NaN, as floating-point words may.
+    Attributes:
+        seed: Seed of the chip.
+        pa: Accuracy of the perturbed model, in percent.
+        pa_nf: Accuracy behind NeuralFuse, in percent; None without one.
+        changed_bits: Share of the stored bits that the chip changes.
+        not_finite: Number of weights that read as infinity or NaN. Only floating-point words can.
     """
 
     seed: int
@@ -38,13 +43,13 @@ class ChipResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured. Accuracies are in percent, recovery is in percentage points. ``print`` shows a table.
+    """The results of an evaluation. Accuracies are in percent, recovery is in points. ``print`` shows a table.
 
     Attributes:
         ca_float: Accuracy of the model before quantization.
-        ca: Accuracy of the base model, without bit errors.
-        ca_nf: The same behind NeuralFuse; None without one.
-        per_chip: The raw values.
+        ca: Accuracy of the quantized base model without bit errors.
+        ca_nf: That accuracy behind NeuralFuse; None without one.
+        per_chip: The results of the single chips.
         faults: The fault model of the chips; None if unknown.
     """
 
@@ -61,7 +66,7 @@ class Evaluation:
 
     @property
     def pa_sd(self) -> float | None:
-        """Its standard deviation over chips, with n - 1; None for one chip."""
+        """Standard deviation of PA over chips, with n - 1; None for one chip."""
         return sample_sd([chip.pa for chip in self.per_chip])
 
     @property
@@ -71,7 +76,7 @@ class Evaluation:
 
     @property
     def pa_nf_sd(self) -> float | None:
-        """Its standard deviation over chips."""
+        """Standard deviation of PA(NF) over chips."""
         return sample_sd(self._with_nf) if self._with_nf else None
 
     @property
@@ -81,7 +86,7 @@ class Evaluation:
 
     @property
     def rp_ci95(self) -> tuple[float, float] | None:
-        """Its 95% Student-t interval over chips, paired; test images and trained module held fixed."""
+        """Paired 95% Student-t interval of RP over chips. Test images and trained module are fixed."""
         return t_interval(self._gains) if self._gains else None
 
     @property
@@ -124,10 +129,10 @@ class Evaluation:
 
 
 def generator_chip(chip: Chip, base: Deployed) -> Chip:
-    """Return the chip of the generator's own weights, where they are faulty too.
+    """Return the chip through which the generator's own weights are read.
 
-    On a fault map, the generator's weights lie behind the base model's. Otherwise they get a chip of their own, with
-    faults of the same kind.
+    The generator's weights follow the base model's on a fault map; otherwise they get their own chip with faults of
+    the same kind.
     """
     faults = chip.faults
     if isinstance(faults, Measured) and not faults.random_offset:
@@ -155,14 +160,14 @@ def evaluate(
         chips: Chips unseen in training, for instance ``faults.chips(30)``.
         fuse: A trained NeuralFuse (or any module on the model's inputs), on the same device, in eval mode. A deployed
             one (`deploy(fuse)`) has faulty weights too, in a memory of its own; see `generator_chip`.
-        prior: Results by chip seed from an interrupted run of the very same evaluation. Those chips are not measured
-            again.
+        prior: Results by chip seed from an interrupted run of the same evaluation. Their chips are not measured again.
         plain: The same evaluation without NeuralFuse. Its CA and the PA of its chips are not measured again.
-        report: Called after each newly measured chip, in their order.
-        until: Stop once the 95% interval of PA(NF), or of PA without a NeuralFuse, is at most this many points wide,
-            after five chips at the earliest. Stopping at a look makes intervals a little too narrow.
+        report: Called with the result of each newly measured chip, in the order of the chips.
+        until: Width in points. Stop once the 95% interval of PA(NF), or of PA without a NeuralFuse, is at most this
+            wide, after five chips at the earliest. Early stopping makes the interval slightly too narrow.
     Raises:
-        ConfigError: ``fuse`` is in training mode, or made for another input range.
+        ConfigError: ``fuse`` is in training mode or has another input range, there is no chip, or ``until`` is not
+            positive.
         DataError: ``images`` are no images with labels.
     """
     require(len(chips) >= 1, "there must be at least one chip: got none.")
@@ -182,7 +187,7 @@ def evaluate(
             pa = accuracy(model.from_first_read(), inputs, labels)
             result = ChipResult(chip.seed, pa, None, model.changed_bits, model.reading.not_finite)
         x = transform(fuse.perturbed(generator_chip(chip, base)), inputs) if isinstance(fuse, Deployed) else fused
-        # Transient errors, too, are the same with and without NeuralFuse.
+        # Both passes begin at read 0, so that transient errors are the same with and without NeuralFuse.
         return result if x is None else replace(result, pa_nf=accuracy(model.from_first_read(), x, labels))
 
     at_once = min(model.at_once(inputs[:1]) for model in (base, fuse) if isinstance(model, Deployed))
@@ -202,6 +207,6 @@ def evaluate(
 
 
 def _width(results: Sequence[ChipResult]) -> float:
-    """Return the width of the 95% interval of the last accuracy that was measured, in points."""
+    """Return the width of the 95% interval of PA(NF), or of PA without NeuralFuse, in points."""
     low, high = t_interval([one.pa if one.pa_nf is None else one.pa_nf for one in results]) or (-math.inf, math.inf)
     return high - low

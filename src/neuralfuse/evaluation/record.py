@@ -24,11 +24,11 @@ def evaluation_record(
     """Return the record of an evaluation.
 
     Args:
-        result: What was measured.
-        faults: The fault model of its chips.
+        result: The results of the evaluation.
+        faults: The fault model of the chips.
         config: Everything that the result depends on.
-        run: Made when the evaluation began.
-        published: The paper's row for the same measurement.
+        run: The run's information, collected since the evaluation began.
+        published: The paper's row for the same measurement; None if there is none.
     """
     return {
         "schema": EVALUATION_SCHEMA,

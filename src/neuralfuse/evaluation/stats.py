@@ -33,7 +33,7 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float
 
 
 def mean_at_least(values: Sequence[float], confidence: float = 0.95) -> float | None:
-    """Return the one-sided Student-t bound below the mean; None for a single value."""
+    """Return the one-sided lower Student-t bound of the mean; None for a single value."""
     sd = sample_sd(values)
     if sd is None:
         return None
@@ -41,11 +41,11 @@ def mean_at_least(values: Sequence[float], confidence: float = 0.95) -> float | 
 
 
 def share_at_least(passed: int, count: int, confidence: float = 0.95) -> float:
-    """Return the share of all chips that pass, at least, when this many of ``count`` drawn at random did.
+    """Return a lower bound on the share of all chips that pass, if ``passed`` of ``count`` random chips passed.
 
     Source:
         Clopper and Pearson, The Use of Confidence or Fiducial Limits (Biometrika 26, 1934), one-sided: the share at
-        which so many would pass in 1 - confidence of all draws.
+        which ``passed`` or more of ``count`` chips would pass with probability 1 - confidence.
     """
     require(count >= 1 and 0 <= passed <= count, f"passed must be in 0..count: got {passed} of {count}.")
     require(0 < confidence < 1, f"confidence must be in (0, 1): got {confidence}.")
@@ -57,7 +57,7 @@ def share_at_least(passed: int, count: int, confidence: float = 0.95) -> float:
 
 
 def chips_for_share(share: float, confidence: float = 0.95) -> int:
-    """Return the fewest chips that can show this share: as many as must all pass."""
+    """Return the smallest number of chips that can show this share. All of them must then pass."""
     require(0 < share < 1, f"the share of chips must be in (0, 1): got {share}.")
     require(0 < confidence < 1, f"confidence must be in (0, 1): got {confidence}.")
     return math.ceil(math.log(1 - confidence) / math.log(share) - 1e-9)
@@ -90,7 +90,7 @@ def t_quantile(probability: float, freedom: int) -> float:
 
 
 def _t_upper_half(t: float, freedom: int) -> float:
-    """Return P(T <= t), t >= 0: with t = sqrt(n) tan(a) the density is cos(a)^(n-1), integrated by Simpson's rule."""
+    """Return P(T <= t) for t >= 0. With t = sqrt(n) tan(a), Simpson's rule integrates the density cos(a)^(n-1)."""
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
     angle, panels = math.atan2(t, math.sqrt(freedom)), 400
     step = angle / panels

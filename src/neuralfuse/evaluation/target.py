@@ -1,4 +1,4 @@
-"""What is asked of an operating point: an accuracy, of the mean chip or of nearly all chips."""
+"""The accuracy that an operating point must reach, on the mean over chips or on a share of all chips."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from neuralfuse.errors import require
 from neuralfuse.evaluation.stats import chips_for_share, mean, mean_at_least, share_at_least, t_interval
 
-FEWEST = 10  # chips before anything is decided
+FEWEST = 10  # least number of chips for a decision
 _MEAN_CHIPS = 30
 
 
@@ -17,13 +17,13 @@ _MEAN_CHIPS = 30
 class Target:
     """An accuracy to reach.
 
-    Without ``share``, the mean over all chips must reach it, with ``confidence`` (a one-sided Student-t bound). With
-    it, this share of all chips must, with ``confidence`` (Clopper and Pearson's bound, which assumes no distribution).
+    Without ``share``, the mean over all chips must reach the accuracy (a one-sided Student-t bound). With ``share``,
+    this share of all chips must reach it (Clopper and Pearson's bound, which assumes no distribution).
 
     Args:
-        accuracy: In percent.
-        share: Of the chips, in (0, 1), for instance 0.99; None for the mean.
-        confidence: Of the statement about chips that were not measured.
+        accuracy: The accuracy, in percent.
+        share: Share of all chips that must reach it, in (0, 1), for instance 0.99; None for the mean.
+        confidence: Confidence of the statement about all chips.
     """
 
     accuracy: float
@@ -38,15 +38,18 @@ class Target:
 
     @property
     def chips(self) -> int:
-        """How many chips can show it, all of them passing; 30 for a mean."""
+        """Number of chips to measure: 30 for a mean, else the fewest that can show the share, but at least 10."""
         return _MEAN_CHIPS if self.share is None else max(FEWEST, chips_for_share(self.share, self.confidence))
 
     def passed(self, accuracies: Sequence[float]) -> int:
-        """Return how many chips reach the accuracy."""
+        """Return the number of chips that reach the accuracy."""
         return sum(value >= self.accuracy for value in accuracies)
 
     def is_met(self, accuracies: Sequence[float], *, exact: bool = False) -> bool:
-        """Say whether measured chips show it; ``exact`` where there are no others, as without errors."""
+        """Say whether the measured chips show that the target is met.
+
+        ``exact`` means that there are no other chips, for instance without bit errors.
+        """
         if exact:
             return min(accuracies) >= self.accuracy
         if self.share is None:
@@ -55,7 +58,7 @@ class Target:
         return share_at_least(self.passed(accuracies), len(accuracies), self.confidence) >= self.share
 
     def judge(self, accuracies: Sequence[float], *, exact: bool = False) -> dict[str, Any]:
-        """Return what measured chips say about all chips, as JSON."""
+        """Return statistics of the measured chips and bounds for all chips, as JSON."""
         interval, passed = t_interval(accuracies), self.passed(accuracies)
         share = passed / len(accuracies) if exact else share_at_least(passed, len(accuracies), self.confidence)
         return {
@@ -67,7 +70,7 @@ class Target:
         }
 
     def is_lost(self, accuracies: Sequence[float], chips: int) -> bool:
-        """Say whether no luck of the chips still to come could show it, so that measuring on is useless."""
+        """Say whether the target cannot be met any more, however accurate the remaining chips are."""
         if len(accuracies) < FEWEST:
             return False
         left = chips - len(accuracies)
@@ -76,7 +79,7 @@ class Target:
         return share_at_least(self.passed(accuracies) + left, chips, self.confidence) < self.share
 
     def __str__(self) -> str:
-        """Return it in words."""
+        """Describe the target in words."""
         if self.share is None:
             return f"a mean of {self.accuracy:g}%, {self.confidence:.0%} sure"
         return f"{self.accuracy:g}% on {100 * self.share:.4g}% of all chips, {self.confidence:.0%} sure"

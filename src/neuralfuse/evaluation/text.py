@@ -7,24 +7,24 @@ from typing import Any
 
 
 def result_lines(values: Mapping[str, Any]) -> list[str]:
-    """Return the lines of CA, PA and, behind a NeuralFuse, CA(NF), PA(NF) and RP; values by their names in records."""
+    """Return lines with CA and PA and, with a NeuralFuse, CA(NF), PA(NF) and RP, from a record's values."""
     lines = [
         f"CA      {values['ca']:6.2f}%   without bit errors (floating point {values['ca_float']:.2f}%)",
         f"PA      {values['pa']:6.2f}%   {_spread(values['pa_sd'])}",
     ]
     if values["rp"] is not None:
         interval = values["rp_ci95"]
-        known = "" if interval is None else f", 95% interval {interval[0]:+.2f} to {interval[1]:+.2f}"
+        spread = "" if interval is None else f", 95% interval {interval[0]:+.2f} to {interval[1]:+.2f}"
         lines += [
             f"CA(NF)  {values['ca_nf']:6.2f}%   behind NeuralFuse, without bit errors",
             f"PA(NF)  {values['pa_nf']:6.2f}%   {_spread(values['pa_nf_sd'])}",
-            f"RP      {values['rp']:+6.2f}    points recovered{known}",
+            f"RP      {values['rp']:+6.2f}    points recovered{spread}",
         ]
     return lines
 
 
 def evaluation_text(record: Mapping[str, Any]) -> str:
-    """Return an evaluation record as text: the faults, the results, the paper's row, and the target if there is one."""
+    """Return an evaluation record as text: the faults, the results, the paper's row and the target, if any."""
     published = record["config"].get("chips", {}).get("published", False)
     kind = "published" if published else "unseen"
     if record["ber_kind"] in ("map", "saved"):
@@ -56,7 +56,7 @@ def _paper(row: Mapping[str, Any] | None) -> list[str]:
 
 
 def _target(record: Mapping[str, Any]) -> list[str]:
-    """Return how many chips reach the target, as at most one line."""
+    """Return the number of chips that reach the target, as at most one line."""
     judged = record.get("target")
     if judged is None:
         return []
@@ -68,7 +68,7 @@ def _target(record: Mapping[str, Any]) -> list[str]:
 
 
 def _operating_point(point: Mapping[str, Any] | None) -> list[str]:
-    """Return the voltage that a rate came from, as at most one line."""
+    """Return the voltage that gave the rate, as at most one line."""
     if point is None or point["curve"] is None:
         return []
     curve = point["curve"]

@@ -1,7 +1,7 @@
-"""Which cells of a memory fail, on which chip, at which voltage, and what a faulty cell reads.
+"""Fault models: which cells of a memory fail, on which chip, at which voltage, and what a faulty cell reads.
 
-A new fault model subclasses `FaultModel` (or `IndependentCells`, where each cell fails on its own, or `ArrayFaults`,
-where faults have a place in rows and columns), says in one method what fails, and is entered in `FAULT_MODELS`.
+A new fault model subclasses `FaultModel`, `IndependentCells` (each cell fails independently) or `ArrayFaults` (faults
+have a place in rows and columns). It implements one method and is entered in `FAULT_MODELS`.
 """
 
 from neuralfuse.faults.array_faults import ArrayFaults

@@ -1,4 +1,4 @@
-"""Fault models whose faults have a place in rows and columns."""
+"""The base class of fault models whose faults have a place in rows and columns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ArrayFaults(FaultModel):
 
     Args:
         array: Shape of the memory.
-        mapping: How words are laid onto it, or its name: linear, per-layer, row-interleaved, bit-interleaved,
+        mapping: Layout of words on the array, or its name: linear, per-layer, row-interleaved, bit-interleaved or
             reference.
     """
 
@@ -40,12 +40,12 @@ class ArrayFaults(FaultModel):
 
     @abc.abstractmethod
     def array_cells(self, banks: int, seed: int, device: torch.device) -> FaultyCells:
-        """Return the faulty cells of the first ``banks`` banks, counted (bank * rows + row) * columns + column."""
+        """Return the faulty cells of the first ``banks`` banks, numbered (bank * rows + row) * columns + column."""
 
     def cells(self, layout: Layout, seed: int, device: torch.device, *, read: int = 0) -> FaultyCells:
         """Return the faulty cells; see `FaultModel.cells`."""
-        used = self.mapping.banks(layout, self.array)
-        banks = used if self.array.banks is None else min(used, self.array.banks)
+        needed = self.mapping.banks(layout, self.array)
+        banks = needed if self.array.banks is None else min(needed, self.array.banks)
         return self.mapping.place(layout, self.array, self.array_cells(banks, seed, device))
 
     def on_array(self, array: Array, mapping: WordLayout) -> Self:

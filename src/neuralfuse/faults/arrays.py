@@ -1,4 +1,4 @@
-"""Arrays of cells in rows and columns, and how words are laid onto them: a fault map means nothing without it."""
+"""Arrays of cells in rows and columns, and the layout of words on them, which connects a fault map with weights."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Order = Literal["rows", "interleaved"]
 class Array:
     """The shape of a memory: banks of ``rows`` x ``columns`` cells.
 
-    The default is that of the measured 14 nm arrays behind the paper's voltage curve, 512 words of 64 bits.
+    The default is the shape of the measured 14 nm arrays behind the paper's voltage curve, 512 words of 64 bits.
 
     Args:
-        rows: Word lines of a bank.
-        columns: Bit lines of a bank.
-        banks: How many banks there are; an image that needs more uses them again. None for as many as it needs.
+        rows: Word lines per bank.
+        columns: Bit lines per bank.
+        banks: Number of banks. An image that needs more reuses them. None for as many as the image needs.
     """
 
     rows: int = 512
@@ -43,24 +43,24 @@ class Array:
 
 @dataclass(frozen=True, kw_only=True)
 class WordLayout:
-    """Which cells of an array hold which bits of an image of words.
+    """The layout of an image of words on an array: which cell holds which bit.
 
-    A row holds w = columns // bits words side by side, in *slots* of ``bits`` neighbouring columns, bit 0 first;
-    columns left over are unused. Words are numbered, and number g lies
+    A row holds w = columns // bits words, in *slots* of ``bits`` adjacent columns, bit 0 first. The remaining columns
+    are unused. The word with number g lies
 
-    ``rows``         in slot g mod w of row (g div (w * repeat)) mod rows: a row is filled, then the next one.
-                     With ``repeat`` > 1 a row serves that many groups of w words before the next one is used.
-    ``interleaved``  in row g mod rows, slot (g div rows) mod w: neighbouring words lie in neighbouring rows.
+    ``rows``         in slot g mod w of row (g div (w * repeat)) mod rows: one row is filled after the other.
+                     With ``repeat`` > 1, a row serves ``repeat`` groups of w words before the next row is used.
+    ``interleaved``  in row g mod rows, slot (g div rows) mod w: successive words lie in successive rows.
 
     When all rows are full, the next bank follows.
 
     Args:
-        order: One of the two above.
-        repeat: See ``rows``; 0 means w.
-        restart: Each tensor starts again at number ``offset`` (one memory is reused layer after layer); by default
-            all tensors lie behind each other, in state_dict order.
+        order: ``rows`` or ``interleaved``.
+        repeat: Number of groups per row, see ``rows``; 0 means w.
+        restart: Whether each tensor starts again at number ``offset``, as if the layers took turns in one memory. By
+            default, each tensor follows the one before, in state_dict order.
         offset: Number of the first word.
-        bit_interleaved: Bit j of slot s lies in column j * w + s, as in arrays with column multiplexers.
+        bit_interleaved: Whether bit j of slot s lies in column j * w + s, as in arrays with column multiplexers.
     """
 
     order: Order = "rows"
@@ -85,7 +85,7 @@ class WordLayout:
 
     @staticmethod
     def of(value: WordLayout | str | Mapping[str, Any]) -> WordLayout:
-        """Return a mapping from its name, its fields, or itself."""
+        """Return a word layout from its name or its fields; return a word layout unchanged."""
         if isinstance(value, WordLayout):
             return value
         if isinstance(value, str):
@@ -98,7 +98,7 @@ class WordLayout:
             raise ConfigError(f"a mapping must have fields of neuralfuse.faults.WordLayout: {error}.") from error
 
     def slots(self, array: Array, bits: int) -> int:
-        """Return w, the words a row holds.
+        """Return w, the number of words per row.
 
         Raises:
             ConfigError: a row is narrower than a word.
@@ -110,18 +110,20 @@ class WordLayout:
         return array.columns // bits
 
     def words(self, array: Array, bits: int) -> int:
-        """Return the words that one bank serves."""
+        """Return the number of words that one bank serves."""
         w = self.slots(array, bits)
         return array.rows * w * (self.repeat or w)
 
     def banks(self, layout: Layout, array: Array) -> int:
-        """Return how many banks the image fills, each time a bank is used counted."""
+        """Return the number of banks that the image fills. A reused bank counts each time."""
         per_bank = self.words(array, layout.bits)
         return max(-(-(words + self.offset) // per_bank) for _, words in self._spaces(layout))
 
     def locate(self, layout: Layout, array: Array, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (bank, row, column) of cells of an image, int64 each; banks are counted as in `banks`, and physical
-        where the array has a number of them."""
+        """Return (bank, row, column) of cells of an image, int64 each.
+
+        If the array has a fixed number of banks, the bank is the physical one.
+        """
         bits, w = layout.bits, self.slots(array, layout.bits)
         word, bit = cell // bits, cell % bits
         number = word + self.offset
@@ -138,9 +140,9 @@ class WordLayout:
         return bank if array.banks is None else bank % array.banks, row, column
 
     def place(self, layout: Layout, array: Array, faults: FaultyCells) -> FaultyCells:
-        """Return the cells of an image that lie on faulty cells of an array, each as often as the image uses it.
+        """Return the cells of an image that lie on faulty cells of an array, once per use of an array's cell.
 
-        ``faults.cell`` counts the array's cells, (bank * rows + row) * columns + column.
+        ``faults.cell`` numbers the array's cells as (bank * rows + row) * columns + column.
         """
         bits, w = layout.bits, self.slots(array, layout.bits)
         line, column = faults.cell // array.columns, faults.cell % array.columns

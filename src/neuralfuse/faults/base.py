@@ -1,6 +1,6 @@
-"""What a fault model is: it names the faulty cells of a memory, and what each does to its bit. With a seed: a chip.
+"""The interface of fault models, and chips. A fault model gives a memory's faulty cells; with a seed, it is a chip.
 
-Which chips train, validate, plan and test is fixed here, and never overlaps.
+The seeds of the chips for training, validation, planning and results are fixed here and never overlap.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ _EVALUATION_FROM = 50_010
 
 @dataclass(frozen=True, kw_only=True)
 class FaultModel(abc.ABC):
-    """What makes cells fail. A fault model and a seed are a `Chip`: the same faulty cells for ever.
+    """A model of which cells fail. A fault model and a seed make a `Chip`, which always has the same faulty cells.
 
     Attributes:
-        ber: The rate by which the model is asked for, a fraction in [0, 1]. It counts faulty cells, unless the model's
-            own docstring says otherwise. The model decides whether a faulty cell changes its bit; records report the
-            realised share of changed bits beside the rate.
+        ber: The bit-error rate, a fraction in [0, 1]. It counts faulty cells, unless the subclass's docstring says
+            otherwise. A faulty cell does not always change its bit. Records hold the share of changed bits, too.
     """
 
     kind: ClassVar[str]
@@ -51,22 +50,22 @@ class FaultModel(abc.ABC):
             layout: The address space.
             seed: Seed of the chip.
             device: Where the result lies. Its values do not depend on the device.
-            read: How often the memory was read before. Only transient errors depend on it.
+            read: Number of earlier reads of the memory. Only transient errors depend on it.
         """
 
     def at(self, ber: float) -> Self:
-        """Return the same model at another rate. On one chip, the cells faulty at a rate are so at any higher one."""
+        """Return this model at another rate. Cells of a chip that are faulty at one rate are faulty at higher rates."""
         return replace(self, ber=ber)
 
     def at_voltage(self, voltage: float, curve: VoltageCurve) -> FaultModel:
-        """Return the same model at the rate that belongs to a supply voltage."""
+        """Return this model at the curve's rate for a supply voltage."""
         return self.at(curve.ber(voltage))
 
     def chips(self, count: int) -> list[Chip]:
         """Return the chips on which results are measured: seeds 50010, 50012, ..., the same for every method.
 
-        Every second seed is used, because neighbouring `Reference` chips are dependent. Where all seeds are one chip,
-        the list holds only that one.
+        Every second seed is used, because neighbouring `Reference` chips are dependent. If all seeds give the same
+        chip, the list holds only that one.
 
         Raises:
             ConfigError: ``count`` is not positive, or larger than the number of seeds.
@@ -76,69 +75,69 @@ class FaultModel(abc.ABC):
 
     @property
     def cell_rate(self) -> float:
-        """Probability that a cell is faulty in any way: proportional to ``ber``, in most models equal to it."""
+        """Probability that a cell is faulty. It is proportional to ``ber``, and in most models equal to it."""
         return self.ber
 
     @property
     def has_map(self) -> bool:
-        """Whether a fault map says which cells fail at a voltage, and no curve of rates."""
+        """Whether a fault map, not a curve of rates, says which cells fail at a voltage."""
         return False
 
     @property
     def one_chip(self) -> bool:
-        """Whether every seed is the same chip, as with a measured one."""
+        """Whether all seeds give the same chip, for instance a measured one."""
         return False
 
     def on_array(self, array: Array, mapping: WordLayout) -> FaultModel:
-        """Return the same model on another array. Only faults with a place in an array depend on it."""
+        """Return this model on another array. Only faults with a place in an array depend on it."""
         return self
 
     @property
     def permanent(self) -> FaultModel | None:
-        """The part that is the same at every read, which a memory test can find. None if there is none."""
+        """The part of the faults that is the same at every read, so that a memory test can find it; None for none."""
         return self
 
     def to_config(self) -> dict[str, Any]:
-        """Return the model as JSON, for records and files; `from_config` reads it."""
+        """Return the model as JSON, for records and files. `from_config` reads it."""
         own = {field.name: _plain(getattr(self, field.name)) for field in fields(self) if field.init}
         return {"kind": self.kind, **own}
 
     def short_config(self) -> dict[str, Any]:
-        """Return the model's rate and name, as records keep them among the options of a training."""
+        """Return the model's rate and name, as in the training options of a record."""
         return {"ber": self.ber, "faults": self.kind}
 
 
 @dataclass(frozen=True)
 class Chip:
-    """One piece of hardware: the cells that a fault model makes faulty for a seed, the same for ever."""
+    """One piece of hardware: the faulty cells of a fault model for one seed. They never change."""
 
     faults: FaultModel
     seed: int
 
     def at(self, voltage: float, curve: VoltageCurve | None = None) -> Chip:
-        """Return this chip at another supply voltage. The cells failing at one voltage fail at any lower one.
+        """Return this chip at another supply voltage. Cells that fail at one voltage fail at all lower ones.
 
         Args:
-            voltage: In the curve's unit.
+            voltage: Supply voltage, in the curve's unit.
             curve: The rate at each voltage. By default `default_curve`, a model, in units of Vmin.
         """
         return Chip(self.faults.at_voltage(voltage, curve or default_curve()), self.seed)
 
 
 def training_chip(faults: FaultModel, *path: str | int) -> Chip:
-    """Return the training chip of a path of names, e.g. (seed, step, k). Training seeds are 0..30000."""
+    """Return the training chip for a path of names, e.g. (seed, step, k). Training seeds are 0..30000."""
     return Chip(faults, derive(*path, "training chip") % _TRAINING)
 
 
 def validation_chips(faults: FaultModel, count: int) -> list[Chip]:
-    """Return chips for early stopping: unseen in training, never used for results. One where all seeds are one chip."""
+    """Return chips for early stopping, unseen in training and never used for results; one if all seeds are one chip."""
     if faults.one_chip:
         return [Chip(faults, _VALIDATION_FROM)]
     return _every_second(faults, count, _VALIDATION_FROM, _PLANNING_FROM)
 
 
 def planning_chips(faults: FaultModel, count: int) -> list[Chip]:
-    """Return chips by which a voltage is chosen: unseen in training, never used for results."""
+    """Return chips for the choice of a voltage, unseen in training and never used for results."""
     chips = _every_second(faults, count, _PLANNING_FROM, _PUBLISHED_FROM)
     return chips[:1] if faults.one_chip else chips
 
@@ -147,11 +146,9 @@ def published_chips(faults: FaultModel) -> list[Chip]:
     """Return the ten chips of the paper's tables, seeds 50000..50009. Use them only to compare with the paper.
 
     Raises:
-        ConfigError: all seeds are one chip.
+        ConfigError: all seeds give the same chip.
     """
-    require(
-        not faults.one_chip, f"the published chips must be of faults drawn from a seed: {faults.kind!r} is one chip."
-    )
+    require(not faults.one_chip, f"the published chips must have faults drawn by seed: {faults.kind!r} is one chip.")
     return [Chip(faults, seed) for seed in range(_PUBLISHED_FROM, _PUBLISHED_FROM + 10)]
 
 
@@ -165,14 +162,14 @@ FAULT_MODELS: dict[str, type[FaultModel]] = {}
 
 
 def fault_model(kind: str, **options: Any) -> FaultModel:
-    """Return the fault model of this name.
+    """Return a fault model by name.
 
     Args:
         kind: A key of `FAULT_MODELS`.
-        options: The model's fields: ``ber``, a fraction in [0, 1], and for instance ``stuck_at_1``.
+        options: Fields of the model: ``ber``, a fraction in [0, 1], and for instance ``stuck_at_1``.
     Raises:
-        UnknownNameError: no model is called ``kind``.
-        ConfigError: the model has no such option, or lacks one.
+        UnknownNameError: there is no fault model ``kind``.
+        ConfigError: the model has no such option, or a required one is missing.
         RateError: ``ber`` is not in [0, 1].
     """
     if kind not in FAULT_MODELS:
@@ -181,18 +178,18 @@ def fault_model(kind: str, **options: Any) -> FaultModel:
     legal = [field.name for field in fields(model) if field.init]
     for option in options:
         if option not in legal:
-            raise ConfigError(f"faults {kind!r} must be given options out of {', '.join(legal)}: got {option!r}.")
+            raise ConfigError(f"options of faults {kind!r} must be among {', '.join(legal)}: got {option!r}.")
     try:
         return model(**options)
     except TypeError as error:
-        raise ConfigError(f"faults {kind!r} must be given {', '.join(legal)}: {error}.") from error
+        raise ConfigError(f"faults {kind!r} must have legal values of {', '.join(legal)}: {error}.") from error
 
 
 def from_config(config: Mapping[str, Any]) -> FaultModel:
-    """Return the fault model that `FaultModel.to_config` or a TOML file describes; models nest by their ``kind``.
+    """Return the fault model that `FaultModel.to_config` or a TOML file describes. A nested ``kind`` is a model, too.
 
     Raises:
-        ConfigError: the description is incomplete; UnknownNameError, RateError as `fault_model`.
+        ConfigError: the description is incomplete. See `fault_model` for other errors.
     """
     options = {name: _built(value) for name, value in config.items()}
     kind = options.pop("kind", None)
@@ -215,14 +212,14 @@ def _plain(value: Any) -> Any:
 
 
 def part_seed(seed: int, *path: str | int) -> int:
-    """Return the seed of a part of a chip, one that every fault model takes."""
+    """Return the seed of a part of a chip, in the range that every fault model accepts."""
     return derive(seed, *path) % (2**32 - 1)
 
 
 def chance(layout: Layout, seed: int, purpose: str, cell: Tensor, probability: float | Tensor) -> Tensor:
-    """Say for each cell whether it has a property that cells have with this probability, the same for ever: bool (k,).
+    """Return for each cell whether it has a property that cells have with this probability: bool (k,).
 
-    Keyed by the chip's seed, the purpose, and the tensor's name and cell in it.
+    The result depends only on the chip's seed, the purpose, the tensor's name and the cell's place in the tensor.
     """
     starts = torch.tensor([region.start for region in layout.regions], device=cell.device) * layout.bits
     region = torch.bucketize(cell, starts, right=True) - 1

@@ -1,4 +1,4 @@
-"""Buffers for images of weights, one for each chip in use, whose memory is used again."""
+"""Recycled buffers for the weights of chips, one per chip in use."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from neuralfuse.memory.workers import MOST
 
 
 class BufferPool:
-    """Buffers of one size. A buffer's memory is used again once nothing refers to the buffer.
+    """A pool of buffers of one size. A buffer's memory is reused once nothing refers to the buffer.
 
-    Autograd may keep a buffer as part of a graph, so only the end of its last reference says that it is free. PyTorch's
-    allocator on a GPU works like this by itself. On a CPU a large block would go back to the system each time, and
-    getting its pages again costs more than filling them. Here a NumPy array owns each buffer, and its finalizer puts
-    the memory back.
+    Autograd may keep a buffer as part of a graph, so a buffer is free only after its last reference is gone. PyTorch's
+    allocator on a GPU already works like this. On a CPU, a large block would be returned to the system each time, and
+    new pages cost more than filling them. Here a NumPy array owns each buffer, and its finalizer returns the memory to
+    the pool.
     """
 
     def __init__(self) -> None:
@@ -37,5 +37,5 @@ class BufferPool:
         return torch.from_numpy(owner).copy_(values)
 
     def _take_back(self, memory: NDArray[np.float32]) -> None:
-        if len(self._free) < MOST:  # one for each thread; only a graph of many chips needs more
+        if len(self._free) < MOST:  # one per thread; only a graph of many chips needs more
             self._free.append(memory)

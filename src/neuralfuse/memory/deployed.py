@@ -36,7 +36,7 @@ class Perturbed(nn.Module):
 
     Attributes:
         chip: The chip.
-        reading: The words that read differently. Where errors are transient: at the latest read.
+        reading: The words that read differently. With transient errors, those of the latest read.
     """
 
     def __init__(self, base: Deployed, chip: Chip) -> None:
@@ -46,7 +46,7 @@ class Perturbed(nn.Module):
         self.reading = base.memory.read(chip)
         self._read_at = 0
         self._permanent = chip.faults.permanent is chip.faults
-        self._base = (base,)  # in a tuple, so that it is no submodule and its parameters are not listed as ours
+        self._base = (base,)  # in a tuple, so that it is not a submodule and its parameters are not listed
         self._activations = None if base.activations is None else ActivationMemory(base.activations, chip)
         self._patch: tuple[Reading, FloatWeights, Patch] | None = None
 
@@ -73,23 +73,23 @@ class Perturbed(nn.Module):
         return base.run(x, self, self._activations, read)
 
     def from_first_read(self) -> Callable[[Tensor], Tensor]:
-        """Return the model as a function whose passes are the reads 0, 1, 2, ...: transient errors come again."""
+        """Return a function that runs the model with reads 0, 1, 2, ..., so that transient errors repeat."""
         reads = count()
         return lambda x: self(x, read=next(reads))
 
     def module(self) -> nn.Module:
-        """Return an independent copy of the model that holds the weights as this chip had them read last."""
+        """Return an independent copy of the model that holds the weights of the latest reading."""
         return self._base[0].holding(self.reading)
 
     def patch(self, weights: FloatWeights) -> Patch:
-        """Return what the latest reading changes in these weights."""
+        """Return the changes of the latest reading to these weights."""
         if self._patch is None or self._patch[0] is not self.reading or self._patch[1] is not weights:
             self._patch = (self.reading, weights, weights.patch(self.reading))
         return self._patch[2]
 
 
 class _Latest(threading.local):
-    """The parameters that a thread ran last, and the reading that they come from."""
+    """The parameters of a thread's latest run, and the reading that they come from."""
 
     reading: Reading | None = None
     parameters: dict[str, Tensor] = {}  # noqa: RUF012
@@ -98,16 +98,16 @@ class _Latest(threading.local):
 class Deployed(nn.Module):
     """The base model M0: a model whose weights are stored as integers in a memory without errors.
 
-    The model itself is not subclassed or edited; stored weights take the place of its parameters during each call. It
-    is put into eval mode, as deployed models are. Gradients reach the input only. It may run in several threads: each
-    has a copy of its structure, and all share its tensors.
+    The model itself is not subclassed or edited. Stored weights replace its parameters during each call. The model is
+    put into eval mode. Gradients reach the input only. Several threads may run the model: each has a copy of its
+    structure, and all share its tensors.
 
     Attributes:
-        model: The model as handed over.
-        memory: Its stored weights.
-        input_range: What its inputs are made of.
-        activations: Which activations are stored too; None for none.
-        running: How its arithmetic is done.
+        model: The original model.
+        memory: The memory with its stored weights.
+        input_range: The value range of its inputs.
+        activations: The activations that are stored too; None for none.
+        running: How the model computes.
     """
 
     def __init__(
@@ -139,24 +139,24 @@ class Deployed(nn.Module):
         return self.run(x, None, self._clean_activations)
 
     def perturbed(self, chip: Chip) -> Perturbed:
-        """Return the model as it runs on this chip; any number of them share this one."""
+        """Return the model as it runs on this chip. All perturbed models share this one's tensors."""
         return Perturbed(self, chip)
 
     def train(self, mode: bool = True) -> Deployed:
-        """Stay in eval mode: a deployed model does not train."""
+        """Stay in eval mode, because a deployed model cannot be trained."""
         self.training = False
         return self
 
     def run(
         self, x: Tensor, perturbed: Perturbed | None, activations: ActivationMemory | None = None, read: int = 0
     ) -> Tensor:
-        """Return the model's output, in the type of ``x``, on clean weights or on what a chip makes of them."""
+        """Return the model's output, in the type of ``x``, on clean weights or through a perturbed model's chip."""
         weights = self._executor.weights(x)
         parameters = weights.clean if perturbed is None else self.weights_through(perturbed)
         return self._executor.run(x, parameters, activations, read)
 
     def holding(self, reading: Reading | None = None) -> nn.Module:
-        """Return an independent copy of the model, in eval mode, that holds the stored weights, or what was read."""
+        """Return an independent copy of the model in eval mode, with the stored weights or those of a reading."""
         values = self.memory.values
         if reading is not None:
             values = values.index_copy(0, reading.index, reading.values)
@@ -168,37 +168,37 @@ class Deployed(nn.Module):
         return own
 
     def weights_through(self, perturbed: Perturbed) -> dict[str, Tensor]:
-        """Return the stored parameters as a chip has them read; those of the latest one are kept at hand.
+        """Return the parameters as a perturbed model reads them. Those of the latest one are cached.
 
         Raises:
-            ConfigError: the model has never run, and so has not chosen how to.
+            ConfigError: the model has never run, so that it has not chosen yet how to run.
         """
         weights, latest = self._executor.weights(), self._latest
         if latest.reading is not perturbed.reading:
-            latest.reading, latest.parameters = None, {}  # the image of the one before is free, unless a graph needs it
+            latest.reading, latest.parameters = None, {}  # frees the previous weights, unless a graph needs them
             latest.parameters, latest.reading = weights.through(perturbed.patch(weights)), perturbed.reading
         return latest.parameters
 
     def at_once(self, x: Tensor) -> int:
-        """Return how many threads may run it at a time on inputs like these: more than one on a CPU only."""
+        """Return the number of threads that may run the model in parallel on such inputs. On a GPU, this is 1."""
         return self._executor.at_once(x)
 
     def in_parts(self, x: Tensor, function: Callable[[slice], Out]) -> list[Out]:
-        """Return what a function gives for one micro-batch of the rows of ``x`` after the other, as many as fit."""
+        """Call a function with the rows of one micro-batch of ``x`` after the other; return its results."""
         return self._executor.in_parts(x, function)
 
     @cached_property
     def in_full_precision(self) -> Deployed:
-        """The same model on the same memory, without autocast."""
+        """This model on the same memory, without autocast."""
         running = replace(self.running, autocast=None)
         return Deployed(self.model, self.memory, self.input_range, self.activations, running)
 
     def unquantized(self, x: Tensor) -> Tensor:
-        """Return the output of the model as handed over, in floating point."""
+        """Return the output of the original model, in floating point."""
         return self._executor.as_handed_over(x)
 
     def to_config(self) -> dict[str, Any]:
-        """Return what a result depends on of this model, as JSON."""
+        """Return the properties that a result depends on, as JSON."""
         remedies: dict[str, Any] = {}
         if self.memory.readout != Plain():
             readout = self.memory.readout
@@ -216,23 +216,21 @@ class Deployed(nn.Module):
         }
 
     def _apply(self, fn: Any, recurse: bool = True) -> Deployed:
-        raise ConfigError("a deployed model cannot be moved or cast: move or cast the model first, then deploy it.")
+        raise ConfigError("a deployed model cannot be moved or cast. Move or cast the model first, then deploy it.")
 
 
 def check_output(base: Deployed, images: Tensor, classes: int) -> None:
-    """Run a model on some images and raise a `ConfigError` unless it gives one logit for each class."""
+    """Run a model on some images. Raise a `ConfigError` unless the model returns one logit per class."""
     base.input_range.check_channels(images.shape[1])
     sizes = f"images of {images.shape[1]} channels and {images.shape[2]}x{images.shape[3]} pixels"
     try:
         with torch.inference_mode():
             shape = tuple(base(base.input_range.from_images(images)).shape)
-    except Exception as error:  # the model is the user's, and may raise anything
+    except Exception as error:  # the user's model may raise any exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"the base model must take {sizes}: {reason}") from error
+        raise ConfigError(f"the base model must accept {sizes}: {reason}") from error
     if shape != (len(images), classes):
-        raise ConfigError(
-            f"the base model must give {classes} logits for {sizes}: got shape {shape} for {len(images)}."
-        )
+        raise ConfigError(f"the base model must return {classes} logits per image for {sizes}: got shape {shape}.")
 
 
 def deploy(
@@ -249,15 +247,16 @@ def deploy(
     """Store a model's weights in a memory.
 
     Args:
-        model: Any classifier (N, C, H, W) -> (N, classes), on any device; it is put into eval mode.
-        scheme: How weights are coded; 8-bit symmetric signed by default. `FloatWords` stores floating-point words.
-        layers: Which weights are stored; by default those of every convolution, linear layer, embedding and attention
+        model: Any classifier (N, C, H, W) -> (N, classes), on any device. It is put into eval mode.
+        scheme: The code of the stored weights; 8-bit symmetric signed integers by default. `FloatWords` stores
+            floating-point words.
+        layers: The layers whose weights are stored; by default every convolution, linear layer, embedding and attention
             projection.
-        input_range: What the model's inputs are made of, or its name.
-        readout: What the memory makes of faulty words: `Plain` by default, `ZeroFaultyWords`, `Secded`.
-        activations: Store these activations in a faulty memory too; none by default.
-        adapters: How to reach the words of weights that are quantized already; torchao's int8 weights by default.
-        running: How its arithmetic is done; the default is the fastest that does not change what is computed.
+        input_range: The value range of the model's inputs, or its name.
+        readout: How the memory handles faulty words: `Plain` (default), `ZeroFaultyWords` or `Secded`.
+        activations: Activations that are stored in a faulty memory too; none by default.
+        adapters: Access to the words of weights that are already quantized; by default, torchao's int8 weights.
+        running: How the model computes; by default, the fastest way that does not change the outputs.
     """
     if isinstance(input_range, str):
         input_range = InputRange.named(input_range)

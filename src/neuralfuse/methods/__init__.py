@@ -1,6 +1,6 @@
-"""Ways to protect a model in a faulty memory, behind one interface, so that they can be compared and put together.
+"""Ways to protect a model in a faulty memory, behind one interface, so that they can be compared and combined.
 
-A new method subclasses `Method`: a dataclass with a name, what access it needs, and `protect`.
+A new method subclasses `Method`: a dataclass with a name, the access that it needs, and `protect`.
 """
 
 from neuralfuse.methods.base import Access, Method, Preparation, Protected, TrainingContext, Workload

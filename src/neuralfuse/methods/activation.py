@@ -1,4 +1,4 @@
-"""Protection by activations: layers may not hand on more than they do without errors. No retraining."""
+"""Protection by activations: layer outputs stay within their range without bit errors. No retraining."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from neuralfuse.methods.base import (
 
 @dataclass(frozen=True)
 class ClippedActivations(Method):
-    """What every layer hands on is clipped to the range that it has in the model without bit errors.
+    """Every layer's output is clipped to its range in the model without bit errors.
 
-    The layers are the BatchNorms, or those whose weights are stored where there are none; never the last one.
+    The layers are the BatchNorms. Without any, they are all layers with stored weights but the last.
 
     Attributes:
-        images: Validation images, at most, by which the ranges are found.
+        images: Maximum number of validation images from which the ranges are found.
     Source:
         Chen, Li, Pattabiraman: A Low-cost Fault Corrector for Deep Neural Networks through Range Restriction (Ranger),
         DSN 2021.
@@ -44,17 +44,17 @@ class ClippedActivations(Method):
     def __post_init__(self) -> None:
         check_option("images", self.images, 1)
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        ranges = activation_ranges(made.deployed, calibration_inputs(made, context, self.images))
-        module = copy.deepcopy(made.model.module)
+        ranges = activation_ranges(protected.deployed, calibration_inputs(protected, context, self.images))
+        module = copy.deepcopy(protected.model.module)
         for name, (low, high) in ranges.items():
             module.get_submodule(name).register_forward_hook(_Clip(low, high))
-        return made.holding(module, fold=False)
+        return protected.holding(module, fold=False)
 
 
 def activation_ranges(deployed: Deployed, inputs: Tensor, batch: int = 100) -> dict[str, tuple[float, float]]:
-    """Return the smallest and largest output of each layer of a model without bit errors, by the layer's name."""
+    """Return the smallest and largest output of each layer without bit errors, by the layer's name."""
     clean = deployed.holding()
     found: dict[str, tuple[float, float]] = {}
     for name, layer in _layers(clean, deployed):

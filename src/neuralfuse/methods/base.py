@@ -1,4 +1,4 @@
-"""A method of protection: what it makes of a model that lies in a faulty memory, and what access it needs for that."""
+"""The interface of protection methods: a method takes a protected model and protects it more."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ Answer = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingContext:
-    """What a method may learn from, and where it keeps what it has learned.
+    """The data, faults and recipe that a method may train with, and the folder for its results.
 
     Attributes:
-        data: Images. Methods train on the training images and calibrate on the validation images, never on the test
-            images.
-        faults: The faults to prepare for.
-        eopm: How a NeuralFuse is trained.
-        starts: Folders of generators that know the classes, by name, for a NeuralFuse to start from.
-        folder: For what is trained. A training that an interrupted run left there is continued.
-        device: Where to compute.
-        listeners: Told of a training's steps.
+        data: The data set. Methods train on the training images and calibrate on the validation images. They never
+            use the test images.
+        faults: The fault model to prepare for.
+        eopm: Recipe of a NeuralFuse.
+        starts: Folders of pretrained generators, by the generator's name.
+        folder: Folder for trained weights. An interrupted training in it is resumed.
+        device: Device to compute on.
+        listeners: Objects that are notified of a training's steps.
     """
 
     data: DataSet
@@ -54,14 +54,14 @@ class TrainingContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What a comparison's parts multiply, for methods to tell their own work by.
+    """Multiplication counts and recipes from which a method estimates its own cost.
 
     Attributes:
-        base: Multiplications of the base model for one image.
-        generator: The same of the generator before it; 0 without one.
-        train_images: Training images.
-        qat: How the base model was trained.
-        eopm: How a NeuralFuse is trained.
+        base: Multiplications of the base model per image.
+        generator: Multiplications of the generator per image; 0 without one.
+        train_images: Number of training images.
+        qat: Recipe of the base model.
+        eopm: Recipe of a NeuralFuse.
     """
 
     base: float
@@ -73,20 +73,20 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class Protected:
-    """A model in its memory, with all that protects it.
+    """A model in its memory, with its protections.
 
     Attributes:
-        base: The base model in its memory, as a method left it.
+        base: The base model in its memory, as the last method left it.
         fuse: The transform of the model's inputs; None for none.
-        fitted: Makes a chip's own ``fuse``, once, from its perturbed model and the model in the memory; None where all
-            chips share one.
-        prepared: Makes what answers on a chip, once, from its perturbed model; None where that answers itself. Called
-            on several threads.
-        changes: Wrappers around what answers on a chip, the innermost first.
-        hardened: Most significant bits of every word whose cells do not fail.
-        passes: How often the model runs for one image.
-        added_accesses: Accesses of weights (64-bit words, at full voltage) that ``changes`` take for one image.
-        added_parameters: Parameters of ``changes``.
+        fitted: Called once per chip with the perturbed model and the deployed model; returns the chip's own ``fuse``.
+            None if all chips share one.
+        prepared: Called once per chip with the perturbed model, on several threads; returns the function that answers
+            in its place. None if the perturbed model answers itself.
+        changes: Wrappers around the answering function, the innermost first.
+        hardened: Number of most significant bits per word whose cells do not fail.
+        passes: Number of times that the model runs per image.
+        added_accesses: Weight accesses of ``changes`` per image (64-bit words, at full voltage).
+        added_parameters: Number of parameters of ``changes``.
     """
 
     base: DeployedBase
@@ -110,13 +110,13 @@ class Protected:
         return self.base.deployed
 
     def holding(self, module: nn.Module, *, readout: Readout | None = None, **running: Any) -> Protected:
-        """Return the same with another module, or another readout, in the memory.
+        """Return a copy with another module, or another readout, in the memory.
 
         Args:
-            module: In the place of the model's; its weights are stored as the model's are.
-            readout: What the memory makes of faulty words; as it is by default.
-            running: Fields of `Running` to change. A module with hooks, or with BatchNorm that does more than usual,
-                needs ``fold=False``.
+            module: The module that replaces the model's. Its weights are stored in the same way.
+            readout: How the memory handles faulty words. By default, the current readout.
+            running: Fields of `Running` to change. A module with hooks or with a modified BatchNorm needs
+                ``fold=False``.
         """
         old = self.deployed
         deployed = deploy(
@@ -126,11 +126,11 @@ class Protected:
         return replace(self, base=DeployedBase(replace(self.model, module=module), deployed))
 
     def answer(self, perturbed: Perturbed) -> Answer:
-        """Return what answers on a chip, inputs of the model -> logits."""
+        """Return the function that answers on a chip: model inputs -> logits."""
         return self.around(perturbed if self.prepared is None else self.prepared(perturbed))
 
     def around(self, model: Answer) -> Answer:
-        """Return a model with all that is put around it."""
+        """Return a model inside all wrappers of ``changes``."""
         for change in self.changes:
             model = change(model)
         return model
@@ -138,13 +138,13 @@ class Protected:
     def answering(
         self, change: Callable[[Answer], Answer], *, passes: int = 1, accesses: float = 0.0, parameters: int = 0
     ) -> Protected:
-        """Return the same with a wrapper around what answers on a chip.
+        """Return a copy with one more wrapper around the function that answers on a chip.
 
         Args:
             change: The wrapper.
-            passes: How often it runs what it wraps for one image.
-            accesses: Accesses of weights that it takes itself for one image, in words of 64 bits.
-            parameters: Its own parameters.
+            passes: Number of times that the wrapper runs the wrapped function per image.
+            accesses: The wrapper's own weight accesses per image, in 64-bit words.
+            parameters: Number of the wrapper's own parameters.
         """
         return replace(
             self, changes=(*self.changes, change), passes=self.passes * passes,
@@ -152,23 +152,23 @@ class Protected:
         )  # fmt: skip
 
     def faults_left(self, faults: FaultModel) -> FaultModel:
-        """Return the faults of a memory some of whose bits do not fail."""
+        """Return the faults that remain once the hardened bits cannot fail."""
         bits = self.deployed.memory.layout.bits
         return BitRates.protecting(faults, msbs=self.hardened, bits=bits) if self.hardened else faults
 
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A method of protection. A new one is a frozen dataclass of its options, with these names and one method.
+    """A method of protection. Subclasses are frozen dataclasses of the method's options and implement `protect`.
 
     Attributes:
-        name: As it is asked for.
-        needs: What of the model, the memory or the chip it must have access to.
-        prepares_for: Which property of the expected faults it is made for: nothing, only their rate (and so the
-            voltage), or the faults themselves and the recipe of a NeuralFuse.
-        first: Whether it must come before all others, because it makes the model anew.
-        transforms_inputs: Whether it puts a transform before the model. Only one method of a chain may.
-        follows_transform: Whether it must come after a method that does.
+        name: The method's name, as in `METHODS` and on the command line.
+        needs: The parts of the model, memory or chip that the method must have access to.
+        prepares_for: Which property of the expected faults the method is trained for: ``nothing``; only their
+            ``rate`` (and thus the voltage); or the ``faults`` themselves, with the recipe of a NeuralFuse.
+        first: Whether the method must come before all others, because it retrains the model.
+        transforms_inputs: Whether it puts a transform before the model. Only one method of a chain may do so.
+        follows_transform: Whether it must come after a method that transforms inputs.
     """
 
     name: ClassVar[str]
@@ -179,43 +179,43 @@ class Method(ABC):
     follows_transform: ClassVar[bool] = False
 
     @abstractmethod
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
-        """Return the model with this protection added to what protects it already.
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
+        """Return the model with this protection on top of the ones it has.
 
-        Whatever is trained lies in ``context.folder``; the same call again must find it there.
+        Trained weights are kept in ``context.folder``. A second call with the same arguments must reuse them.
         """
 
     @property
     def generator(self) -> str | None:
-        """The name of the generator that it puts before the model; None for none."""
+        """Name of the generator that the method puts before the model; None for none."""
         return None
 
     def neuralfuse_training(self, eopm: EopmConfig, *, encodes: bool) -> EopmConfig | None:
-        """Return how it trains its generator by EOPM; None if it trains none.
+        """Return the configuration of the method's own EOPM training; None if it trains no generator.
 
-        Before the model as it is, that is a training which the paper's tables share.
+        For an unchanged base model, the training is shared with the paper's tables.
 
         Args:
-            eopm: The recipe.
+            eopm: The recipe of a NeuralFuse.
             encodes: Whether the generator encodes the image, so that it can be taught the classes.
         """
         return None
 
     def training_macs(self, work: Workload) -> float:
-        """Return about how many multiplications its trainings take."""
+        """Return the approximate number of multiplications of the method's trainings."""
         return 0.0
 
     def chip_macs(self, work: Workload) -> float:
-        """Return about how many multiplications each chip takes before it answers."""
+        """Return the approximate number of multiplications per chip before the chip answers."""
         return 0.0
 
     def check_rate(self, ber: float) -> None:
-        """Raise a `ConfigError` if it cannot prepare for faults at this rate."""
+        """Raise a `ConfigError` if the method cannot prepare for faults at this rate."""
         return
 
     @property
     def label(self) -> str:
-        """Its name, with the options that differ from the usual ones."""
+        """The method's name, with the options that differ from their defaults."""
         options = [
             f"{one.name}={value:g}" if isinstance(value := getattr(self, one.name), float) else f"{one.name}={value}"
             for one in fields(self)
@@ -230,23 +230,23 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class NoProtection(Method):
-    """The model as it is."""
+    """The unprotected baseline."""
 
     name: ClassVar[str] = "none"
     needs: ClassVar[tuple[Access, ...]] = ()
     prepares_for: ClassVar[Preparation] = "nothing"
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        return made
+        return protected
 
 
-def calibration_inputs(made: Protected, context: TrainingContext, count: int) -> Tensor:
-    """Return what the model sees of the first validation images of an order that is the same for ever."""
+def calibration_inputs(protected: Protected, context: TrainingContext, count: int) -> Tensor:
+    """Return ``count`` validation images as model inputs, behind ``protected.fuse`` if any; the same in every run."""
     data = context.data
     images = data.validation.images[data.validation.order(data.name, "calibration images")[:count]]
-    inputs = made.deployed.input_range.from_images(images)
-    return inputs if made.fuse is None else transform(made.fuse, inputs)
+    inputs = protected.deployed.input_range.from_images(images)
+    return inputs if protected.fuse is None else transform(protected.fuse, inputs)
 
 
 def check_option(name: str, value: float, low: float, high: float = math.inf) -> None:

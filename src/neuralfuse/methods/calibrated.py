@@ -1,4 +1,4 @@
-"""Protection fitted to one chip: its faults are permanent, so what its users send it may be made for it alone."""
+"""Protection fitted to one chip. Its faults are permanent, so its inputs can be transformed for this chip alone."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from neuralfuse.train import train_fuse, training_images
 
 @dataclass(frozen=True)
 class Fitted(Method):
-    """What fits the NeuralFuse before the model to each chip, by the chip's own answers at nominal voltage as labels.
+    """A method that fits the NeuralFuse to each chip. The labels are the chip's own answers at nominal voltage.
 
     Attributes:
-        images: Training images used, without their labels; 0 for all.
+        images: Number of training images to use, without their labels (0: all).
     """
 
     follows_transform: ClassVar[bool] = True
@@ -37,45 +37,48 @@ class Fitted(Method):
     def __post_init__(self) -> None:
         check_option("images", self.images, 0)
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        fuse, name = made.fuse, self.name
+        fuse, name = protected.fuse, self.name
         if not isinstance(fuse, NeuralFuse):
             raise ConfigError(f"{name} must come after a NeuralFuse, e.g. unetl+{name}: there is none before it.")
-        require(made.prepared is None and not made.changes, f"{name} must come before methods that change answers.")
         require(
-            made.fitted is None, f"a NeuralFuse must be fitted to a chip once: {name} came after another that does."
+            protected.prepared is None and not protected.changes,
+            f"{name} must come before methods that change answers.",
+        )
+        require(
+            protected.fitted is None, f"only one method may fit a NeuralFuse to a chip: {name} comes after another one."
         )
         training_images(context.data, self.images)
 
         def fitted(chip: Perturbed, deployed: Deployed) -> NeuralFuse:
             return self.fit(fuse, chip, deployed, context)
 
-        return replace(made, fitted=fitted)
+        return replace(protected, fitted=fitted)
 
     @abstractmethod
     def fit(self, fuse: NeuralFuse, chip: Perturbed, deployed: Deployed, context: TrainingContext) -> NeuralFuse:
-        """Return the module for one chip; ``fuse``, the one for all, stays as it is.
+        """Return a NeuralFuse for one chip.
 
         Args:
-            fuse: In eval mode.
+            fuse: The general NeuralFuse, in eval mode; not modified.
             chip: The model on the chip.
             deployed: The model in its memory, without faults.
-            context: What may be learned from.
+            context: The data and recipe to train with.
         """
 
 
 @dataclass(frozen=True)
 class Calibrated(Fitted):
-    """The NeuralFuse is trained further on each chip, by the gradient through the chip's own faults, or a map of them.
+    """The NeuralFuse is trained further on each chip, by the gradient through the chip's own faults.
 
-    The same as ``neuralfuse train --start FUSE --faults CHIP --labels model``.
+    This is the same as ``neuralfuse train --start FUSE --faults CHIP --labels model``.
 
     Attributes:
         images: See `Fitted`.
-        steps: Of the optimizer, on each chip.
-        batch: Images a step, at most.
-        lr: Rate of learning.
+        steps: Optimizer steps per chip.
+        batch: Maximum number of images per step.
+        lr: Learning rate.
     """
 
     name: ClassVar[str] = "calibrate"
@@ -101,7 +104,7 @@ class Calibrated(Fitted):
         return self.training(work.eopm).macs(work.train_images, work.base, work.generator)
 
     def training(self, eopm: EopmConfig) -> EopmConfig:
-        """Return how a general module is trained further for one chip."""
+        """Return the recipe for one chip, from that of the general module."""
         return replace(
             eopm, labels="model", images=self.images, max_steps=self.steps, epochs=self.steps, batch=self.batch,
             lr=self.lr, n_chips=1, validate_every=self.steps, class_head=0.0, adversarial_bits=0,
@@ -110,13 +113,13 @@ class Calibrated(Fitted):
 
 @dataclass(frozen=True)
 class Tuned(Fitted):
-    """The NeuralFuse is fitted to each chip by questions alone, and kept as it was where that does not make it better.
+    """The NeuralFuse is fitted to each chip by queries alone. A result that is no better is discarded.
 
-    The same as ``neuralfuse tune`` with the model at nominal voltage for labels.
+    This is the same as ``neuralfuse tune`` with the answers at nominal voltage as labels.
 
     Attributes:
         images: See `Fitted`.
-        queries: Images that each chip is asked about, those that judge the result included.
+        queries: Number of images sent to each chip, including those that judge the result.
     """
 
     name: ClassVar[str] = "tune"
@@ -128,11 +131,11 @@ class Tuned(Fitted):
         self.tuning().steps(TuningConfig.judged)
 
     def chip_macs(self, work: Workload) -> float:
-        """See `Method`: each question is asked of the chip, and of the model at nominal voltage for a label."""
+        """See `Method`: each image goes to the chip and, for its label, to the model at nominal voltage."""
         return self.queries * (work.generator + 2 * work.base)
 
     def tuning(self, seed: int = 0) -> TuningConfig:
-        """Return how a general module is tuned for one chip."""
+        """Return the tuning configuration for one chip."""
         return TuningConfig(queries=self.queries, seed=seed)
 
     def to_config(self) -> dict[str, Any]:
@@ -144,14 +147,14 @@ class Tuned(Fitted):
         """See `Fitted`."""
         with ExitStack() as stack:
             faulty, clean = (stack.enter_context(_box(model, fuse, context.data)) for model in (chip, deployed))
-            made, _ = tune(
+            tuned, _ = tune(
                 fuse, faulty, context.data, self.tuning(context.eopm.seed), images=self.images, nominal=clean
             )
-        return made
+        return tuned
 
 
 def _box(model: Answer, fuse: NeuralFuse, data: DataSet) -> LimitedBox:
-    """Return a model as one that only answers."""
+    """Wrap a model as a black box."""
 
     def ask(x: NDArray[np.float32]) -> NDArray[Any]:
         with torch.inference_mode():

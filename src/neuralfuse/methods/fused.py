@@ -1,4 +1,4 @@
-"""Protection by a NeuralFuse before the model: trained for it, or there already."""
+"""Protection by a NeuralFuse before the model: trained for this model, or loaded from a folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from neuralfuse.pipeline import make_fuse
 
 @dataclass(frozen=True)
 class Fused(Method):
-    """NeuralFuse before the model as the methods before this one left it, trained against its faults.
+    """A NeuralFuse, trained against the faults of the model that the previous methods left.
 
     Attributes:
         generator: A key of `GENERATORS`, a plugin's name, or ``package.module:factory`` (runs that code).
@@ -32,20 +32,20 @@ class Fused(Method):
     def __post_init__(self) -> None:
         check_generator(self.generator)
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        _check_place(made)
-        folder, faults, data = context.folder, made.faults_left(context.faults), context.data
+        _check_place(protected)
+        folder, faults, data = context.folder, protected.faults_left(context.faults), context.data
         if not (folder / "config.json").exists():
             encodes = encodes_images(self.generator, data.channels, data.image_size)
             eopm = self.neuralfuse_training(context.eopm, encodes=encodes)
             make_fuse(
-                self.generator, [made.base], data, eopm, faults=faults,
+                self.generator, [protected.base], data, eopm, faults=faults,
                 start=context.starts.get(self.generator), out=folder, resume=True,
                 listeners=context.listeners, device=context.device,
             )  # fmt: skip
-        own = runs_foreign_code(self.generator)  # which the user has named
-        return replace(made, fuse=NeuralFuse.from_pretrained(folder, allow_code=own).to(context.device))
+        own = runs_foreign_code(self.generator)  # the user named this code
+        return replace(protected, fuse=NeuralFuse.from_pretrained(folder, allow_code=own).to(context.device))
 
     def neuralfuse_training(self, eopm: EopmConfig, *, encodes: bool) -> EopmConfig:
         """See `Method`: a generator that does not encode the image learns no classes."""
@@ -56,7 +56,7 @@ class Fused(Method):
         return work.eopm.macs(work.train_images, work.base, work.generator)
 
     def to_config(self) -> dict[str, Any]:
-        """Return the generator, and what tells whether the code of a user's own is the same."""
+        """Return the generator, with a digest of its code if it is the user's own."""
         return {**super().to_config(), **code_of(self.generator)}
 
     @property
@@ -67,11 +67,11 @@ class Fused(Method):
 
 @dataclass(frozen=True)
 class Given(Method):
-    """A NeuralFuse that is there already, trained for this model or for one like it.
+    """A NeuralFuse that is already trained, for this model or for a similar one.
 
     Attributes:
-        folder: Where `neuralfuse train` wrote it.
-        allow_code: Whether the code of a generator of a user's own may be run.
+        folder: Folder written by `neuralfuse train`.
+        allow_code: Whether the code of a user's own generator may be run.
     """
 
     name: ClassVar[str] = "given"
@@ -83,11 +83,11 @@ class Given(Method):
 
     def __post_init__(self) -> None:
         require(bool(self.folder), "given must have the folder of a NeuralFuse, given:folder=runs/fuse: got none.")
-        _ = self.what  # now, so that what is measured later is what was asked for
+        _ = self.what  # read now, so that `protect` notices a later change of the folder
 
     @cached_property
     def what(self) -> tuple[str, str]:
-        """The generator's name, and a digest of the module's files."""
+        """The generator's name and a digest of the module's files."""
         name = self._read(self.folder).name
         digest = hashlib.sha256()
         for file in ("config.json", "model.safetensors"):
@@ -99,19 +99,19 @@ class Given(Method):
         """The generator's name."""
         return self.what[0]
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
-        """See `Method`; the module is copied, so that it stays what it was."""
-        _check_place(made)
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
+        """See `Method`; the module is copied to ``context.folder``, so that it stays the same."""
+        _check_place(protected)
         own = context.folder
         if not (own / "config.json").exists():
             require(
                 replace(self).what == self.what,
-                f"{self.folder} must stay as it was while it is compared: it holds another module now.",
+                f"{self.folder} must not change during the comparison: it now holds another module.",
             )
             self._read(self.folder).save_pretrained(own)
         fuse = self._read(own).to(context.device)
-        check_same_range(fuse, made.deployed)
-        return replace(made, fuse=fuse)
+        check_same_range(fuse, protected.deployed)
+        return replace(protected, fuse=fuse)
 
     def _read(self, folder: Path | str) -> NeuralFuse:
         return NeuralFuse.from_pretrained(folder, allow_code=self.allow_code)
@@ -122,12 +122,12 @@ class Given(Method):
         return f"{self.name}:folder={self.folder}"
 
     def to_config(self) -> dict[str, Any]:
-        """Return which module it is, wherever it lies."""
+        """Return what identifies the module: its generator and a digest, but not its folder."""
         generator, digest = self.what
         return {"method": self.name, "generator": generator, "module": digest}
 
 
-def _check_place(made: Protected) -> None:
-    """Raise a `ConfigError` unless a NeuralFuse may be put before what there is."""
-    require(made.fuse is None, "only one NeuralFuse may stand before a model: two were put together.")
-    require(made.prepared is None, "NeuralFuse must come before a method that prepares each chip's model.")
+def _check_place(protected: Protected) -> None:
+    """Raise a `ConfigError` unless a NeuralFuse may be added to this protected model."""
+    require(protected.fuse is None, "there must be at most one NeuralFuse before a model: got two.")
+    require(protected.prepared is None, "NeuralFuse must come before a method that prepares each chip's model.")

@@ -1,4 +1,4 @@
-"""What a protected model is worth: its accuracy without bit errors and on each of some chips, and its latency."""
+"""Measurements of a protected model: its accuracy without bit errors and on each chip, and its latency."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from neuralfuse.scoring import BATCH, accuracy, plain_inputs, transform
 
 
 def measure_protected(
-    made: Protected,
+    protected: Protected,
     split: Split,
     faults: FaultModel,
     chips: int,
@@ -26,51 +26,52 @@ def measure_protected(
     prior: Mapping[int, ChipResult] | None = None,
     report: Callable[[ChipResult], None] = lambda result: None,
 ) -> tuple[float, list[ChipResult]]:
-    """Return the accuracy without bit errors and that on each unseen chip, in percent, all with the protection.
+    """Return a protected model's accuracy without bit errors, and its result on each unseen chip, in percent.
 
-    Where chips fit the NeuralFuse to themselves, the first is the accuracy behind the module that they all start from.
+    If each chip has its own fitted NeuralFuse, the accuracy without bit errors is that behind the general one.
 
     Args:
-        made: The protected model.
-        split: Test images. Methods that look at batches see them in this order.
-        faults: Of the cells that are not hardened.
-        chips: How many; the same ones for every method.
-        prior: Results by chip seed from an interrupted run. Those chips are not measured again.
-        report: Called after each newly measured chip, in their order.
+        protected: The protected model.
+        split: Test images, in the order in which methods that use whole batches get them.
+        faults: Fault model of the cells that are not hardened.
+        chips: Number of chips. Every method is measured on the same ones.
+        prior: Results by chip seed from an interrupted run. Their chips are not measured again.
+        report: Called with the result of each newly measured chip, in the order of the chips.
     """
-    plain, labels = plain_inputs(split, made.deployed.input_range), split.labels
-    inputs = plain if made.fuse is None else transform(made.fuse, plain)
-    batch = math.ceil(len(labels) / math.ceil(len(labels) / BATCH))  # no short one at the end
+    plain, labels = plain_inputs(split, protected.deployed.input_range), split.labels
+    inputs = plain if protected.fuse is None else transform(protected.fuse, plain)
+    batch = math.ceil(len(labels) / math.ceil(len(labels) / BATCH))  # equal batches, without a short last one
 
     def one(chip: Chip) -> ChipResult:
         own = inputs
-        if made.fitted is not None:
-            own = transform(made.fitted(made.deployed.perturbed(chip), made.deployed), plain)
-        perturbed = made.deployed.perturbed(chip)
-        value = accuracy(made.answer(perturbed), own, labels, batch)
+        if protected.fitted is not None:
+            own = transform(protected.fitted(protected.deployed.perturbed(chip), protected.deployed), plain)
+        perturbed = protected.deployed.perturbed(chip)
+        value = accuracy(protected.answer(perturbed), own, labels, batch)
         return ChipResult(chip.seed, value, None, perturbed.changed_bits, perturbed.reading.not_finite)
 
-    nominal = accuracy(made.answer(_clean(made)), inputs, labels, batch)
-    the_faults = made.faults_left(faults)
+    nominal = accuracy(protected.answer(_clean(protected)), inputs, labels, batch)
+    the_faults = protected.faults_left(faults)
     the_chips = the_faults.chips(chips)
     if the_faults.cell_rate == 0:
         return nominal, [ChipResult(chip.seed, nominal, None, 0.0) for chip in the_chips]
-    at_once = made.deployed.at_once(inputs[:2]) if made.fitted is None else 1  # a training keeps all cores busy itself
+    # Fitting already uses all cores.
+    at_once = protected.deployed.at_once(inputs[:2]) if protected.fitted is None else 1
     return nominal, measure_chips(one, the_chips, at_once=at_once, prior=prior, report=report)
 
 
 def answer_seconds(
-    made: Protected, plain: Protected, inputs: Tensor, repeats: int = 15
+    protected: Protected, plain: Protected, inputs: Tensor, repeats: int = 15
 ) -> tuple[Sequence[float], Sequence[float]]:
-    """Return the seconds in which the plain model, and the protected one, answer a batch of inputs, turn by turn.
+    """Return the seconds per batch of the plain model and of the protected model, timed in alternation.
 
     Args:
-        made: The protected model, at full voltage. What a chip does once, before it answers, is not counted.
+        protected: The protected model, at full voltage. Work that a chip does only once is not counted.
         plain: The model without protection.
-        inputs: (N, C, H, W), on the models' device.
-        repeats: How often.
+        inputs: One batch of model inputs, (N, C, H, W), on the models' device.
+        repeats: Number of timings per model.
     """
-    behind, fuse = made.around(_clean(made)), made.fuse
+    behind, fuse = protected.around(_clean(protected)), protected.fuse
     ways: list[Answer] = [plain.around(_clean(plain)), lambda x: behind(x if fuse is None else fuse(x))]
     taken: list[list[float]] = [[], []]
     with torch.inference_mode():
@@ -78,10 +79,10 @@ def answer_seconds(
             for way, own in zip(ways, taken, strict=True):
                 start = time.perf_counter()
                 float(way(inputs).sum())  # waits for the device
-                if turn:  # the first one chooses how to run
+                if turn:  # the first turn is a warm-up, in which the model chooses how to run
                     own.append(time.perf_counter() - start)
     return taken[0], taken[1]
 
 
-def _clean(made: Protected) -> Perturbed:
-    return made.deployed.perturbed(Chip(Flip(ber=0.0), 0))
+def _clean(protected: Protected) -> Perturbed:
+    return protected.deployed.perturbed(Chip(Flip(ber=0.0), 0))

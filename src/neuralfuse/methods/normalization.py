@@ -1,4 +1,4 @@
-"""Protection by normalization: statistics of the faulty model in the place of the clean one's. No retraining."""
+"""Protection by normalization: BatchNorm uses statistics of the faulty model, not of the clean one. No retraining."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from neuralfuse.scoring import BATCH
 
 @dataclass(frozen=True)
 class BatchStatistics(Method):
-    """Every BatchNorm normalizes by the batch at hand; the model can no longer answer one image at a time.
+    """Every BatchNorm normalizes by the current batch. The model can no longer answer one image at a time.
 
     Attributes:
-        batch: Images a batch, at most: what comes is dealt into equal parts.
+        batch: Maximum number of images per batch. Inputs are divided into equal batches.
     Source:
         Stutz et al., MLSys 2021 (arXiv 2006.13977), supplement: 8-bit ResNet-like net at 0.5% flips, error 52.5% with
         running statistics and 9.6% with those of the batch.
@@ -45,16 +45,16 @@ class BatchStatistics(Method):
     def __post_init__(self) -> None:
         check_option("batch", self.batch, 2, BATCH)
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
         require(
-            made.fitted is None, "batch-statistics must come before what fits a NeuralFuse to a chip, or without it."
+            protected.fitted is None, "batch-statistics must come before a method that fits a NeuralFuse to each chip."
         )
-        module = copy.deepcopy(made.model.module)
+        module = copy.deepcopy(protected.model.module)
         for norm in _norms(module):
             norm.track_running_stats = False
             norm.running_mean = norm.running_var = norm.num_batches_tracked = None
-        held = made.holding(module, fold=False, micro_batch=0)  # the images of a batch see each other
+        held = protected.holding(module, fold=False, micro_batch=0)  # an image's output depends on its whole batch
 
         def in_batches(model: Answer) -> Answer:
             return lambda x: torch.cat([model(part) for part in x.tensor_split(math.ceil(len(x) / self.batch))])
@@ -64,11 +64,11 @@ class BatchStatistics(Method):
 
 @dataclass(frozen=True)
 class Reestimated(Method):
-    """Each chip estimates the running statistics anew on its own faulty weights, from unlabelled images.
+    """Each chip estimates the running statistics again, on its own faulty weights, from unlabelled images.
 
     Attributes:
-        images: Validation images to estimate from, at most.
-        batch: How many of them at a time.
+        images: Maximum number of validation images to estimate from.
+        batch: Number of images per batch.
     """
 
     name: ClassVar[str] = "reestimate"
@@ -81,25 +81,25 @@ class Reestimated(Method):
         check_option("images", self.images, 2)
         check_option("batch", self.batch, 2)
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
         require(
-            made.prepared is None and made.fitted is None,
-            "only one method may prepare a chip's model or its NeuralFuse: two were put together.",
+            protected.prepared is None and protected.fitted is None,
+            "only one method of a chain may prepare a chip's model or its NeuralFuse: got two.",
         )
-        tracked = all(norm.running_mean is not None for norm in _norms(made.model.module))
-        require(tracked, "the model must have running statistics to be estimated anew: a method before took them away.")
-        inputs = calibration_inputs(made, context, self.images)
+        tracked = all(norm.running_mean is not None for norm in _norms(protected.model.module))
+        require(tracked, "the model must have running statistics to re-estimate: a method before removed them.")
+        inputs = calibration_inputs(protected, context, self.images)
 
         def prepared(chip: Perturbed) -> Answer:
             module = estimate_statistics(chip.module(), inputs, self.batch)
-            return lambda x: torch.cat(made.deployed.in_parts(x, lambda rows: module(x[rows])))
+            return lambda x: torch.cat(protected.deployed.in_parts(x, lambda rows: module(x[rows])))
 
-        return replace(made, prepared=prepared)
+        return replace(protected, prepared=prepared)
 
 
 def estimate_statistics(module: nn.Module, inputs: Tensor, batch: int) -> nn.Module:
-    """Set the running statistics of all BatchNorms to the mean over batches of inputs; in place, in eval mode."""
+    """Set all running statistics to the mean over batches of inputs, in place. Return the module in eval mode."""
     norms = _norms(module)
     kept = [norm.momentum for norm in norms]
     module.eval()

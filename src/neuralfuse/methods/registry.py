@@ -1,4 +1,4 @@
-"""The methods by name, and how to ask for one, for several put together, and for a user's own."""
+"""The methods by name, and the parser for a method, a chain of methods, or a user's own."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ METHODS: dict[str, type[Method]] = {
 
 
 def parse(text: str, *, allow_code: bool = False) -> tuple[Method, ...]:
-    """Return methods that act one after the other, from text such as ``randbet:limit=0.2+convl``.
+    """Return a chain of methods, in order, from text such as ``randbet:limit=0.2+convl``.
 
-    Each is a name of `METHODS`, a generator's name (NeuralFuse with it), or ``package.module:thing`` of a user's own: a
-    subclass of `Method`, or a factory of generators. Options stand after a colon: ``name:option=value,option=value``.
+    Each part is a name of `METHODS`, a generator's name (for a NeuralFuse with it), or ``package.module:thing``: a
+    user's own subclass of `Method` or factory of generators. Options follow a colon: ``name:option=value,...``.
 
     Args:
-        text: The methods.
+        text: The methods, separated by ``+``.
         allow_code: Whether the code of a user's own generator in a saved module (``given``) may be run.
     Raises:
-        UnknownNameError: there is no such method, or it has no such option.
-        ConfigError: an option's value is illegal, a user's own cannot be imported, or methods do not go together.
+        UnknownNameError: there is no such method, or the method has no such option.
+        ConfigError: an option's value is illegal, a user's own method cannot be imported, or the methods cannot be
+            combined.
     """
     chain = tuple(_one(part.strip(), allow_code) for part in text.split("+"))
     late = next((method for method in chain[1:] if method.first), None)
-    require(late is None, f"a method that makes the model anew must come first: got {text!r}.")
+    require(late is None, f"a method that retrains the model must come first: got {text!r}.")
     fused = [method for method in chain if method.transforms_inputs]
     require(len(fused) <= 1, f"there must be at most one NeuralFuse: got {text!r}.")
     for place, method in enumerate(chain):
@@ -72,22 +73,22 @@ def _one(text: str, allow_code: bool) -> Method:
 
 def _options(method: type[Method], text: str) -> dict[str, Any]:
     hints = get_type_hints(method)
-    known = {one.name: hints[one.name] for one in fields(method) if one.metadata.get("option", True)}
+    types = {one.name: hints[one.name] for one in fields(method) if one.metadata.get("option", True)}
     found: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
-        if name not in known:
-            raise unknown_name(f"option of {method.name}", name, known or ["none"])
+        if name not in types:
+            raise unknown_name(f"option of {method.name}", name, types or ["none"])
         try:
-            found[name] = {int: int, float: float}.get(known[name], str)(value)
+            found[name] = {int: int, float: float}.get(types[name], str)(value)
         except ValueError as error:
-            wanted = known[name].__name__
+            wanted = types[name].__name__
             raise ConfigError(f"{name} of {method.name} must be of type {wanted}: got {value!r}.") from error
     return found
 
 
 def _users_own(reference: str, options: str) -> Method:
-    """Return a user's own method, or a NeuralFuse with a user's own generator; what lies there decides."""
+    """Return a user's own method, or a NeuralFuse with a user's own generator, from ``package.module:thing``."""
     where, found = f"method {reference}", load(reference, what="method")
     if callable(found) and (not isinstance(found, type) or issubclass(found, nn.Module)):
         require(not options, f"a generator has no options here: got {reference}:{options}.")
@@ -95,7 +96,7 @@ def _users_own(reference: str, options: str) -> Method:
     whole = isinstance(found, type) and issubclass(found, Method) and not inspect.isabstract(found)
     require(
         whole,
-        f"{where} must be a subclass of neuralfuse.methods.Method with a protect of its own, or a generator's "
+        f"{where} must be a subclass of neuralfuse.methods.Method that implements protect, or a generator's "
         "factory(channels, image_size).",
     )
     for name in ("name", "needs"):
@@ -106,7 +107,7 @@ def _users_own(reference: str, options: str) -> Method:
 
 
 def identity(method: Method) -> dict[str, Any]:
-    """Return all that a method's work depends on, as JSON: its options, and for a user's own the code it lies in."""
+    """Return everything that a method's result depends on, as JSON: its options, and the code of a user's own."""
     kind = type(method)
     if kind.__module__.partition(".")[0] == "neuralfuse":
         return method.to_config()
@@ -114,5 +115,5 @@ def identity(method: Method) -> dict[str, Any]:
 
 
 def needs(methods: Iterable[Method]) -> list[str]:
-    """Return what methods need access to, each once."""
+    """Return the kinds of access that methods need, without duplicates."""
     return list(dict.fromkeys(access for method in methods for access in method.needs))

@@ -1,4 +1,4 @@
-"""Protection by training the base model anew, and the smaller model that it is measured against."""
+"""Protection by retraining the base model, and the smaller model that it is compared with."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from neuralfuse.pipeline import make_base
 
 @dataclass(frozen=True)
 class Retrained(Method):
-    """The base model is trained anew from its first weights, by its own recipe with something changed."""
+    """The base model is retrained from scratch by its own recipe, with some changes."""
 
     needs: ClassVar[tuple[Access, ...]] = ("weights", "training")
     first: ClassVar[bool] = True
@@ -35,25 +35,25 @@ class Retrained(Method):
         """Return the fields of `QatConfig` that differ from the base model's recipe."""
 
     def training_macs(self, work: Workload) -> float:
-        """See `Method`: twice the base model's own, at most."""
+        """See `Method`: at most twice the base model's own training."""
         return 2 * work.qat.macs(work.train_images, work.base)
 
     def errors(self, context: TrainingContext) -> FaultModel | None:
-        """Return the bit errors to train with; None for those of the base model's recipe, if it had any."""
+        """Return the bit errors to train with; None for those of the base model's recipe, if any."""
         return None
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        recipe, errors = recipe_of(made.model)
+        recipe, errors = recipe_of(protected.model)
         return trained_anew(
-            made, context, made.model.name, replace(recipe, **self.changes()), self.errors(context) or errors
+            protected, context, protected.model.name, replace(recipe, **self.changes()), self.errors(context) or errors
         )
 
 
 def trained_anew(
-    made: Protected, context: TrainingContext, name: str, recipe: QatConfig, errors: FaultModel | None
+    protected: Protected, context: TrainingContext, name: str, recipe: QatConfig, errors: FaultModel | None
 ) -> Protected:
-    """Return the same with a trained network of the registry. The network is trained unless the folder holds it."""
+    """Return a copy with another network of the registry. The network is trained unless the folder already holds it."""
     folder = context.folder
     if not (folder / "config.json").exists():
         make_base(
@@ -61,22 +61,22 @@ def trained_anew(
             device=context.device,
         )  # fmt: skip
     model = load_base(folder)
-    held = made.holding(model.module.to(context.device))
+    held = protected.holding(model.module.to(context.device))
     return replace(held, base=DeployedBase(model, held.deployed))
 
 
 def recipe_of(model: BaseModel) -> tuple[QatConfig, FaultModel | None]:
-    """Return how a base model was trained, and the bit errors that it was trained with (RandBET), if any.
+    """Return the recipe of a base model, and the bit errors that it was trained with (RandBET), if any.
 
     Raises:
-        ConfigError: it is not known.
+        ConfigError: the base model was not trained by this library, so its recipe is unknown.
     """
-    config, known = model.trained.get("config", {}), {one.name for one in fields(QatConfig)}
+    config, options = model.trained.get("config", {}), {one.name for one in fields(QatConfig)}
     require(
         model.name.partition("@")[0] in BASE_MODELS and "epochs" in config,
-        f"to be trained anew, a base model must come from neuralfuse train-base: {model.name} does not.",
+        f"to be retrained, a base model must come from neuralfuse train-base: {model.name} does not.",
     )
-    recipe = QatConfig(**{name: value for name, value in config.items() if name in known})
+    recipe = QatConfig(**{name: value for name, value in config.items() if name in options})
     if not config.get("ber"):
         return recipe, None
     named = {"kind": config["faults"], "ber": config["ber"]}
@@ -85,7 +85,7 @@ def recipe_of(model: BaseModel) -> tuple[QatConfig, FaultModel | None]:
 
 @dataclass(frozen=True)
 class WeightClipping(Retrained):
-    """Weights are kept within a limit while they learn, so that the information is spread over many of them.
+    """Weights are clipped during training, so that information is spread over many of them.
 
     Attributes:
         limit: Largest magnitude of a weight.
@@ -107,7 +107,7 @@ class WeightClipping(Retrained):
 
 @dataclass(frozen=True)
 class RandBet(Retrained):
-    """Random bit error training: weight clipping, and the loss on a fresh faulty chip beside the clean one.
+    """Random bit error training: weight clipping, and the loss on a fresh chip per step in addition to the clean loss.
 
     Attributes:
         limit: Largest magnitude of a weight; 0 for no limit.
@@ -132,10 +132,10 @@ class RandBet(Retrained):
 
 @dataclass(frozen=True)
 class AdversarialWeights(Retrained):
-    """Adversarial weight perturbation: the model learns at the weights nearby at which its loss is worst.
+    """Adversarial weight perturbation: the model is trained at the nearby weights with the highest loss.
 
     Attributes:
-        gamma: Length of a tensor's move, as a share of its norm.
+        gamma: Length of each tensor's move, as a share of its norm.
     Source:
         Wu, Xia, Wang, NeurIPS 2020 (arXiv 2004.05884).
     """
@@ -154,13 +154,13 @@ class AdversarialWeights(Retrained):
 
 @dataclass(frozen=True)
 class Smaller(Method):
-    """Not a protection: the smaller member of the model's family that costs the same energy at full voltage.
+    """Not a protection: a smaller member of the model's family that runs at full voltage for the same energy.
 
-    It has the most channels with which its weight accesses there cost no more than the model's own at the voltage of
-    the faults, and is trained by the model's recipe. No cell of it fails.
+    The smaller model is trained by the model's recipe, and none of its cells fails. It is the widest one whose weight
+    accesses cost no more energy at full voltage than the model's own at the voltage of the faults.
 
     Attributes:
-        width: Channels of its first stage; 0 to find them so.
+        width: Channels of the first stage; 0 for the widest affordable one.
     """
 
     name: ClassVar[str] = "smaller"
@@ -172,28 +172,30 @@ class Smaller(Method):
     def __post_init__(self) -> None:
         check_option("width", self.width, 0, 4096)
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        width = self.width or same_energy_width(made.model, context.faults)
-        held = trained_anew(made, context, f"{made.model.name.partition('@')[0]}@{width}", *recipe_of(made.model))
+        width = self.width or same_energy_width(protected.model, context.faults)
+        held = trained_anew(
+            protected, context, f"{protected.model.name.partition('@')[0]}@{width}", *recipe_of(protected.model)
+        )
         return replace(held, hardened=held.deployed.memory.layout.bits)
 
     def check_rate(self, ber: float) -> None:
         """See `Method`."""
-        known = self.width or default_curve().energy_at_rate(ber) is not None
+        has_energy = self.width or default_curve().energy_at_rate(ber) is not None
         require(
-            bool(known),
-            f"the train rate must be one whose voltage is known to find a smaller model of its energy: got {ber:g}. "
+            bool(has_energy),
+            f"the train rate must be on the voltage curve to find a smaller model of the same energy: got {ber:g}. "
             "Name its width (smaller:width=12), or leave it out.",
         )
 
     def training_macs(self, work: Workload) -> float:
-        """See `Method`: as much as the model's own, at most."""
+        """See `Method`: at most the base model's own training."""
         return 2 * work.qat.macs(work.train_images, work.base)
 
 
 def same_energy_width(model: BaseModel, faults: FaultModel) -> int:
-    """Return the width of `Smaller`."""
+    """Return the width of the model of `Smaller`: the widest that costs no more energy at full voltage."""
     curve, size = default_curve(), model.image_size
     spec = base_spec(model.name)
 
@@ -204,5 +206,5 @@ def same_energy_width(model: BaseModel, faults: FaultModel) -> int:
 
     most = accesses(spec.width) * curve.energy(curve.voltage(faults.ber))
     fits = [width for width in range(1, spec.width + 1) if accesses(width) <= most]
-    require(len(fits) > 0, f"the family of {model.name} must have a member that costs as little: none does.")
+    require(len(fits) > 0, f"the family of {model.name} must have a member that costs no more energy: none does.")
     return max(fits)

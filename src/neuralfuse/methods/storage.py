@@ -1,4 +1,4 @@
-"""Protection by what is stored and how: weights, words, cells. No retraining."""
+"""Protection by how weights are stored: clipped, in protected bits, or with faulty words zeroed. No retraining."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from neuralfuse.methods.base import Access, Method, Preparation, Protected, Trai
 
 @dataclass(frozen=True)
 class ClippedQuantization(Method):
-    """Weights are clipped to a percentile of their magnitude before they are quantized, each tensor by its own.
+    """Each tensor's weights are clipped to a percentile of their magnitude before quantization.
 
-    A code's largest bit then means less, at the price of the few weights that lie beyond.
+    A code's most significant bit is then worth less, at the price of the few clipped weights.
 
     Attributes:
         keep: Share of a tensor's weights that are not clipped.
@@ -31,23 +31,23 @@ class ClippedQuantization(Method):
     def __post_init__(self) -> None:
         check_option("keep", self.keep, 0, 1)
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        module = copy.deepcopy(made.model.module)
+        module = copy.deepcopy(protected.model.module)
         with torch.no_grad():
-            for stored in made.deployed.memory.layers.select(module):
+            for stored in protected.deployed.memory.layers.select(module):
                 sizes = stored.tensor.abs().flatten()
                 limit = sizes.kthvalue(max(1, round(self.keep * len(sizes)))).values
                 stored.tensor.clamp_(-limit, limit)
-        return made.holding(module)
+        return protected.holding(module)
 
 
 @dataclass(frozen=True)
 class ProtectedBits(Method):
-    """The cells of the most significant bits keep the highest voltage, and do not fail.
+    """The cells of the most significant bits keep the highest voltage and do not fail.
 
     Attributes:
-        bits: How many of each word.
+        bits: Number of protected bits per word.
     """
 
     name: ClassVar[str] = "protected-bits"
@@ -58,21 +58,21 @@ class ProtectedBits(Method):
     def __post_init__(self) -> None:
         check_option("bits", self.bits, 0, 16)
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        width = made.deployed.memory.layout.bits
+        width = protected.deployed.memory.layout.bits
         require(0 <= self.bits <= width, f"protected bits must be in 0..{width}: got {self.bits}.")
-        return replace(made, hardened=max(self.bits, made.hardened))
+        return replace(protected, hardened=max(self.bits, protected.hardened))
 
 
 @dataclass(frozen=True)
 class ZeroedWords(Method):
-    """A word with a cell that a test of the chip found faulty reads as zero."""
+    """A word reads as zero if a test of the chip found a faulty cell in it."""
 
     name: ClassVar[str] = "zero-faulty-words"
     needs: ClassVar[tuple[Access, ...]] = ("memory", "fault map")
     prepares_for: ClassVar[Preparation] = "nothing"
 
-    def protect(self, made: Protected, context: TrainingContext) -> Protected:
+    def protect(self, protected: Protected, context: TrainingContext) -> Protected:
         """See `Method`."""
-        return made.holding(made.model.module, readout=ZeroFaultyWords())
+        return protected.holding(protected.model.module, readout=ZeroFaultyWords())

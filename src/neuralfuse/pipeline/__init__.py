@@ -1,4 +1,4 @@
-"""From images to a record, with what each stage leaves on disk: base model, start, NeuralFuse, evaluation."""
+"""The stages from images to a record, and the files of each: base model, start, NeuralFuse, evaluation."""
 
 from neuralfuse.pipeline.measuring import make_evaluation
 from neuralfuse.pipeline.training import make_base, make_fuse, make_start

@@ -1,4 +1,4 @@
-"""Evaluation: what a base model and a NeuralFuse are worth on unseen chips, kept chip by chip, as a record."""
+"""Evaluation of a base model and a NeuralFuse on unseen chips, as a record. Each chip's result is kept at once."""
 
 from __future__ import annotations
 
@@ -37,22 +37,24 @@ def make_evaluation(
     resume: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Evaluate on the test images, keeping each chip's result as it comes, and write the record.
+    """Evaluate on the test images and write the record. Each chip's result is kept, so that the run can be resumed.
 
     Args:
         fuse: A trained NeuralFuse in eval mode. None measures CA and PA only.
         base: The base model in its memory.
-        data: Its test images are used.
+        data: The data set. Only its test images are used.
         faults: The fault model.
-        chips: How many unseen chips; None for the ten published ones.
+        chips: Number of unseen chips; None for the ten published chips.
         faulty_generator: Whether the weights of NeuralFuse lie in faulty memory too.
-        until: Stop early, once PA(NF) is known this well; see `evaluate`.
+        until: Width of the 95% interval, in points, at which to stop early; see `evaluate`.
         plain: The record of the same evaluation without NeuralFuse. Its chips' PA is not measured again.
         target: An accuracy to judge the chips by, for the record.
-        operating_point: The voltage that the rate came from, and its curve, for the record.
-        out: File of the record; None for none.
-        resume: Go on from the results that an interrupted run left beside ``out``.
-        say: Told of each chip.
+        operating_point: The supply voltage that gave the rate, and its curve, for the record.
+        out: File for the record; None for none.
+        resume: Whether to resume from the results that an interrupted run left next to ``out``.
+        say: Called with one line of text per chip.
+    Raises:
+        ConfigError: ``out`` is a folder, or ``plain`` is the record of another evaluation.
     """
     deployed = base.deployed
     run = RunInfo(deployed.memory.device)
@@ -87,9 +89,9 @@ def make_evaluation(
     record = evaluation_record(result, faults=faults, config=config, run=run, published=published)
     if target is not None:
         values = [one.pa if one.pa_nf is None else one.pa_nf for one in result.per_chip]
-        exact = faults.one_chip or faults.cell_rate == 0  # there is no other chip to speak of
-        asked = {"accuracy": target.accuracy, "confidence": target.confidence, "exact": exact}
-        record["target"] = asked | target.judge(values, exact=exact)
+        exact = faults.one_chip or faults.cell_rate == 0  # all chips are the same
+        goal = {"accuracy": target.accuracy, "confidence": target.confidence, "exact": exact}
+        record["target"] = goal | target.judge(values, exact=exact)
     if out is not None:
         write_json(out, record)
     partial.remove()
@@ -99,7 +101,7 @@ def make_evaluation(
 def _published(
     base: DeployedBase, fuse: NeuralFuse | None, module: NeuralFuse | Deployed | None, data: DataSet, faults: FaultModel
 ) -> dict[str, Any] | None:
-    """Return the paper's row for what is measured, if it is measured as in the paper: faulty cells, plain memories."""
+    """Return the paper's row for this evaluation, if it is comparable: faulty cells, plain memories of codes."""
     scheme, trained = base.deployed.memory.scheme, {} if fuse is None else fuse.trained
     as_there = isinstance(scheme, Scheme) and set(base.to_config()) <= _PLAIN_MEMORY
     if not as_there or isinstance(module, Deployed) or faults.kind not in ("reference", "stuck"):
@@ -112,8 +114,9 @@ def _published(
 
 
 def _evaluation(record: Mapping[str, Any], config: Mapping[str, Any]) -> Evaluation:
-    """Return what a record without NeuralFuse says, for an evaluation of the same model on the same chips."""
+    """Return the evaluation in a record without NeuralFuse, if it is of the same model, data and faults."""
     differ = [name for name in ("base", "data", "faults") if record["config"][name] != config[name]]
-    require(not differ, f"the record without NeuralFuse must be of the same evaluation: {', '.join(differ)} differ.")
+    names = ", ".join(differ)
+    require(not differ, f"the record without NeuralFuse must be of the same evaluation: it differs in {names}.")
     chips = tuple(ChipResult(**one) for one in record["per_chip"])
     return Evaluation(record["ca_float"], record["ca"], None, chips)

@@ -1,4 +1,4 @@
-"""Trainings, each with the folder that it leaves: a base model, the start of a NeuralFuse, a NeuralFuse."""
+"""Trainings and the folders that they write: a base model, a pretrained generator, a NeuralFuse."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_base(
 ) -> dict[str, Any]:
     """Train a base model of the registry and write its folder; return the record of the training.
 
-    With ``faults``, the model is trained with such bit errors (RandBET).
+    With ``faults``, the model is trained with bit errors of this fault model (RandBET).
     """
     run = RunInfo(device)
     module = base_model(
@@ -99,7 +99,7 @@ def make_start(
     listeners: Sequence[Listener] = (),
     device: torch.device,
 ) -> dict[str, Any]:
-    """Teach a generator the classes and write its folder, for `make_fuse` to start from; return the record."""
+    """Pretrain a generator on the classes and write its folder, a start for `make_fuse`; return the record."""
     run = RunInfo(device)
     fuse = _untrained(generator, data, InputRange(), fit, config.seed).to(device)
     state = pretrain(fuse, data, config, out=out, resume=resume, listeners=listeners)
@@ -133,11 +133,11 @@ def make_fuse(
 ) -> dict[str, Any]:
     """Train NeuralFuse against base models and write its folder; return the record of the training.
 
-    Of several processes that train together, the first one writes. ``start`` is the folder of a module whose weights
-    to begin with.
+    Of several processes that train together, only the first writes. ``start`` is the folder of a NeuralFuse that
+    provides the initial weights.
 
     Raises:
-        ConfigError: ``start`` holds another kind of module.
+        ConfigError: the module in ``start`` has another generator or other channels.
     """
     run = RunInfo(device)
     fuse = _untrained(generator, data, bases[0].deployed.input_range, fit, config.seed)

@@ -1,4 +1,4 @@
-"""The cheapest way to run a model that is accurate enough, found by measuring every one."""
+"""Measurement and energy of every way to run a model, and the choice of the cheapest accurate one."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from neuralfuse.scoring import accuracy, plain_inputs, transform
 
 Kind = Literal["neuralfuse", "unprotected", "protected bits", "smaller model"]
 By = Literal["weights", "inference"]
-MOST_CHIPS = 2500  # of `planning_chips`
+MOST_CHIPS = 2500  # as many as `planning_chips` can return
 _GENERATOR_BITS = 8  # NeuralFuse is trained for 8-bit weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What a plan is made for.
+    """The hardware that a plan is made for.
 
     Attributes:
         curve: Rates and energies by voltage.
-        array: For the accesses.
-        technology: What they cost.
-        kib: Capacity of a bank of memory.
-        seconds: How long an inference takes; needed where the technology leaks.
+        array: The array of multipliers, which determines the memory accesses.
+        technology: Energy per access and operation.
+        kib: Capacity of a memory bank, in KiB.
+        seconds: Time of an inference, in seconds; needed if the technology leaks.
     """
 
     curve: VoltageCurve
@@ -44,13 +44,13 @@ class Hardware:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        kept = "what is kept at the highest one would fail too"
         require(
-            self.curve.vmin is not None, f"a voltage curve must reach a voltage without errors to plan with: {kept}."
+            self.curve.vmin is not None,
+            "a voltage curve must reach a voltage without errors to plan with: otherwise protected cells fail too.",
         )
 
     def to_config(self) -> dict[str, Any]:
-        """Return it as JSON."""
+        """Return the hardware as JSON."""
         return {
             "curve": self.curve.to_config(),
             "array": asdict(self.array),
@@ -62,7 +62,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class ChipAccuracies:
-    """One chip: the accuracy for each set of inputs, in percent."""
+    """The accuracies of one chip for each set of inputs, in percent."""
 
     seed: int
     accuracies: tuple[float, ...]
@@ -70,19 +70,20 @@ class ChipAccuracies:
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One way to run: a voltage and a protection, what it costs and what was measured.
+    """One way to run: a voltage and a protection, with its energy and its measured accuracies.
 
     Attributes:
-        name: Of the protection, or of the smaller model.
-        kind: What it is.
-        voltage: Of the memory of the base model's weights, in the curve's unit.
-        ber: Rate of faulty cells there.
-        weights: Energy of the memory of the weights, the generator's included, over the base model's at the highest
+        name: Name of the protection, or of the smaller model.
+        kind: Kind of the way.
+        voltage: Voltage of the base model's weight memory, in the curve's unit.
+        ber: Rate of faulty cells at this voltage.
+        weights: Energy of the weight memories, the generator's included, relative to the base model's at the highest
             voltage.
-        inference: Energy of all (weights, inputs, outputs, arithmetic), over the same.
-        accuracies: In percent, one a chip; a single one where no cell fails.
-        exact: Whether no cell fails, so that there is nothing to draw.
-        protected: Most significant bits whose cells do not fail, for protected bits.
+        inference: Energy of the whole inference (weights, inputs, outputs, arithmetic), relative to the base model's
+            at the highest voltage.
+        accuracies: Accuracy on each chip, in percent; a single one if no cell fails.
+        exact: Whether no cell fails, so that all chips are the same.
+        protected: Number of most significant bits whose cells do not fail.
     """
 
     name: str
@@ -96,30 +97,30 @@ class Option:
     protected: int = 0
 
     def energy(self, by: By) -> float:
-        """Return the relative energy of the memory of the weights, or of the whole inference."""
+        """Return the relative energy of the weight memories, or of the whole inference."""
         return self.weights if by == "weights" else self.inference
 
     def to_config(self, target: Target) -> dict[str, Any]:
-        """Return it as JSON, with what its chips say about all chips."""
+        """Return the way as JSON, with statistics of its chips and bounds for all chips."""
         met = target.is_met(self.accuracies, exact=self.exact)
         found = {**asdict(self), **target.judge(self.accuracies, exact=self.exact), "meets_target": met}
         return found | {"accuracies": list(self.accuracies)}
 
 
 class Planner:
-    """Measures ways to run a base model, one voltage after the other, and knows what each of them costs.
+    """Measures the accuracy of ways to run a base model, and computes their energies.
 
     Args:
         base: The deployed base model.
-        split: Images to choose by.
-        fuses: Trained NeuralFuse modules by name, in eval mode, on the base model's device; their memory keeps the
+        split: Images to measure on.
+        fuses: Trained NeuralFuse modules by name, in eval mode, on the base model's device. Their memory keeps the
             highest voltage.
-        faults_at: The fault model at a voltage.
-        hardware: What it is planned for.
-        target: What is asked; chips are measured no further once no way can reach it.
-        chips: How many chips at most; by default as many as the target needs.
-        partial: What an interrupted run had measured, and where each chip's result is kept; None for nowhere.
-        say: Told of every tenth chip.
+        faults_at: Called with a voltage; returns the fault model.
+        hardware: The hardware to plan for.
+        target: The accuracy to reach. Measuring at a voltage stops once no way can reach it.
+        chips: Maximum number of chips; by default as many as the target needs.
+        partial: File with the prior results of an interrupted run, to which each chip's result is added; None for none.
+        say: Called with one line of text per tenth chip.
     Raises:
         ConfigError: a layer cannot be counted, a module does not fit, or there are too few chips for the target.
     """
@@ -158,8 +159,8 @@ class Planner:
         """Return the ways to run at one voltage: unprotected, behind each NeuralFuse, and with protected bits.
 
         Args:
-            voltage: Of the memory of the weights.
-            protect: Numbers of most significant bits whose cells keep the highest one, without NeuralFuse.
+            voltage: Voltage of the weight memory.
+            protect: Numbers of most significant bits whose cells keep the highest voltage, without NeuralFuse.
         """
         curve, faults, bits = self.hardware.curve, self.faults_at(voltage), self.base.memory.layout.bits
         energy = curve.energy(voltage)
@@ -179,7 +180,7 @@ class Planner:
         return found
 
     def smaller(self, name: str, model: Deployed) -> list[Option]:
-        """Return a smaller base model without errors: at the highest voltage, and at the lowest that makes none."""
+        """Return two ways to run a smaller model without errors: at the highest and the lowest error-free voltage."""
         curve = self.hardware.curve
         inputs, counts = [plain_inputs(self.split, model.input_range)], self._count(model.model, model.memory.layers)
         found = []
@@ -190,25 +191,23 @@ class Planner:
         return found
 
     def faults_at(self, voltage: float) -> FaultModel:
-        """Return the fault model at a voltage; raise unless its chips are drawn from seeds, by the curve's rate."""
+        """Return the fault model at a voltage. Raise a `ConfigError` unless each seed gives another chip."""
         faults = self._faults_at(voltage)
         drawn = not (faults.has_map or faults.one_chip)
-        require(
-            drawn, f"a plan must be made for faults that are drawn anew for every chip: {faults.kind!r} is one chip."
-        )
+        require(drawn, f"a plan must be made for faults that differ from chip to chip: {faults.kind!r} is one chip.")
         return faults
 
     def _measured(
         self, part: str, model: Deployed, inputs: Sequence[Tensor], faults: FaultModel
     ) -> list[tuple[float, ...]]:
-        """Return, for each set of inputs, the accuracy on each chip; one without errors where no cell fails."""
+        """Return the accuracy on each chip, for each set of inputs. If no cell fails, there is one chip."""
         labels = self.split.labels
         chips = planning_chips(faults, self.chips if faults.cell_rate > 0 else 1)
 
         def measure(chip: Chip) -> ChipAccuracies:
             if faults.cell_rate == 0:
                 return ChipAccuracies(chip.seed, tuple(accuracy(model, one, labels) for one in inputs))
-            perturbed = model.perturbed(chip)  # transient errors, too, are the same for all inputs
+            perturbed = model.perturbed(chip)  # transient errors are the same for all sets of inputs
             return ChipAccuracies(
                 chip.seed, tuple(accuracy(perturbed.from_first_read(), one, labels) for one in inputs)
             )  # fmt: skip
@@ -281,6 +280,6 @@ class Planner:
 def cheapest(
     options: Sequence[Option], target: Target, by: By, *, kinds: Container[Kind] = get_args(Kind)
 ) -> Option | None:
-    """Return the way that reaches the target at the lowest energy; None where none does."""
+    """Return the way that reaches the target at the lowest energy; None if none does."""
     fit = [one for one in options if one.kind in kinds and target.is_met(one.accuracies, exact=one.exact)]
     return min(fit, key=lambda one: (one.energy(by), -mean(one.accuracies)), default=None)

@@ -1,4 +1,4 @@
-"""A plan from end to end: measure, choose, check the choice on other chips and images, keep it all as one record."""
+"""A plan from end to end: measure, choose, check the choice on other chips and images, and write the record."""
 
 from __future__ import annotations
 
@@ -42,27 +42,28 @@ def make_plan(
 ) -> dict[str, Any]:
     """Find the cheapest way to run that reaches a target, by measuring; write plan.json and check.json.
 
-    One half of the test images chooses, the other half checks the choice, on chips that had no part in it.
+    The choice is made on one half of the test images and checked on the other half, on other chips.
 
     Args:
         base: The base model in its memory.
         fuses: Trained NeuralFuse modules by name.
-        data: Images.
-        faults_at: The fault model at a voltage.
-        hardware: What it is planned for.
-        target: What is asked.
-        voltages: To measure at; by default the lowest one without errors and six below it, see `usual_voltages`.
-        by: Whose energy is to be low: the memory of the ``weights``, or the whole ``inference``.
-        chips: How many at most; by default as many as the target needs.
-        images: How many images to choose by, at most.
+        data: The data set. Only its test images are used.
+        faults_at: Called with a voltage; returns the fault model.
+        hardware: The hardware to plan for.
+        target: The accuracy to reach.
+        voltages: Voltages to measure at; by default the lowest one without errors and six below it, see
+            `usual_voltages`.
+        by: The energy to minimize: that of the ``weights``' memory, or of the whole ``inference``.
+        chips: Maximum number of chips; by default as many as the target needs.
+        images: Maximum number of images to choose by.
         protect: Numbers of protected most significant bits to measure without NeuralFuse.
-        smaller: Smaller base models by name, to be run without errors.
+        smaller: Smaller base models by name, to run without errors.
         out: Folder for the results.
-        resume: Go on from what an interrupted run left in ``out``.
-        say: Told of each voltage and every tenth chip.
+        resume: Whether to resume from the results of an interrupted run in ``out``.
+        say: Called with one line of text per voltage and per tenth chip.
     Raises:
-        ConfigError: an option is not legal, or a layer cannot be counted.
-        FileFormatError: what an interrupted run left belongs to another plan.
+        ConfigError: an option is illegal, or a layer cannot be counted.
+        FileFormatError: the results of the interrupted run belong to another plan.
     """
     run = RunInfo(base.deployed.memory.device)
     bits = base.deployed.memory.layout.bits
@@ -75,7 +76,7 @@ def make_plan(
         require(own == size, f"{name} must take the base model's images, {size}: got {own}.")
     check_writable(out)
     if not resume:
-        (out / "check.json").unlink(missing_ok=True)  # of an older plan
+        (out / "check.json").unlink(missing_ok=True)  # from an older plan
     rows = data.test.order(data.name, "planning images")
     half = len(rows) // 2
     choosing, checking = data.test[rows[:half][:images]], data.test[rows[half:]]
@@ -141,10 +142,10 @@ def make_plan(
 
 
 def usual_voltages(hardware: Hardware) -> list[float]:
-    """Return the lowest voltage without errors, and six below it at rates that are even on a logarithmic scale."""
+    """Return the lowest voltage without errors, and six below it at logarithmically spaced rates."""
     curve = hardware.curve
     positive = [point.ber for point in curve.points if point.ber > 0]
-    require(len(positive) > 0, "a voltage curve must reach errors to plan with: it has none.")
+    require(len(positive) > 0, "a voltage curve must have a rate above 0 to plan with: it has none.")
     high = max(positive)
     low = min(high, max(min(positive), high / 300))
     rates = [low * (high / low) ** (k / 5) for k in range(5)]
@@ -170,7 +171,7 @@ def plan_text(record: Mapping[str, Any]) -> str:
         )
     lines.append("\n=> the cheapest that reaches the target; * no other is both cheaper and more accurate")
     if record["choice"] is None:
-        lines.append("Nothing measured reaches the target. Ask for less, or plan for higher voltages or other modules.")
+        lines.append("No measured way reaches the target. Lower the target, or try higher voltages or other modules.")
         return "\n".join(lines)
     best = record["options"][record["choice"]]
     lines.append(f"choose {best['name']} at {best['voltage']:.4g} {curve['unit']}: {1 - best[by]:.1%} saved")

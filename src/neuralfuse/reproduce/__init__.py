@@ -1,4 +1,4 @@
-"""The paper's tables and plots made anew: rows become steps, and records have the published values beside."""
+"""The paper's tables and plots, reproduced: rows become steps, and records hold measured and published values."""
 
 from neuralfuse.reproduce.make import Job
 from neuralfuse.reproduce.prior import read_prior

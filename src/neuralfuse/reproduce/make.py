@@ -1,4 +1,4 @@
-"""From names of tables to their records: which steps, how long, run them, write what came out."""
+"""From names of tables to their records: collect the steps, run them, and write the records."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from neuralfuse.steps.workspace import Workspace
 
 @dataclass(frozen=True)
 class Job:
-    """Some rows of some tables, and where they are made.
+    """Rows of tables to reproduce in a workspace.
 
     Attributes:
         chosen: The rows by table.
-        request: What they are made with.
-        workspace: Where.
-        known: Records of tables from elsewhere, by table; what they measured is not measured again.
+        request: The scale, fault model and seed to reproduce them with.
+        workspace: The workspace that holds the steps and the records.
+        prior: Prior records of tables, by table. Rows that they measured are not measured again.
     """
 
     chosen: Mapping[str, Sequence[Mapping[str, Any]]]
     request: Request
     workspace: Workspace
-    known: Mapping[str, Record] = field(default_factory=dict)
+    prior: Mapping[str, Record] = field(default_factory=dict)
 
     @staticmethod
     def of(
@@ -39,45 +39,58 @@ class Job:
         where: Mapping[str, Sequence[str]],
         request: Request,
         workspace: Workspace,
-        known: Mapping[str, Record] | None = None,
+        prior: Mapping[str, Record] | None = None,
     ) -> Job:
-        """Return the job of some names; see `choose` for its errors. Known records must be of tables among them."""
-        chosen, known = choose(names, where), known or {}
-        other = next((name for name in known if name not in chosen), None)
-        require(other is None, f"a known record must be of a table that is asked for: got one of {other}.")
-        return Job(chosen, request, workspace, known)
+        """Return the job for these tables.
+
+        Args:
+            names: Names of tables; see `choose`.
+            where: Wanted values by column; see `choose`.
+            request: The scale, fault model and seed.
+            workspace: The workspace that holds the steps and the records.
+            prior: Prior records, by table.
+        Raises:
+            UnknownNameError: see `choose`.
+            ConfigError: a prior record is of a table that is not among ``names``.
+        """
+        chosen, prior = choose(names, where), prior or {}
+        other = next((name for name in prior if name not in chosen), None)
+        require(
+            other is None, f"a record of --known must be of a table to reproduce: got one of {other}. Name {other} too."
+        )
+        return Job(chosen, request, workspace, prior)
 
     @property
     def work(self) -> Work:
-        """The steps of all rows that are not known."""
+        """The steps of all rows that have no prior measurement."""
         steps: list[Step] = []
         for name, rows in self.chosen.items():
             for row in rows:
                 step = TABLES[name].step(self.request, row)
-                if step is not None and prior_values(row, step.address, self.known.get(name)) is None:
+                if step is not None and prior_values(row, step.address, self.prior.get(name)) is None:
                     steps.append(step)
         return Work.of(steps, self.workspace)
 
     @property
     def count(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return sum(len(own) for own in self.chosen.values())
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the tables as they stand, with all their rows."""
+        """Return the tables' records so far, with all their rows."""
         every = choose(list(self.chosen))
         made = {name: table_record(name, rows, self.request, self.workspace) for name, rows in every.items()}
-        return [joined(record, self.known[name]) if name in self.known else record for name, record in made.items()]
+        return [joined(record, self.prior[name]) if name in self.prior else record for name, record in made.items()]
 
     def write(self) -> list[dict[str, Any]]:
-        """Write the tables as they stand; return their records."""
+        """Write the tables' records so far; return them."""
         records = self.records()
         for record in records:
             write_json(self.path(record["table"]), record)
         return records
 
     def path(self, table: str) -> Path:
-        """Return the file of a table's record; other scales, faults and seeds have files of their own."""
+        """Return the file of a table's record. Each scale, fault model and seed has its own file."""
         request = self.request
         seed = f"-seed{request.seed}" if request.seed else ""
         return self.workspace.root / f"{table}-{request.scale.name}-{request.faults}{seed}.json"

@@ -1,4 +1,4 @@
-"""A table as a record: the published values beside what was measured, and all that was done for it."""
+"""A table as a record: measured and published values, and the steps that it is made from."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ SCHEMA = "neuralfuse/table/1"
 def table_record(
     name: str, rows: Sequence[Mapping[str, Any]], request: Request, workspace: Workspace
 ) -> dict[str, Any]:
-    """Return a table as a record: each row with its published values, what was measured (None: not yet), its step."""
+    """Return a table as a record. Each row has its published values, its measured ones (None: not yet) and its step."""
     table, scale = TABLES[name], request.scale
     made: list[dict[str, Any]] = []
-    used = Provenance(workspace)
+    provenance = Provenance(workspace)
     timings: dict[str, dict[str, Any]] = {}
     for row in rows:
         try:
             step = table.step(request, row)
-            record = {} if step is None else used.record(step)
+            record = {} if step is None else provenance.record(step)
             measured = None if record is None else table.measured(request, row, record)
             if step is not None and measured is not None and table.timings:
                 timings[step.address] = {name: measured.pop(name) for name in table.timings}
-        except ConfigError:  # the scale has nothing for this row
+        except ConfigError:  # the scale has no recipe for this row
             step, measured = None, None
         comparable = request.comparable or not isinstance(step, EvaluationStep)
         made.append(
@@ -58,23 +58,23 @@ def table_record(
             "seed": request.seed,
             "data": {data: asdict(one.images) for data, one in scale.recipes.items()},
         },
-        "data": {one["name"]: one for one in _images(used)},
+        "data": {one["name"]: one for one in _images(provenance)},
         "rows": made,
-        "steps": used.configs,
-        "learning": dict(_learning(used)),
-        "run": {**command(), **used.runs, **({"timings": timings} if timings else {})},
+        "steps": provenance.configs,
+        "learning": dict(_learning(provenance)),
+        "run": {**command(), **provenance.runs, **({"timings": timings} if timings else {})},
     }
 
 
-def _learning(used: Provenance) -> Iterator[tuple[str, Any]]:
-    """Yield each module's accuracies on validation images and chips, step by step."""
-    for name, record in used.records.items():
+def _learning(provenance: Provenance) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the validation history of each NeuralFuse."""
+    for name, record in provenance.records.items():
         if name.startswith(f"{ModuleStep.kind}-"):
             yield name, record["result"]["history"]
 
 
-def _images(used: Provenance) -> Iterator[dict[str, Any]]:
-    """Yield what base models were trained on."""
-    for name, record in used.records.items():
+def _images(provenance: Provenance) -> Iterator[dict[str, Any]]:
+    """Yield the configurations of the data sets that base models were trained on."""
+    for name, record in provenance.records.items():
         if name.startswith(f"{BaseStep.kind}-"):
             yield record["result"]["config"]["data"]

@@ -1,4 +1,4 @@
-"""Tables as text and as Markdown: what was measured, and in brackets what the paper printed."""
+"""Tables as text and as Markdown: measured values, with the paper's values in brackets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from neuralfuse.tables import markdown_table, text_table
 
 _HEADS = {
     "ca": "CA", "pa": "PA", "ca_nf": "CA(NF)", "pa_nf": "PA(NF)", "rp": "RP", "energy_saving": "energy saved %",
-    "mac_energy_saving": "energy saved by MACs %", "efficiency_ratio": "RP a million parameters", "twma": "T.W.M.A.",
+    "mac_energy_saving": "energy saved by MACs %", "efficiency_ratio": "RP per million parameters", "twma": "T.W.M.A.",
     "params": "parameters", "macs": "MACs", "latency_ms": "ms", "added_ms": "added ms",
 }  # fmt: skip
 _KEYS = {"ber": "bit errors", "train_ber": "trained at", "k_bits": "K", "n": "N", "lambda": "lambda"}
@@ -19,7 +19,7 @@ _WHOLE = {"params", "macs", "twma"}
 
 
 def grid(record: Mapping[str, Any]) -> list[list[str]]:
-    """Return a table record as cells, the heads first; once something is measured, without rows that are not."""
+    """Return a table record as cells, the heads first. If any row is measured, rows that are not are left out."""
     rows = [row for row in record["rows"] if row["measured"] is not None] or record["rows"]
     rows = [{**row, "measured": with_timings(record, row)} for row in rows]
     names = [name for name in _HEADS if any(name in (row["measured"] or row["published"] or {}) for row in rows)]
@@ -42,7 +42,7 @@ def grid(record: Mapping[str, Any]) -> list[list[str]]:
 
 
 def with_timings(record: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what was measured for a row, with the times that the record keeps under ``run``."""
+    """Return a row's measured values, with the times that the record keeps under ``run``."""
     if row["measured"] is None:
         return None
     return {**row["measured"], **record.get("run", {}).get("timings", {}).get(row["step"], {})}
@@ -61,31 +61,33 @@ def as_markdown(record: Mapping[str, Any]) -> list[str]:
 
 
 def heading(record: Mapping[str, Any]) -> str:
-    """Return what a table is, and what stands for the paper's networks and data."""
+    """Return a table's number and title, its scale and its fault model."""
     config = record["config"]
     name = record["table"].replace("table", "Table ").replace("figure", "Figure ")
     return f"{name}. {record['title']}\nscale {config['scale']} ({config['scale_title']}), faults: {config['faults']}"
 
 
 def notes(record: Mapping[str, Any]) -> list[str]:
-    """Return what a reader of the table must know."""
+    """Return notes for readers of the table."""
     rows, config = record["rows"], record["config"]
     waiting = sum(row["measured"] is None for row in rows)
     comparable = bool(rows) and rows[0]["published"] is not None
-    lines = ["in brackets: the paper" if comparable else "the paper measured no such errors"]
+    lines = ["in brackets: the paper" if comparable else "the paper did not measure this kind of errors"]
     for name, data in record["data"].items():
         if "files" in data:
             lines.append(f"{name} was read from {', '.join(data['files'])} files, which are not the original images")
     factor = config["rate_factor"]
     if factor != 1 and record["steps"]:
-        lines.append(f"every rate is {factor:g} times the paper's: small networks have few cells to fail")
+        lines.append(f"all rates are {factor:g} times the paper's, because small networks have few cells to fail")
     steps = record["steps"].values()
     if any("start" in step or step.get("eopm", {}).get("class_head") for step in steps):
-        lines.append("generators were also taught the classes, the paper's were not")
+        lines.append("generators were also taught the classes (the paper's were not)")
     if any("rounding" in step for step in steps):
-        lines.append("weights of fewer than 8 bits are rounded to the nearest; the paper says down, its figures do not")
+        lines.append(
+            "weights of fewer than 8 bits are rounded to nearest (the paper's text says down, its figures disagree)"
+        )
     elif any(step.get("bits", Scheme.bits) < Scheme.bits for step in steps):
-        lines.append("weights of fewer than 8 bits are rounded down, as later versions no longer do")
+        lines.append("weights of fewer than 8 bits are rounded down (later versions round to nearest)")
     lines += _precision(record)
     if waiting:
         lines.append(f"{waiting} of {len(rows)} rows are not measured yet")
@@ -96,14 +98,14 @@ def notes(record: Mapping[str, Any]) -> list[str]:
 
 
 def _precision(record: Mapping[str, Any]) -> list[str]:
-    """Return how well PA(NF) is known, and in how many rows less well than the scale asks for."""
+    """Return the largest half-width of the intervals of PA(NF), and the number of rows that miss the scale's width."""
     measured = (row["measured"] or {} for row in record["rows"])
     halves = [(ci[1] - ci[0]) / 2 for ci in (values.get("pa_nf_ci95") for values in measured) if ci]
     if not halves:
         return []
-    asked = min((step["until"] / 2 for step in record["steps"].values() if step.get("until")), default=max(halves))
-    missed = sum(half > asked for half in halves)
-    wider = f", wider than the +-{asked:g} asked for in {missed} of {len(halves)} rows, which used up their chips"
+    wanted = min((step["until"] / 2 for step in record["steps"].values() if step.get("until")), default=max(halves))
+    missed = sum(half > wanted for half in halves)
+    wider = f", but {missed} of {len(halves)} rows miss the scale's +-{wanted:g} even with all chips"
     return [f"95% intervals of PA(NF) are up to +-{max(halves):.1f} points{wider if missed else ''}"]
 
 

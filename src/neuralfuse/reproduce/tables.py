@@ -1,4 +1,4 @@
-"""The paper's tables as grids of steps: what each row is measured on, and what stands beside its published values."""
+"""The paper's tables and figures: the step that measures each row, and the values taken from the step's record."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from neuralfuse.steps.step import Step, counts, encodes
 from neuralfuse.steps.trainings import BaseStep, ModuleStep, StartStep
 
 Faults = Literal["reference", "stuck", "flip"]
-AWP = "-AWP"  # ends the name of a base model that is trained at adversarial weights
+AWP = "-AWP"  # suffix of base models that are trained with adversarial weight perturbation
 GAMMA = 0.01
-"""Of that perturbation. Source: Wu et al. (NeurIPS 2020), for adversarial images; NeuralFuse does not print its own."""
-FEWER_OR_MORE = (1, 2, 5, 10, 20)  # chips a step in Figure 7, whose values the paper does not print
+"""Size of that perturbation. Source: Wu et al. (NeurIPS 2020), for adversarial images. NeuralFuse prints none."""
+FEWER_OR_MORE = (1, 2, 5, 10, 20)  # chips per step in Figure 7; the paper does not print its values
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a table is made with.
+    """The options to reproduce a table with.
 
     Attributes:
-        scale: What stands for the paper's networks and data.
-        faults: The meaning of its rates. The paper's own is ``reference``; ``stuck`` has independent cells; ``flip``
-            inverts bits, which the paper did not do: its values are not shown beside that.
-        seed: Of all trainings.
-        device: On which latencies are measured; nothing else depends on it.
+        scale: The scale, which replaces the paper's networks and data.
+        faults: The fault model of the rates. The paper uses ``reference``. ``stuck`` has independent faulty cells.
+            ``flip`` inverts bits. The paper did not measure this, so no published values are shown then.
+        seed: Seed of all trainings.
+        device: Device on which latencies are measured. Nothing else depends on it.
     """
 
     scale: Scale
@@ -49,7 +49,7 @@ class Request:
 
     @property
     def comparable(self) -> bool:
-        """Whether the paper's values mean the same."""
+        """Whether the paper's values are comparable."""
         return self.faults != "flip"
 
     def base(self, data: str, name: str) -> BaseStep:
@@ -60,18 +60,18 @@ class Request:
         return BaseStep(recipe.images, recipe.bases[name], qat)
 
     def rate(self, ber: float) -> float:
-        """Return what a rate of the paper is at this scale."""
+        """Return the rate at this scale for a rate of the paper."""
         return min(1.0, round(ber * self.scale.rate_factor, 12))
 
     def fault_model(self, ber: float) -> FaultModel:
-        """Return the faults at a rate of the paper."""
+        """Return the fault model for a rate of the paper."""
         return fault_model(self.faults, ber=self.rate(ber))
 
     def evaluation(self, of: Measurement, **eopm: Any) -> EvaluationStep:
-        """Return the step that measures what a row of the paper measures."""
+        """Return the step that reproduces one of the paper's measurements. ``eopm`` changes fields of the recipe."""
         recipe, scale = self.scale.recipe(of.data), self.scale
         generator = of.generator.lower()
-        encoding = encodes(generator, recipe.images)  # else it learns no classes
+        encoding = encodes(generator, recipe.images)  # other generators are not taught the classes
         bases = tuple(self.base(of.data, name) for name in of.sources)
         trained = replace(
             recipe.eopm, lam=of.lam, seed=self.seed,
@@ -88,7 +88,7 @@ class Request:
 
 
 def _same_share(of: Measurement, base: BaseStep) -> int:
-    """Return how many of a smaller model's bits are the same share as the paper's K of its own."""
+    """Return the number of a model's bits that is the same share as the paper's K bits of the paper's model."""
     if not of.k_bits:
         return 0
     theirs = counts(of.base.lower(), ImageSpec("cifar10")).words
@@ -101,16 +101,16 @@ _ValuesOf = Callable[[Request, Mapping[str, Any], Mapping[str, Any]], dict[str, 
 
 @dataclass(frozen=True)
 class Table:
-    """How one table or figure is made.
+    """The definition of one table or figure.
 
     Attributes:
-        title: What it shows.
-        rows: The rows: what they are of, and the published values under the names in ``values``.
-        values: Names of what is measured.
-        step: The step that a row needs, if any.
-        measured: A row's values from that step's record (``result`` and ``run``).
-        printed_in: The paper's tables that its published values come from.
-        timings: Those of ``values`` that are times, which records keep under ``run``.
+        title: Title of the table.
+        rows: The rows: their keys, and their published values under the names in ``values``.
+        values: Names of the measured values.
+        step: Called with the request and a row; returns the step that measures the row, or None for none.
+        measured: Called with the request, a row and the step's record; returns the row's measured values.
+        printed_in: The paper's tables that the published values come from.
+        timings: Names of those values that are times. Records keep them under ``run``.
     """
 
     title: str
@@ -122,7 +122,7 @@ class Table:
     timings: tuple[str, ...] = ()
 
     def misprint(self, row: Mapping[str, Any]) -> str | None:
-        """Return what is known to be wrong with a row's published values, or None."""
+        """Return the known misprints in a row's published values; None if there are none."""
         notes = [published.misprint(table, row) for table in self.printed_in]
         return "; ".join(note for note in notes if note) or None
 
@@ -141,7 +141,7 @@ def _accuracies(request: Request, row: Mapping[str, Any], record: Mapping[str, A
         "train_ber": trained["ber"],
         **({"adversarial_bits": trained["adversarial_bits"]} if trained["adversarial_bits"] else {}),
         **{name: result[name] for name in shown},
-        "pa": alone["pa"],  # on all chips of the scale, whichever of them this module was measured on
+        "pa": alone["pa"],  # on all chips of the scale, even if this module was measured on fewer
         "pa_std": alone["pa_sd"],
         "pa_nf_std": result["pa_nf_sd"],
         "pa_nf_ci95": None if interval is None else list(interval),
@@ -152,7 +152,7 @@ def _accuracies(request: Request, row: Mapping[str, Any], record: Mapping[str, A
 def _printed(
     name: str, values: tuple[str, ...], step: _StepOf, measured: _ValuesOf, timings: tuple[str, ...] = ()
 ) -> Table:
-    """Return a table that the paper prints."""
+    """Return the definition of a table that the paper prints."""
     return Table(_title(name), published.rows(name), values, step, measured, (name,), timings)
 
 
@@ -168,10 +168,10 @@ def _title(name: str) -> str:
 
 
 def _counts_at(request: Request, name: str, data: str = "CIFAR-10") -> tuple[str, Any]:
-    """Return a network or generator at this scale, and what a pass of it takes."""
+    """Return the name of a network or generator at this scale, and its operation counts."""
     recipe = request.scale.recipe(data)
-    known = name.lower() in GENERATORS or name in recipe.bases
-    require(known, f"scale {request.scale.name} must name a network for {name} under [bases].")
+    exists = name.lower() in GENERATORS or name in recipe.bases
+    require(exists, f"scale {request.scale.name} must name a network for {name} under [bases].")
     own = name.lower() if name.lower() in GENERATORS else recipe.bases[name]
     return own, counts(own, recipe.images)
 
@@ -231,7 +231,7 @@ def _table9(request: Request, row: Mapping[str, Any], record: Mapping[str, Any])
 
 
 def _trade_off(table: str, title: str, **where: Any) -> Table:
-    """Return a picture of accuracy against energy saved, of a table's rows at 1%."""
+    """Return the definition of a figure of accuracy against saved energy, from a table's rows at 1%."""
 
     def measured(request: Request, row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
         saved = _saving(request, row, "accesses", published.measurement(table, row).data)
@@ -258,7 +258,7 @@ def _figure7_step(request: Request, row: Mapping[str, Any]) -> Step:
 
 _LATENCIES = ("latency_ms", "added_ms")
 _TRADE_OFF = "Accuracy at 1% bit errors against the weights' energy saved"
-_N = "Perturbed models a training step, N: ConvL for ResNet18 on CIFAR-10 at 1% bit errors"
+_N = "Perturbed models per training step, N: ConvL for ResNet18 on CIFAR-10 at 1% bit errors"
 _FIGURE7 = [{"base": "ResNet18", "ber": 0.01, "generator": "ConvL", "n": n} for n in FEWER_OR_MORE]
 
 TABLES: dict[str, Table] = {
@@ -280,13 +280,13 @@ TABLES: dict[str, Table] = {
 def choose(
     names: Sequence[str], where: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the rows of the named tables, all of them for ``all``, that have the wanted values.
+    """Return the rows of the named tables that have the wanted values, by table.
 
     Args:
-        names: Keys of `TABLES`, or ``all``.
-        where: For some columns, the values wanted, as text; any one of them.
+        names: Keys of `TABLES`, or ``all`` for all tables.
+        where: Wanted values by column, as text. A row must have one of a column's values.
     Raises:
-        UnknownNameError: there is no such table, column or value; the legal ones are listed.
+        UnknownNameError: there is no such table, column or value. The message lists the legal ones.
     """
     chosen = {}
     for name in (own for one in names for own in (TABLES if one == "all" else [one])):
@@ -308,12 +308,12 @@ def choose(
 
 
 def keys(name: str) -> list[str]:
-    """Return the columns that say what a table's rows are of."""
+    """Return the key columns of a table's rows."""
     return [key for key in TABLES[name].rows[0] if key not in TABLES[name].values]
 
 
 def _value(row: Mapping[str, Any], column: str) -> str | None:
-    """Return a row's value of a column as text, None where it has none; the base of a transfer is its target."""
+    """Return a row's value of a column as text; None if it has none. The base of a transfer is its target."""
     value = row.get(column, row.get("target") if column == "base" else None)
     return None if value is None else _text(value)
 

@@ -1,7 +1,7 @@
-"""Trainings and measurements as a graph of steps: each is done once, kept in a store, and gone on from.
+"""Trainings and measurements as a graph of steps: each is done once, kept in a store, and resumed after interruptions.
 
-A step knows what it needs and all that its result depends on; the store keeps it under a digest of that. Engines run
-steps here, on worker processes, or on a cluster.
+A step knows the steps that it needs and everything that its result depends on. The store keeps the result under a
+digest of that. Engines run steps in this process, in worker processes, or on a cluster.
 """
 
 from neuralfuse.steps.engines import Engine, engine

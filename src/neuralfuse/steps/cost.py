@@ -1,4 +1,4 @@
-"""How long steps will take: their multiplications, at the speed of those that are finished."""
+"""Estimates of how long steps take, from their multiplications and the speed of the finished steps."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from neuralfuse.steps.step import Step
 from neuralfuse.steps.workspace import Workspace
 
 ASSUMED = {"cpu": 15e9, "cuda": 2e12}
-"""Multiplications a second of one worker, before anything was measured: one core here; a guess for a GPU."""
-LEAST = 0.5  # seconds that any step takes
+"""Multiplications per second of one worker before any measurement: of one CPU core, and a guess for a GPU."""
+LEAST = 0.5  # shortest time of a step, in seconds
 
 
 @dataclass
 class Speed:
-    """How fast one worker is, by kind of step.
+    """The speed of one worker, by kind of step.
 
     Attributes:
-        assumed: Multiplications a second of kinds that nothing is known of.
-        measured: Of the others, from finished steps.
-        count: How many finished steps that is.
+        assumed: Multiplications per second for kinds without a finished step.
+        measured: Multiplications per second by kind, from finished steps.
+        count: Number of finished steps.
     """
 
     assumed: float
@@ -29,15 +29,15 @@ class Speed:
     count: int = 0
 
     def seconds(self, step: Step) -> float:
-        """Return about how long a step takes one worker, at most."""
+        """Return the approximate upper limit of a step's time on one worker, in seconds."""
         return LEAST + step.macs / self.measured.get(step.kind, self.assumed)
 
     @property
     def source(self) -> str:
-        """Where the estimate comes from."""
+        """The basis of the estimate, in words."""
         if self.count:
             return f"at the speed of {self.count} finished steps"
-        return f"assuming {self.assumed / 1e9:g} billion multiplications a second for each worker"
+        return f"assuming {self.assumed / 1e9:g} billion multiplications per second and worker"
 
 
 def speed(steps: Iterable[Step], workspace: Workspace) -> Speed:
@@ -61,7 +61,7 @@ def speed(steps: Iterable[Step], workspace: Workspace) -> Speed:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the unit that suits it."""
+    """Return a time as text, in a suitable unit."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""What runs steps: this process, worker processes here, or a Dask cluster elsewhere."""
+"""Engines that run steps: in this process, in local worker processes, or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from neuralfuse.steps.perform import Outcome, perform
 from neuralfuse.steps.step import Step
 from neuralfuse.steps.workspace import ANY_DEVICE, Workspace
 
-_LOOK_AGAIN = 1.0  # seconds
+_LOOK_AGAIN = 1.0  # seconds between two checks for lost workers
 
 
 class Engine(Protocol):
-    """What runs steps, in any order and number at a time."""
+    """An engine runs submitted steps, in any order and any number at a time."""
 
     def submit(self, step: Step, workspace: Workspace, turn: int) -> None:
-        """Run a step some time, those of earlier turns first."""
+        """Queue a step. Steps with a lower ``turn`` run first."""
 
     def next(self, seconds: float) -> Outcome | None:
-        """Return what became of a step, or None if nothing did for so long."""
+        """Return the outcome of a step, or None if no step ends within this many seconds."""
 
 
 @dataclass
 class InProcess:
-    """Runs steps here, one after the other."""
+    """An engine that runs steps in this process, one after the other."""
 
     threads: int
     _waiting: list[tuple[int, Step, Workspace]] = field(default_factory=list)
@@ -54,11 +54,11 @@ class InProcess:
 
 
 class OnDask:
-    """Runs steps on the workers of a Dask cluster; the steps of a worker that dies move to another.
+    """An engine that runs steps on the workers of a Dask cluster. Steps of a lost worker move to another.
 
     Args:
         client: A ``distributed.Client``.
-        threads: Of torch, in each worker.
+        threads: Number of torch threads per worker.
     """
 
     def __init__(self, client: Any, threads: int) -> None:
@@ -66,7 +66,7 @@ class OnDask:
         self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._running: dict[str, Step] = {}
         self._tries = 0
-        self._at_work: dict[str, str] = {}  # steps' keys by the workers that were last seen at them
+        self._at_work: dict[str, str] = {}  # the key of the step that each worker runs, at the last look
         self._looked = 0.0
         self._moved: list[Outcome] = []
 
@@ -86,8 +86,8 @@ class OnDask:
             future = None
         if self.client.status != "running" or (future is not None and future.status in ("cancelled", "lost")):
             raise UnfinishedError(
-                "the Dask scheduler must stay until all steps are done: it is gone. The same command goes on from what "
-                "is kept."
+                "the Dask scheduler must run until all steps are done: it has stopped. Run the same command again to "
+                "continue from the finished steps."
             )
         if future is None:
             return self._lost_worker()
@@ -98,7 +98,7 @@ class OnDask:
         return Outcome(step.address, error=f"no worker finished it: {' '.join(str(future.exception()).split())}")
 
     def _lost_worker(self) -> Outcome | None:
-        """Look every few seconds who is at what; return the step of a worker that is not there any more."""
+        """Check every second which workers are left; return the outcome of a step whose worker was lost."""
         if not self._moved and time.monotonic() - self._looked > _LOOK_AGAIN:
             self._looked = time.monotonic()
             before, now = self._at_work, self._processing()
@@ -106,23 +106,23 @@ class OnDask:
             for worker, key in before.items():
                 if worker not in now and key in self._running:
                     step = self._running[key]
-                    line = f"the worker {worker} was lost; another goes on with what it was at: {step.title}"
+                    line = f"worker {worker} was lost; another one continues its step: {step.title}"
                     self._moved.append(Outcome(step.address, said=(line,), moved=True))
         return self._moved.pop() if self._moved else None
 
     def _processing(self) -> dict[str, Sequence[str]]:
-        """Return the keys of the steps that each worker is at."""
+        """Return the keys of the steps that each worker runs."""
         try:
             return dict(self.client.processing())
-        except (OSError, RuntimeError, TimeoutError):  # the next look at the client's status tells
+        except (OSError, RuntimeError, TimeoutError):  # `next` checks the client's status
             return dict.fromkeys(self._at_work, ())
 
 
 def keep_freed_memory() -> None:
-    """Have the C library, where it is glibc, keep freed memory for the next tensor of this process.
+    """Make glibc keep freed memory for the next tensor of this process. Other C libraries are left as they are.
 
-    Dask has its workers give it back at once (``MALLOC_TRIM_THRESHOLD_``). Every tensor is then made of fresh pages,
-    which makes a training step up to twice as long.
+    Dask makes its workers return freed memory at once (``MALLOC_TRIM_THRESHOLD_``). Every tensor then needs new
+    pages, and a training step takes up to twice as long.
     """
     trim_threshold, mmap_max = -1, -4
     with suppress(AttributeError, OSError):
@@ -132,7 +132,7 @@ def keep_freed_memory() -> None:
 
 
 def _on_worker(step: Step, workspace: Workspace, threads: int) -> Outcome:
-    """Run a step in a worker process, on a GPU if it sees one and may; of several GPUs, each worker has its own."""
+    """Run a step in a worker process, on a GPU if the worker sees one and may use it. Workers share GPUs evenly."""
     keep_freed_memory()
     gpus = torch.cuda.device_count() if workspace.device in (ANY_DEVICE, "cuda") else 0
     if gpus:
@@ -145,15 +145,15 @@ def _on_worker(step: Step, workspace: Workspace, threads: int) -> Outcome:
 
 @contextmanager
 def engine(*, workers: int, threads: int, scheduler: str | None = None) -> Iterator[Engine]:
-    """Yield what runs steps: worker processes here, or those of a cluster.
+    """Yield an engine: this process, local worker processes, or the workers of a cluster.
 
     Args:
-        workers: Worker processes; 0 to run in this one.
-        threads: Of torch, in each.
-        scheduler: Address of a Dask scheduler, whose workers are used instead.
+        workers: Number of local worker processes; 0 runs steps in this process.
+        threads: Number of torch threads per worker.
+        scheduler: Address of a Dask scheduler whose workers run the steps instead; None for none.
     Raises:
         MissingExtraError: Dask is needed and not installed.
-        ConfigError: no scheduler answers.
+        ConfigError: the scheduler does not answer or has no workers.
     """
     if workers == 0 and scheduler is None:
         yield InProcess(threads)
@@ -162,8 +162,8 @@ def engine(*, workers: int, threads: int, scheduler: str | None = None) -> Itera
         dask, distributed = import_module("dask"), import_module("distributed")
     except ImportError as error:
         raise MissingExtraError(
-            "worker processes need Dask: pip install 'neuralfuse[reproduce]', or pass --workers 0 to do one step after "
-            "the other."
+            "worker processes need Dask: pip install 'neuralfuse[reproduce]', or pass --workers 0 to run one step "
+            "after the other."
         ) from error
     quiet = {"logging": {"distributed": "critical"}, "distributed.comm.timeouts.connect": "10s"}
     with dask.config.set(quiet):

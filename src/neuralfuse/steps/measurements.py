@@ -1,4 +1,4 @@
-"""Steps that measure: accuracies on unseen chips, the latency of one image."""
+"""Steps that measure: accuracy on unseen chips, and the latency of one image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,17 @@ from neuralfuse.steps.workspace import Workspace
 
 @dataclass(frozen=True)
 class EvaluationStep(Step):
-    """Measure a base model on unseen chips, alone or behind a NeuralFuse."""
+    """Measure a base model on unseen chips, alone or behind a NeuralFuse.
+
+    Attributes:
+        base: The step of the base model.
+        module: The step of the NeuralFuse; None for none.
+        faults: The fault model.
+        chips: Maximum number of unseen chips.
+        bits: Width of a stored word.
+        until: Width of the 95% interval, in points, at which to stop early; None for all chips.
+        test_images: Number of test images; 0 for all.
+    """
 
     base: BaseStep
     module: ModuleStep | None
@@ -40,7 +50,7 @@ class EvaluationStep(Step):
 
     @property
     def alone(self) -> EvaluationStep:
-        """The same base model on the same chips, all of them, without NeuralFuse."""
+        """The step that measures the base model on all of these chips without NeuralFuse."""
         return replace(self, module=None, until=None)
 
     @property
@@ -77,7 +87,7 @@ class EvaluationStep(Step):
             plain = None if before is None else before["result"]
         fuse = None
         if self.module is not None:
-            own = runs_foreign_code(self.module.generator)  # which the user has named
+            own = runs_foreign_code(self.module.generator)  # the user named this code
             folder_of_fuse = store.folder(self.module.address)
             fuse = NeuralFuse.from_pretrained(folder_of_fuse, allow_code=own).to(workspace.device)
         record = make_evaluation(
@@ -89,7 +99,7 @@ class EvaluationStep(Step):
         )
 
     def _data(self, workspace: Workspace) -> DataSet:
-        """Return the data with the test images that count: the first of an order that is the same for ever."""
+        """Return the data set with ``test_images`` of its test images, the same in every run."""
         data = workspace.images(self.base.images)
         if not self.test_images:
             return data
@@ -115,7 +125,14 @@ class EvaluationStep(Step):
 
 @dataclass(frozen=True)
 class LatencyStep(Step):
-    """Measure how long one image takes, without and with NeuralFuse; what the weights are does not matter."""
+    """Measure the latency of one image without and with NeuralFuse, on untrained weights.
+
+    Attributes:
+        images: The data set, for the image size.
+        network: The base model's name.
+        generator: The generator's name; None for none.
+        device: Device to measure on.
+    """
 
     images: ImageSpec
     network: str
@@ -129,7 +146,7 @@ class LatencyStep(Step):
         return asdict(self)
 
     def perform(self, workspace: Workspace) -> dict[str, Any]:
-        """See `Step`; all that is measured varies from run to run."""
+        """See `Step`; the record holds only a ``run``, because latencies vary from run to run."""
         run = RunInfo(torch.device(workspace.device))
         facts = FACTS[self.images.name]
         size = (self.images.size or facts.size,) * 2

@@ -1,4 +1,4 @@
-"""Doing one step where it runs: never twice, never over a damaged one, and never with an exception."""
+"""Doing one step on a worker: never twice, never on top of damaged files, and never with an exception."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from neuralfuse.steps.workspace import Workspace
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one try of a step.
+    """The outcome of one try of a step.
 
     Attributes:
-        address: Of the step.
+        address: Address of the step.
         said: Lines for the user.
-        error: Why it failed; None where it did not.
-        busy: Whether another process is at work on it.
-        lost: What it needs and is not there any more, or damaged.
-        moved: Whether its worker was lost, and another goes on with it.
+        error: Why the step failed; None if it did not.
+        busy: Whether another process is doing the step.
+        lost: Addresses of needed steps that are missing or damaged.
+        moved: Whether the step's worker was lost and another one continues.
     """
 
     address: str
@@ -34,16 +34,16 @@ class Outcome:
 
 
 def perform(step: Step, workspace: Workspace, threads: int) -> Outcome:
-    """Do one step where it runs, unless another process has done it or is at it; never raise.
+    """Do one step, unless another process has done it or is doing it. Never raise.
 
-    What an interrupted run left is gone on from; where it is damaged, the step is done from its beginning.
+    An interrupted step is resumed. If its files are damaged, the step starts again from the beginning.
     """
     torch.set_num_threads(threads)
     name = step.address
     try:
         with workspace.store.locked(name) as held:
             return _perform(step, workspace) if held else Outcome(name, busy=True)
-    except Exception as error:  # whatever it is, no other step may be lost by it
+    except Exception as error:  # an error must not stop the other steps
         text = " ".join(str(error).split())
         return Outcome(name, error=text if isinstance(error, NeuralFuseError) else f"{type(error).__name__}: {text}")
 
@@ -56,12 +56,12 @@ def _perform(step: Step, workspace: Workspace) -> Outcome:
         return Outcome(name, tuple(said), lost=lost)
     if is_finished(step, workspace, said):
         return Outcome(name)
-    if (store.folder(name) / MARKER).exists():  # damaged, or made from something else
+    if (store.folder(name) / MARKER).exists():  # damaged, or made from other needed steps
         store.discard(name)
     try:
         record = step.perform(workspace)
     except FileFormatError as error:
-        said.append(f"{error} It is done from its beginning.")
+        said.append(f"{error} The step starts again from the beginning.")
         store.discard(name)
         record = step.perform(workspace)
     run = record.pop("run")
@@ -70,9 +70,9 @@ def _perform(step: Step, workspace: Workspace) -> Outcome:
 
 
 def is_finished(step: Step, workspace: Workspace, said: list[str]) -> bool:
-    """Return whether a step is finished and whole; if it is damaged, say so."""
+    """Return whether a step is finished and undamaged. If it is damaged, add a line to ``said``."""
     try:
         return workspace.store.record(step.address) is not None
     except FileFormatError as error:
-        said.append(f"{error} It is done again.")
+        said.append(f"{error} The step is done again.")
         return False

@@ -1,4 +1,4 @@
-"""The finished steps that a record rests on."""
+"""The provenance of a record: the finished steps that it is made from."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from neuralfuse.steps.workspace import Workspace
 
 
 class Provenance:
-    """Finished steps, with all that they need, as they are asked for.
+    """Collects the finished steps that a record uses, with all steps that those need.
 
     Args:
-        workspace: Where the steps are kept.
+        workspace: The workspace that holds the steps.
 
     Attributes:
-        records: Records of the finished steps that were asked for, by address.
+        records: Records of the collected steps, by address.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -24,7 +24,7 @@ class Provenance:
         self.records: dict[str, dict[str, Any]] = {}
 
     def record(self, step: Step) -> dict[str, Any] | None:
-        """Return a step's record, or None if the step is not finished."""
+        """Return a step's record and collect it; None if the step is not finished."""
         if step.address in self.records:
             return self.records[step.address]
         try:
@@ -39,12 +39,12 @@ class Provenance:
 
     @property
     def configs(self) -> dict[str, dict[str, Any]]:
-        """The configuration of each step."""
+        """The configuration of each collected step, by address."""
         return {name: one["config"] for name, one in self.records.items()}
 
     @property
     def runs(self) -> dict[str, Any]:
-        """What varied from run to run: each distinct machine and version once, and the time of each step."""
+        """The values that vary from run to run: each distinct machine and version once, and the time of each step."""
         runs = [record["run"] for record in self.records.values()]
         distinct: dict[str, list[Any]] = {key: [] for key in ("hardware", "threads", "versions", "commit")}
         for run in runs:

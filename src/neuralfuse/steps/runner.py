@@ -1,4 +1,4 @@
-"""Running a graph of steps: each once and after what it needs; what fails is tried again and reported."""
+"""Running a graph of steps: each step runs once, after the steps that it needs. Failed steps are retried."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from neuralfuse.steps.perform import Outcome, is_finished
 from neuralfuse.steps.step import Step
 from neuralfuse.steps.workspace import Workspace
 
-_ASK_AGAIN = 2.0  # seconds
+_ASK_AGAIN = 2.0  # seconds until a step that another process is doing is submitted again
 
 
 def ordered(steps: Iterable[Step]) -> list[Step]:
-    """Return steps and all that they need, each once and after what it needs."""
+    """Return steps and all that they need in topological order, without duplicates."""
     found: dict[str, Step] = {}
 
     def visit(step: Step) -> None:
@@ -32,14 +32,14 @@ def ordered(steps: Iterable[Step]) -> list[Step]:
 
 @dataclass
 class Progress:
-    """Where a graph stands; steps by their addresses.
+    """The progress of a graph of steps. Steps are named by their addresses.
 
     Attributes:
-        steps: All of them, each after what it needs.
-        finished: Those that are done, whether now or before.
-        running: Those that were handed to the engine.
-        failed: Why those failed for good.
-        blocked: Those that need a failed one.
+        steps: All steps in topological order, by address.
+        finished: Steps that are done, now or in an earlier run.
+        running: Steps that were submitted to the engine.
+        failed: Steps that failed for good, with the reason.
+        blocked: Steps that need a failed step.
     """
 
     steps: dict[str, Step]
@@ -54,7 +54,7 @@ class Progress:
         return len(self.finished) + len(self.failed) + len(self.blocked) == len(self.steps)
 
     def ready(self) -> list[Step]:
-        """Return the steps that can begin, and set aside those that never can."""
+        """Return the steps that can begin. Mark steps that need a failed one as blocked."""
         found = []
         for name, step in self.steps.items():
             if name in self.finished | self.running | self.failed.keys() | self.blocked:
@@ -79,12 +79,12 @@ def run_steps(
     """Run steps and all that they need.
 
     Args:
-        steps: What is wanted.
-        workspace: Where they are kept.
-        on: What runs them.
-        retries: How often a failed step is tried again.
-        say: Told of every finished, damaged or failed step, a line each.
-        watch: Called with the progress every half second or so.
+        steps: The steps.
+        workspace: The workspace that holds the steps.
+        on: The engine that runs the steps.
+        retries: Number of retries of a failed step.
+        say: Called with one line of text per finished, damaged or failed step.
+        watch: Called with the progress about every half second.
     """
     now = _Schedule(Progress({step.address: step for step in ordered(steps)}), workspace, on, retries, say)
     now.state.finished = finished(now.state.steps.values(), workspace, now.tell)
@@ -100,7 +100,14 @@ def run_steps(
 
 @dataclass
 class _Schedule:
-    """The state of `run_steps`: tries, lines already shown, lost steps, and steps that another process works on."""
+    """The state of `run_steps`.
+
+    Attributes:
+        tries: Number of retries so far, by address.
+        shown: Lines already shown.
+        lost: Addresses of finished steps that turned out to be missing or damaged.
+        later: When to submit a step again that another process is doing, by address.
+    """
 
     state: Progress
     workspace: Workspace
@@ -108,12 +115,12 @@ class _Schedule:
     retries: int
     say: Callable[[str], None]
     tries: Counter[str] = field(default_factory=Counter)
-    told: set[str] = field(default_factory=set)
+    shown: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
     later: dict[str, float] = field(default_factory=dict)
 
     def hand_out(self) -> None:
-        """Give the engine all that can begin, in the order of the tables; what another process was at, after that."""
+        """Submit all steps that can begin, in order. Steps that another process was doing come after all others."""
         turns = {name: turn for turn, name in enumerate(self.state.steps)}
         for step in self.state.ready():
             self.state.running.add(step.address)
@@ -123,13 +130,13 @@ class _Schedule:
             self.on.submit(self.state.steps[name], self.workspace, turns[name] + len(turns))
 
     def tell(self, line: str) -> None:
-        """Say once what was found out: those who need a damaged step find it so too."""
-        if line not in self.told:
+        """Say a line once. Several steps may report the same damaged step."""
+        if line not in self.shown:
             self.say(line)
-            self.told.add(line)
+            self.shown.add(line)
 
     def take(self, outcome: Outcome) -> None:
-        """Take note of what became of a step."""
+        """Update the progress with the outcome of a step."""
         state, name, step = self.state, outcome.address, self.state.steps[outcome.address]
         for line in outcome.said:
             self.tell(line)
@@ -144,8 +151,8 @@ class _Schedule:
         elif outcome.error is None:
             self._finish(step)
         elif self.tries[name] < self.retries:
-            self.tries[name] += 1  # it is ready, and so handed out, again
-            self.say(f"{step.title} failed: {outcome.error} It is tried again.")
+            self.tries[name] += 1  # the step is ready again, so `hand_out` submits it again
+            self.say(f"{step.title} failed and is retried: {outcome.error}")
         else:
             state.failed[name] = outcome.error
             self.workspace.store.fail(name, outcome.error)
@@ -154,14 +161,14 @@ class _Schedule:
     def _finish(self, step: Step) -> None:
         state, name = self.state, step.address
         state.finished.add(name)
-        if name in self.lost:  # what was made from it may not fit it any more
+        if name in self.lost:  # steps made from the old result may not fit the new one
             self.lost.discard(name)
             state.finished &= finished(state.steps.values(), self.workspace)
         self.say(f"{len(state.finished)} of {len(state.steps)}: {step.title}")
 
 
 def finished(steps: Iterable[Step], workspace: Workspace, say: Callable[[str], None] = lambda line: None) -> set[str]:
-    """Return the addresses of steps that are done, with all that they need; what is damaged is not, and is said."""
+    """Return the addresses of finished steps whose needed steps are finished too. Report damaged steps by ``say``."""
     done: set[str] = set()
     for step in steps:
         said: list[str] = []

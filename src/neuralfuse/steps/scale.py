@@ -1,4 +1,4 @@
-"""Scales: what stands for the paper's networks, data and recipes when a table is made anew."""
+"""Scales: the networks, data sets and recipes that take the place of the paper's when a table is reproduced."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ SCALES = ("full", "cpu", "smoke")
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a data set before it is loaded: pixels, classes, images to train on and to test on."""
+    """Properties of a data set that are known before loading it.
+
+    Attributes:
+        channels: Number of color channels.
+        size: Height and width of the images.
+        classes: Number of classes.
+        train: Number of training images.
+        test: Number of test images.
+    """
 
     channels: int
     size: int
@@ -39,11 +47,11 @@ FACTS = {
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """A data set as a step wants it.
+    """The data set of a step.
 
     Attributes:
         name: A key of `FACTS`.
-        size: Height and width to resize to; None for the set's own.
+        size: Height and width to resize images to; None for the original size.
     """
 
     name: str
@@ -52,9 +60,14 @@ class ImageSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What stands for one of the paper's data sets: images, networks by the paper's names, recipes.
+    """The replacement of one of the paper's data sets, with its networks and training recipes.
 
-    With ``pretrain``, generators are first taught the classes, once for all modules.
+    Attributes:
+        images: The data set.
+        bases: Networks by the paper's names of base models.
+        qat: Recipe of base models.
+        eopm: Recipe of NeuralFuse modules.
+        pretrain: Recipe by which generators are first taught the classes, once for all modules; None for none.
     """
 
     images: ImageSpec
@@ -69,13 +82,13 @@ class Scale:
     """A scale, as its TOML file describes it.
 
     Attributes:
-        name: ``full``, ``cpu``, ``smoke``, or the file's own.
-        title: In a few words.
-        recipes: By the paper's names of the data sets.
-        chips: Unseen chips of an evaluation, at most.
-        until: Width of the 95% interval of PA(NF) at which an evaluation stops, in points; None for all chips.
-        test_images: Test images of an evaluation; 0 for all.
-        rate_factor: By how much the paper's rates are multiplied: networks of fewer cells need more of them faulty.
+        name: ``full``, ``cpu``, ``smoke``, or the name of the user's file.
+        title: The scale in a few words.
+        recipes: Recipes by the paper's names of data sets.
+        chips: Maximum number of unseen chips per evaluation.
+        until: Width of the 95% interval of PA(NF), in points, at which an evaluation stops; None for all chips.
+        test_images: Number of test images per evaluation; 0 for all.
+        rate_factor: Factor by which the paper's rates are multiplied. Smaller networks have fewer cells to fail.
     """
 
     name: str
@@ -87,12 +100,12 @@ class Scale:
     rate_factor: float = 1.0
 
     def recipe(self, data: str) -> Recipe:
-        """Return what stands for one of the paper's data sets.
+        """Return the recipe for one of the paper's data sets.
 
         Raises:
-            ConfigError: the scale has nothing for it.
+            ConfigError: the scale has no recipe for it.
         """
-        require(data in self.recipes, f"scale {self.name} must say what stands for {data}: [data.{data}] is missing.")
+        require(data in self.recipes, f"scale {self.name} must have a recipe for {data}: [data.{data}] is missing.")
         return self.recipes[data]
 
 
@@ -106,13 +119,16 @@ def load_scale(name: str) -> Scale:
 
     Raises:
         UnknownNameError: there is no such scale, or it names an unknown data set, network or option.
-        ConfigError: the file is no TOML, or lacks something.
+        ConfigError: the file is not TOML, or lacks an entry.
     """
     path = resources.files("neuralfuse.steps").joinpath("scales", f"{name}.toml") if name in SCALES else Path(name)
     if name not in SCALES and not (name.endswith(".toml") and Path(name).is_file()):
         raise unknown_name("scale", name, [*SCALES, "FILE.toml"])
     own = Path(name).stem
-    require(name == own or own not in SCALES, f"a scale of your own must have a name of its own: got {name}.")
+    require(
+        name == own or own not in SCALES,
+        f"the file of a scale must not have the name of a built-in one ({', '.join(SCALES)}): got {name}.",
+    )
     try:
         return _scale(own, tomllib.loads(path.read_text(encoding="utf-8")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -122,11 +138,11 @@ def load_scale(name: str) -> Scale:
 
 
 def _scale(name: str, table: dict[str, Any]) -> Scale:
-    _known(f"entry of scale {name}", table, _PARTS)
+    _check_names(f"entry of scale {name}", table, _PARTS)
     recipes = {}
     for data, own in table["data"].items():
-        _known(f"entry of [data.{data}]", own, _OF_DATA)
-        _known("data set", [own["name"]], FACTS)
+        _check_names(f"entry of [data.{data}]", own, _OF_DATA)
+        _check_names("data set", [own["name"]], FACTS)
         bases = {**table["bases"], **own.get("bases", {})}
         for network in bases.values():
             base_spec(network)
@@ -153,17 +169,17 @@ def _scale(name: str, table: dict[str, Any]) -> Scale:
     return Scale(name=name, title=str(table["title"]), recipes=recipes, **numbers)
 
 
-_OF_ROWS = {"awp", "seed", "bits", "ber", "faults", "lam", "adversarial_bits"}  # what tables and options decide
+_OF_ROWS = {"awp", "seed", "bits", "ber", "faults", "lam", "adversarial_bits"}  # set by tables and command-line options
 
 
 def _options(table: str, options: dict[str, Any], config: type[LoopConfig]) -> dict[str, Any]:
-    """Return a table's options if they are legal, with numbers as their fields have them: 1 and 1.0 are one address."""
+    """Return a table's options after a check. Numbers get the types of their fields, so that 1 and 1.0 are the same."""
     types = {one.name: str(one.type) for one in fields(config) if one.name not in _OF_ROWS}
-    _known(f"entry of {table}", options, types)
+    _check_names(f"entry of {table}", options, types)
     return {key: float(value) if types[key] == "float" else value for key, value in options.items()}
 
 
-def _known(kind: str, names: Any, legal: Any) -> None:
+def _check_names(kind: str, names: Any, legal: Any) -> None:
     for name in names:
         if name not in legal:
             raise unknown_name(kind, str(name), legal)

@@ -1,4 +1,4 @@
-"""A step of a table: something that is done once, kept under an address, and about how much work it is."""
+"""The interface of steps: a step is done once, is kept under its address, and estimates its own work."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ from neuralfuse.steps.workspace import Workspace
 
 
 class Step(ABC):
-    """Something that is done once; its address says what it depends on."""
+    """A training or a measurement that is done once. Its address is a digest of everything that it depends on."""
 
     kind: ClassVar[str]
 
     @property
     def needs(self) -> tuple[Step, ...]:
-        """The steps that must be finished before."""
+        """The steps that must be finished before this one."""
         return ()
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """Return all that the result depends on, with the steps that it needs by their addresses."""
+        """Return everything that the result depends on, as JSON. Needed steps are named by their addresses."""
 
     @abstractmethod
     def perform(self, workspace: Workspace) -> dict[str, Any]:
-        """Do it, going on from what an interrupted run left in its folder; return its record."""
+        """Do the step and return its record. Resume from the files of an interrupted run in its folder."""
 
     @property
     @abstractmethod
     def title(self) -> str:
-        """What it does, in a few words."""
+        """The step in a few words."""
 
     @property
     @abstractmethod
     def macs(self) -> float:
-        """About how many multiplications it takes, at most."""
+        """Approximate upper limit of the step's multiplications."""
 
     @cached_property
     def address(self) -> str:
-        """Its name in a store."""
+        """The step's name in a store."""
         return address(self.kind, self.config())
 
 
 @cache
 def counts(name: str, images: ImageSpec) -> Counts:
-    """Return what one pass of a base model or generator over one of these images takes."""
+    """Return the operation counts of a base model or generator for one of these images."""
     facts = FACTS[images.name]
     size = (images.size or facts.size,) * 2
     if is_generator(name):
         network = skeleton(name, channels=facts.channels, image_size=size)
         try:
             return count(network, channels=facts.channels, image_size=size, layers=GENERATOR_LAYERS)
-        except ConfigError:  # it multiplies nothing, as uip
+        except ConfigError:  # a generator without multiplications, such as uip
             return Counts.none()
     with torch.device("meta"):
         network = base_spec(name).build(classes=facts.classes, channels=facts.channels)
@@ -67,7 +67,7 @@ def counts(name: str, images: ImageSpec) -> Counts:
 
 
 def is_generator(name: str) -> bool:
-    """Say whether a name is that of a generator, and not of a base model."""
+    """Say whether a name is the name of a generator, not of a base model."""
     return name in GENERATORS or ":" in name or name in plugins()
 
 

@@ -1,4 +1,4 @@
-"""Finished steps on disk, each in a folder named after what it depends on: done once, checked before use."""
+"""Finished steps on disk, each in a folder named after a digest of its configuration, and checked before use."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from neuralfuse.files import read_json, write_json
 
 SCHEMA = "neuralfuse/step/1"
 MARKER, PROGRESS, ERROR, LOCK = "step.json", "progress.json", "error.json", ".lock"
-LEFT_BEHIND = ("checkpoint.safetensors", "training.json", "evaluation.json", PROGRESS, ERROR)  # of no use afterwards
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system without them
+# Files that are removed when a step finishes.
+LEFT_BEHIND = ("checkpoint.safetensors", "training.json", "evaluation.json", PROGRESS, ERROR)
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # errors of a file system without locks
 
 
 def address(kind: str, config: Mapping[str, Any]) -> str:
-    """Return the name of a step's folder: its kind and a digest of all that it depends on."""
+    """Return the name of a step's folder: its kind and a digest of its configuration."""
     return f"{kind}-{_digest({'schema': SCHEMA, 'config': config})[:16]}"
 
 
@@ -43,13 +44,13 @@ class Store:
         return self.root / "steps" / name
 
     def record(self, name: str, *, whole: bool = True) -> dict[str, Any] | None:
-        """Return a finished step's record (``config``, ``result``, ``run``), or None where it is not finished.
+        """Return a finished step's record (``config``, ``result``, ``run``), or None if the step is not finished.
 
-        A step is finished as long as what it needed is what it was made from.
+        A step no longer counts as finished once a step that it was made from has changed.
 
         Args:
-            name: Its address.
-            whole: Whether to check its files too, and not the record alone.
+            name: Address of the step.
+            whole: Whether to check the step's files in addition to its record.
         Raises:
             FileFormatError: the step is damaged.
         """
@@ -59,7 +60,7 @@ class Store:
         for file, digest in marker["files"].items() if whole else ():
             if file_digest(self.folder(name) / file) != digest:
                 raise FileFormatError(
-                    f"{self.folder(name) / file} must be as it was written: it is missing or damaged."
+                    f"{self.folder(name) / file} must not change after it was written: it is missing or damaged."
                 )
         return marker
 
@@ -71,7 +72,7 @@ class Store:
         run: Mapping[str, Any],
         needs: Sequence[str] = (),
     ) -> None:
-        """Mark a step as finished; the files in its folder, but for checkpoints, belong to it from now on."""
+        """Mark a step as finished. Keep the files in its folder as its result, but remove checkpoints and notes."""
         folder = self.folder(name)
         kept = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
         files = {path.name: file_digest(path) for path in kept if path.name not in (*LEFT_BEHIND, MARKER)}
@@ -79,19 +80,19 @@ class Store:
         made["needs"] = {need: self._content(need) for need in needs}
         body = {**made, "content": _digest(made), "run": dict(run)}
         write_json(folder / MARKER, {"schema": SCHEMA, "digest": _digest(body), **body})
-        for path in folder.iterdir():  # only now: had the marker not been written, they would be gone on from
+        for path in folder.iterdir():  # after the marker: without it, they are needed to resume
             if path.name in LEFT_BEHIND or (path.name.startswith(".") and path.name != LOCK):
                 path.unlink(missing_ok=True)
 
     def discard(self, name: str) -> None:
-        """Remove all that is there of a step, but for its lock."""
+        """Remove all files of a step except its lock."""
         for path in sorted(self.folder(name).glob("*"), reverse=True):
             if path.name != LOCK:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     @contextmanager
     def locked(self, name: str) -> Iterator[bool]:
-        """Try to hold a step, alone, and say whether it worked. A lock ends with the process that holds it."""
+        """Try to lock a step; yield whether it worked. A lock ends with the process that holds it."""
         folder = self.folder(name)
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)
@@ -109,40 +110,40 @@ class Store:
             lock.release()
 
     def is_held(self, name: str) -> bool:
-        """Say whether some process is at work on a step."""
+        """Say whether a process is doing the step."""
         if not (self.folder(name) / LOCK).exists():
             return False
         with self.locked(name) as free:
             return not free
 
     def tell(self, name: str, **progress: Any) -> None:
-        """Leave a note of how far a step is, for whoever looks; where there is no room for one, there is none."""
+        """Write a note of a step's progress, for display. A full disk is ignored."""
         with suppress(OutputError):
             write_json(self.folder(name) / PROGRESS, {**progress, "time": time.time()})
 
     def progress(self, name: str) -> dict[str, Any]:
-        """Return the latest note; empty where there is none."""
+        """Return the latest progress note; empty if there is none."""
         return _note(self.folder(name) / PROGRESS)
 
     def fail(self, name: str, message: str) -> None:
-        """Keep why a step failed, if there is room."""
+        """Write the reason why a step failed. A full disk is ignored."""
         with suppress(OutputError):
             write_json(self.folder(name) / ERROR, {"error": message})
 
     def failure(self, name: str) -> str | None:
-        """Return why a step failed the last time, if it did."""
+        """Return why a step's last try failed; None if it did not."""
         return _note(self.folder(name) / ERROR).get("error")
 
     def check_same_images(self, name: str, config: Mapping[str, Any]) -> None:
-        """Raise a `DataError` unless a data set is the one that the store's steps were made with."""
+        """Raise a `DataError` unless a data set has the same images as in the store's earlier steps."""
         path = self.root / "data" / f"{name}.json"
-        known = _note(path)
-        if not known:
+        earlier = _note(path)
+        if not earlier:
             write_json(path, config)
-        elif known != config:
+        elif earlier != config:
             raise DataError(
-                f"the images of {name} must be those that {self.root} was made with: they differ from {path}. "
-                "Pass the same --data-dir, or another --out."
+                f"the images of {name} must be the same as in the earlier steps of {self.root}: they differ from "
+                f"{path}. Pass the same --data-dir, or another --out."
             )
 
     def _marker(self, name: str) -> dict[str, Any] | None:
@@ -152,11 +153,11 @@ class Store:
         marker = read_json(path, SCHEMA)
         body = {key: marker.get(key) for key in ("config", "result", "files", "needs", "content", "run")}
         if marker.get("digest") != _digest(body):
-            raise FileFormatError(f"{path} must be as it was written: it is damaged.")
+            raise FileFormatError(f"{path} must not change after it was written: it is damaged.")
         return body
 
     def _content(self, name: str) -> str | None:
-        """Return a digest of what a finished step made, whatever its run took; None where it is none."""
+        """Return a digest of a finished step's configuration and result, without its run; None if it is unfinished."""
         content = _note(self.folder(name) / MARKER).get("content")
         return None if content is None else str(content)
 
@@ -174,7 +175,7 @@ def _digest(value: Mapping[str, Any]) -> str:
 
 
 def file_digest(path: Path) -> str | None:
-    """Return the SHA-256 digest of a file, None where it cannot be read."""
+    """Return the SHA-256 digest of a file; None if the file cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Steps that train: a base model, the start of a generator, a NeuralFuse."""
+"""Steps that train: a base model, a pretrained generator, a NeuralFuse."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ from neuralfuse.steps.workspace import Workspace
 
 @dataclass(frozen=True)
 class BaseStep(Step):
-    """Train a base model."""
+    """Train a base model.
+
+    Attributes:
+        images: The data set.
+        network: The base model's name.
+        qat: The recipe.
+    """
 
     images: ImageSpec
     network: str
@@ -43,7 +49,7 @@ class BaseStep(Step):
         )  # fmt: skip
 
     def open(self, workspace: Workspace, bits: int | None = None) -> DeployedBase:
-        """Return the trained model in its memory. At another word width than its own, weights are rounded anew."""
+        """Return the trained model in its memory. If ``bits`` is another word width, quantize the weights again."""
         model = load_base(workspace.store.folder(self.address))
         scheme = model.scheme if bits in (None, model.scheme.bits) else Scheme(bits=bits)
         return DeployedBase.of(model, workspace.device, scheme=scheme)
@@ -61,7 +67,13 @@ class BaseStep(Step):
 
 @dataclass(frozen=True)
 class StartStep(Step):
-    """Teach a generator the classes, for all modules of it to start from."""
+    """Pretrain a generator on the classes. All NeuralFuse modules with this generator start from it.
+
+    Attributes:
+        images: The data set.
+        generator: The generator's name.
+        pretrain: The recipe.
+    """
 
     images: ImageSpec
     generator: str
@@ -98,7 +110,15 @@ class StartStep(Step):
 
 @dataclass(frozen=True)
 class ModuleStep(Step):
-    """Train a NeuralFuse against one or several base models."""
+    """Train a NeuralFuse against one or several base models.
+
+    Attributes:
+        bases: The steps of the base models.
+        generator: The generator's name.
+        faults: The fault model to train against.
+        eopm: The recipe.
+        start: The step that pretrains the generator; None for none.
+    """
 
     bases: tuple[BaseStep, ...]
     generator: str
@@ -140,7 +160,7 @@ class ModuleStep(Step):
 
     @property
     def against(self) -> str:
-        """What it is trained against, in a few words."""
+        """The faults of the training and unusual options, in a few words."""
         eopm = self.eopm
         bits = f"{eopm.adversarial_bits} worst bits"
         if not eopm.adversarial_bits:
@@ -157,25 +177,25 @@ class ModuleStep(Step):
 
 
 def training_config(eopm: EopmConfig, faults: FaultModel) -> dict[str, Any]:
-    """Return how a NeuralFuse is trained, and against what, as JSON; steps keep their addresses by it."""
+    """Return a NeuralFuse's recipe and fault model as JSON, in the form that keeps the addresses of finished steps."""
     return {**eopm.to_config(), **faults.short_config()}
 
 
 class ProgressNote:
-    """Leaves a note of a training's progress in the store, every second or so."""
+    """A listener that writes a training's progress to the store, about every second."""
 
     def __init__(self, store: Store, name: str) -> None:
-        self.store, self.name, self.told = store, name, 0.0
+        self.store, self.name, self.noted = store, name, 0.0
 
     def stepped(self, step: int, total: int, losses: Mapping[str, float]) -> None:
-        """Leave a note, unless there is a fresh one."""
-        if time.monotonic() - self.told > 1 or step == total:
+        """Write a note, unless the last one is less than a second old."""
+        if time.monotonic() - self.noted > 1 or step == total:
             note = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
             self.store.tell(self.name, done=step, total=total, note=note)
-            self.told = time.monotonic()
+            self.noted = time.monotonic()
 
     def validated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Leave nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Leave nothing."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""Steps as work to be done: what is needed first, how far it is, how long it will take, and doing it."""
+"""A list of steps as work: prepare it, run it, and report its status and remaining time."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from neuralfuse.steps.workspace import Workspace
 
 @dataclass(frozen=True)
 class Work:
-    """Steps, and where they are done.
+    """Steps in a workspace.
 
     Attributes:
-        steps: All of them, each after what it needs.
-        workspace: Where.
+        steps: All steps in topological order.
+        workspace: The workspace that holds them.
     """
 
     steps: Sequence[Step]
@@ -32,11 +32,11 @@ class Work:
 
     @staticmethod
     def of(wanted: Sequence[Step], workspace: Workspace) -> Work:
-        """Return the work of some steps and all that they need."""
+        """Return the work that consists of these steps and all that they need."""
         return Work(ordered(wanted), workspace)
 
     def prepare(self) -> None:
-        """See that there is all that steps to do need: their images, fetched if that is wanted, and a folder to write.
+        """Check that the images and the output folder are there. Download missing images if the workspace allows it.
 
         Raises:
             DataError: images are missing.
@@ -49,7 +49,7 @@ class Work:
             try:
                 self.workspace.fetch(images)
             except DataError as error:
-                raise DataError(f"{error} --scale smoke needs no images but those of the package.") from error
+                raise DataError(f"{error} --scale smoke needs only the images in the package.") from error
         check_writable(self.workspace.root)
 
     def run(
@@ -61,13 +61,18 @@ class Work:
         watch: Callable[[Progress], None] = lambda progress: None,
         began: Callable[[], None] = lambda: None,
     ) -> Progress:
-        """Do all steps that are not finished; what failed is in the progress that comes back.
+        """Run all unfinished steps and return the progress, failed steps included.
 
-        ``began`` is called once there is all that the steps need.
+        Args:
+            on: The engine that runs the steps.
+            retries: Number of retries of a failed step.
+            say: Called with one line of text per finished, damaged or failed step.
+            watch: Called with the progress about every half second.
+            began: Called once, after `prepare` has succeeded.
         """
         self.prepare()
         began()
-        workspace = replace(self.workspace, download=False)  # what workers need is there now
+        workspace = replace(self.workspace, download=False)  # `prepare` has fetched all images
         return run_steps(self.steps, workspace, on, retries=retries, say=say, watch=watch)
 
     def check(self, end: Progress) -> None:
@@ -75,12 +80,12 @@ class Work:
         if end.failed:
             first = next(iter(end.failed.items()))
             raise UnfinishedError(
-                f"{len(end.failed)} of {len(end.steps)} steps failed and {len(end.blocked)} need them; all else is "
-                f"kept in {self.workspace.root}. The first: {end.steps[first[0]].title}: {first[1]}"
+                f"{len(end.failed)} of {len(end.steps)} steps failed, and {len(end.blocked)} more need them. Finished "
+                f"steps are kept in {self.workspace.root}. The first failure: {end.steps[first[0]].title}: {first[1]}"
             )
 
     def status(self) -> dict[str, Any]:
-        """Return where every step stands: finished, running, failed, or waiting, and how long the rest will take."""
+        """Return the state of every step (finished, running, failed or waiting) and the estimated remaining time."""
         steps, store = self.steps, self.workspace.store
         done = finished(steps, self.workspace)
         pace = speed(steps, self.workspace)
@@ -110,7 +115,7 @@ def _state(store: Store, step: Step, done: set[str]) -> str:
 
 
 def dry_run_text(work: Work, rows: int, workers: int) -> str:
-    """Return what would be done for so many rows, step by step, with estimated times."""
+    """Return a list of all steps with their estimated times, and a summary for this number of rows."""
     status = work.status()
     lines = [f"{'about':>12}  step"]
     for step in status["steps"]:
@@ -128,7 +133,7 @@ def dry_run_text(work: Work, rows: int, workers: int) -> str:
 
 
 def status_text(work: Work) -> str:
-    """Return how far it is."""
+    """Return the number of steps in each state, the estimated remaining time, and the running and failed steps."""
     status = work.status()
     states = [step["state"] for step in status["steps"]]
     lines = [

@@ -1,4 +1,4 @@
-"""Where steps are kept and where their images lie."""
+"""The workspace of steps: the store, the data sets and the device."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from neuralfuse.data import DataSet, check_data, load_data
 from neuralfuse.steps.scale import ImageSpec
 from neuralfuse.steps.store import Store
 
-ANY_DEVICE = "any"  # a GPU where a worker sees one
+ANY_DEVICE = "any"  # a GPU if the worker sees one, else the CPU
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where steps are kept, where images lie, and on which device a step runs.
+    """The store, the data sets and the device of steps.
 
     Attributes:
         root: Folder of the store.
         data_dir: Folder of the data sets.
-        device: As torch names it, or `ANY_DEVICE`.
-        download: Whether missing images may be fetched.
+        device: Device to run steps on: a name of torch, or `ANY_DEVICE`.
+        download: Whether missing images may be downloaded.
     """
 
     root: Path
@@ -31,11 +31,15 @@ class Workspace:
 
     @property
     def store(self) -> Store:
-        """The finished steps."""
+        """The store of finished steps."""
         return Store(self.root)
 
     def images(self, images: ImageSpec) -> DataSet:
-        """Return a data set, the one that the store's other steps had."""
+        """Return a data set.
+
+        Raises:
+            DataError: the images are missing, or differ from those of the store's earlier steps.
+        """
         data = _loaded(self, images)
         self.store.check_same_images(
             "-".join(str(part) for part in (images.name, images.size) if part), data.to_config()
@@ -43,14 +47,14 @@ class Workspace:
         return data
 
     def fetch(self, images: ImageSpec) -> None:
-        """Download a data set if that is wanted; raise a `DataError` where it is not there afterwards."""
+        """Download a data set if the workspace allows it. Raise a `DataError` if the data set is missing."""
         if self.download:
             _loaded(self, images)
         else:
             check_data(images.name, self.folder_of(images.name))
 
     def folder_of(self, name: str) -> Path | None:
-        """Return where a data set lies: in a folder of its name if that has class folders, else beside the others."""
+        """Return the folder of a data set: its own subfolder if it has class folders, else the common folder."""
         if self.data_dir is None:
             return None
         own = self.data_dir / name

@@ -1,4 +1,4 @@
-"""Training: quantization-aware base models, NeuralFuse by EOPM and its start, and the one loop that all share."""
+"""Training: quantization-aware base models, generator pretraining, NeuralFuse by EOPM, and their common loop."""
 
 from neuralfuse.train.classes import pretrain
 from neuralfuse.train.eopm import generator_scheme, train_fuse, training_images

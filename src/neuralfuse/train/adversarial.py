@@ -1,4 +1,4 @@
-"""Adversarial bit errors: the few bits of a memory whose change hurts most, in place of bits that fail by chance."""
+"""Adversarial bit errors: the few bits whose inversion hurts most, in place of random faults."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from neuralfuse.quant import Scheme
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WorstBits(FaultModel):
-    """These cells invert their bits, whatever the seed.
+    """Given cells that invert their bits. The seed has no effect.
 
     Attributes:
-        cell: int64 (k,), sorted; cells as `Layout` counts them.
+        cell: The cells, numbered as in `Layout`: int64 (k,), sorted.
     """
 
     kind: ClassVar[str] = "worst-bits"
@@ -35,13 +35,15 @@ class WorstBits(FaultModel):
 
 
 def worst_chip(base: Deployed, x: Tensor, labels: Tensor, count: int) -> Chip:
-    """Return a chip that inverts the bits whose change raises the loss most, to first order, each by itself.
+    """Return a chip that inverts the bits that raise the loss most when inverted, each judged alone, to first order.
 
     Args:
-        base: The base model; its weights must be integer codes.
-        x: Its inputs, (N, C, H, W).
-        labels: int64 (N,).
-        count: How many bits.
+        base: The base model. Its weights must be integer codes.
+        x: Inputs of the base model, (N, C, H, W).
+        labels: Labels of the inputs, int64 (N,).
+        count: Number of bits to invert.
+    Raises:
+        ConfigError: the memory is not a plain one of integer codes.
     """
     memory = base.memory
     require(
@@ -60,7 +62,7 @@ def worst_chip(base: Deployed, x: Tensor, labels: Tensor, count: int) -> Chip:
 
 
 def weight_gradient(base: Deployed, x: Tensor, labels: Tensor) -> Tensor:
-    """Return the gradient of the mean loss with respect to the stored weights, one number a word: (words,)."""
+    """Return the gradient of the mean loss with respect to the stored weights, one number per word: (words,)."""
     memory = base.memory
     total = torch.zeros_like(memory.values)
     values = memory.values.clone().requires_grad_()
@@ -75,7 +77,7 @@ def weight_gradient(base: Deployed, x: Tensor, labels: Tensor) -> Tensor:
 
 
 def _with_bit_inverted(memory: WeightMemory, bit: int) -> Tensor:
-    """Return what all stored words mean with one of their bits inverted: float32 (words,)."""
+    """Return the values of all stored words with this bit inverted in each: float32 (words,)."""
     index = torch.arange(len(memory.codes), device=memory.device)
     layout = memory.layout
     cell = index * layout.bits + bit

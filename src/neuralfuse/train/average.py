@@ -1,4 +1,4 @@
-"""An exponential moving average of a module's weights, to be validated and kept in their place."""
+"""An exponential moving average of a module's weights, which is validated and kept in their place."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 
 class Average:
-    """The average of all that a module has been, the latest steps most.
+    """The exponential moving average of a module's state over the training steps.
 
     Args:
-        module: As it is before the first step.
-        decay: Share of the average that a step leaves, in [0, 1); less over the first steps, so that the start is soon
-            forgotten. 0 makes it the module as it is.
+        module: The module before the first step.
+        decay: Share of the average that each step keeps, in [0, 1). The first steps keep less, so that the initial
+            weights are soon forgotten. 0 turns the average off.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -23,7 +23,7 @@ class Average:
         self.tensors = _copy(module) if decay else {}
 
     def update(self, module: nn.Module, step: int) -> None:
-        """Take in the module after a step (counted from 1)."""
+        """Update the average with the module's state after a step (counted from 1)."""
         decay = min(self.decay, step / (9 + step))
         with torch.no_grad():
             for name, latest in module.state_dict().items() if self.decay else ():
@@ -35,7 +35,7 @@ class Average:
 
     @contextmanager
     def in_place_of(self, module: nn.Module) -> Iterator[None]:
-        """Have the module hold the average for a while."""
+        """Load the average into the module. Restore the latest weights on exit."""
         if not self.decay:
             yield
             return

@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation: train at the weights nearby at which the loss is worst."""
+"""Adversarial weight perturbation: train at the nearby weights with the highest loss."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 def worst_weights(
     model: nn.Module, weights: Sequence[Tensor], loss: Callable[[], Tensor], gamma: float
 ) -> Iterator[None]:
-    """Have a model hold weights that raise its loss for a while: each moved up its gradient, by gamma of its norm.
+    """Move weights along their gradients, to where the loss is higher. Restore them on exit.
 
     Args:
-        model: Whose buffers (running statistics) are left as they were by finding out.
+        model: The model. The extra pass that finds the gradients leaves its buffers (running statistics) unchanged.
         weights: The tensors to move.
-        loss: Returns the model's loss, a scalar.
-        gamma: Length of a tensor's move as a share of its Frobenius norm.
+        loss: Called without arguments; returns the model's loss, a scalar.
+        gamma: Length of each tensor's move, as a share of its Frobenius norm.
     Source:
         Wu, Xia, Wang: Adversarial Weight Perturbation Helps Robust Generalization (NeurIPS 2020), Eqs. 9 and 10 with
-        one step. There it is for adversarial images; here the images are clean.
+        one step. The paper uses adversarial images; here the images are clean.
     """
     buffers = [buffer.clone() for buffer in model.buffers()]
     gradients = torch.autograd.grad(loss(), weights)

@@ -1,4 +1,4 @@
-"""Teaching a generator to tell classes apart: before EOPM (`pretrain`), and beside it (`WithClassHead`)."""
+"""Teaching a generator to classify images: before EOPM (`pretrain`), and during it (`WithClassHead`)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from neuralfuse.train.qat import train_base
 
 
 class WithClassHead(nn.Module):
-    """A NeuralFuse and, only while it learns, a linear classifier on its generator's narrowest layer.
+    """A NeuralFuse with a linear classifier on its generator's narrowest layer. The classifier is for training only.
 
     Args:
-        fuse: The module that learns.
-        classes: Classes of the data.
+        fuse: The NeuralFuse to train.
+        classes: Number of classes.
         seed: Seed of the head's initial weights.
     Raises:
         ConfigError: the generator has no ``narrowest`` layer: it does not encode the image.
@@ -36,11 +36,11 @@ class WithClassHead(nn.Module):
         narrowest: tuple[nn.Module, int] | None = getattr(fuse.generator, "narrowest", None)
         if narrowest is None:
             raise ConfigError(
-                f"a generator must encode the image to be taught classes, and say where (narrowest): {fuse.name} does "
+                f"a generator must encode the image to be taught classes, in a layer `narrowest`: {fuse.name} does "
                 "not. Train it without --class-head."
             )
         self.fuse = fuse
-        self._layer, channels = (narrowest[0],), narrowest[1]  # in a tuple: its weights are the module's already
+        self._layer, channels = (narrowest[0],), narrowest[1]  # in a tuple, so that its weights are listed once
         self.head = seeded(lambda: nn.Linear(channels, classes), derive(seed, "class head") >> 1)
 
     @property
@@ -49,7 +49,7 @@ class WithClassHead(nn.Module):
         return self._layer[0]
 
     def forward(self, x: Tensor, scheme: Scheme | None = None) -> tuple[Tensor, Tensor]:
-        """Return F(x), its generator on weights fake-quantized by ``scheme``, and the head's logits (N, classes)."""
+        """Return F(x) and the head's logits (N, classes). The generator's weights are fake-quantized by ``scheme``."""
         seen: list[Tensor] = []
         hook = self.narrowest.register_forward_hook(lambda module, inputs, output: seen.append(output))
         try:
@@ -64,11 +64,11 @@ class WithClassHead(nn.Module):
 
 
 class _Encoded(Exception):  # noqa: N818
-    """The narrowest layer has run; the layers behind it need not."""
+    """The narrowest layer has run. The layers after it are skipped."""
 
 
 class _Classifier(nn.Module):
-    """The part of a generator that tells classes apart. Image sizes that it would pad may be any here."""
+    """The part of a generator that classifies images. It accepts any image size, without padding."""
 
     def __init__(self, taught: WithClassHead) -> None:
         super().__init__()
@@ -100,19 +100,19 @@ def pretrain(
     resume: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> State:
-    """Teach a module's generator to tell classes apart, in place; faults and base models are not known yet.
+    """Teach a NeuralFuse's generator to classify images, in place, without faults and without a base model.
 
-    A start for `train_fuse` with a class head, and the same one for all base models, rates and fault models.
+    The result is a start for `train_fuse` with a class head. It fits all base models, rates and fault models.
 
     Args:
-        fuse: The module, of a generator that encodes the image.
+        fuse: The NeuralFuse. Its generator must encode the image.
         data: Training and validation images.
-        config: The recipe, that of a base model.
+        config: The recipe, like that of a base model.
         out: Folder for checkpoints.
-        resume: Go on from the checkpoint there.
-        listeners: Who to tell of steps and validations.
+        resume: Whether to resume from the checkpoint in ``out``.
+        listeners: Objects that are notified of steps and validations.
     Returns:
-        The run's state; ``best_score`` is the best validation accuracy in percent.
+        The run's state. ``best_score`` is the best validation accuracy in percent.
     Raises:
         ConfigError: the generator does not encode the image.
     """

@@ -93,7 +93,7 @@ class _Eopm(Task):
         return {"clean": clean, "perturbed": faulty, "class_head": float(own.detach())}
 
     def _answers(self, x: Tensor) -> Tensor:
-        """Return the base models' mean probabilities without faults and without NeuralFuse, (N, classes)."""
+        """Return the mean class probabilities of the fault-free base models without NeuralFuse, (N, classes)."""
         return torch.stack([base(x).softmax(1) for base in self.bases]).mean(0)
 
     def validate(self) -> dict[str, float]:
@@ -120,22 +120,22 @@ class _Eopm(Task):
 
 
 def training_images(data: DataSet, count: int) -> Split:
-    """Return the first training images of an order that is the same for ever; all of them for 0.
+    """Return this many training images, the same in every run. 0 returns all.
 
     Raises:
-        ConfigError: there are not so many.
+        ConfigError: the data set has fewer training images.
     """
     require(count <= len(data.train), f"images must be in 0..{len(data.train)}: got images={count}.")
     return data.train[data.train.order(data.name, "calibration images")[:count]] if count else data.train
 
 
 def generator_scheme(fuse: NeuralFuse, bits: int) -> Scheme | None:
-    """Return how a generator's weights are quantized; None for 0 bits, or where it has no weights to quantize."""
+    """Return how a generator's weights are quantized; None for 0 bits or a generator without weights."""
     return Scheme(bits=bits) if bits and has_weights(fuse) else None
 
 
 def quantized_copy(fuse: NeuralFuse, scheme: Scheme | None) -> NeuralFuse:
-    """Return a copy in eval mode whose generator runs on quantized weights, as it will be saved."""
+    """Return a copy in eval mode whose generator has quantized weights, as it will be saved."""
     own = copy.deepcopy(fuse).eval()
     if scheme is not None:
         snap_(own, scheme)
@@ -158,19 +158,20 @@ def train_fuse(
     """Train NeuralFuse by EOPM, in place, against frozen base models on its own device.
 
     Args:
-        fuse: The module to train, from the weights that it has. It ends with its best validated, quantized ones;
-            ``trained`` says against what.
+        fuse: The NeuralFuse to train, starting from its current weights. It ends with its best validated weights,
+            quantized. ``fuse.trained`` then holds the configuration of the training.
         bases: One base model, or several surrogates whose losses are averaged.
         data: Training and validation images.
-        config: How to train. In its place, fields of `EopmConfig` may be given by name, ``seed`` among them:
-            ``train_fuse(fuse, base, data, faults=faults, epochs=12, seed=0)``.
+        config: The training configuration. Instead, fields of `EopmConfig` may be given by name, and must include
+            ``seed``: ``train_fuse(fuse, base, data, faults=faults, epochs=12, seed=0)``.
         faults: The fault model to train against.
         out: Folder for checkpoints.
-        resume: Go on from the checkpoint there.
-        listeners: Told of steps and validations.
-        ranks: The processes that train together, each with the same arguments. Every one runs the generator on the
-            whole mini-batch, and they share the base models' passes. The first one writes, and tells its listeners.
-        options: Fields of `EopmConfig`, where no ``config`` is given.
+        resume: Whether to resume from the checkpoint in ``out``.
+        listeners: Objects that are notified of steps and validations.
+        ranks: The processes that train together, each called with the same arguments. Every process runs the
+            generator on the whole mini-batch. They share the passes of the base models. Only the first process
+            writes files and notifies its listeners.
+        options: Fields of `EopmConfig`, in place of ``config``.
     Returns:
         The run's state. ``best_score`` weighs the validation accuracies as the loss weighs its terms:
         (CA(NF) + lam * PA(NF)) / (1 + lam).
@@ -185,7 +186,7 @@ def train_fuse(
         check_same_range(fuse, base)
     require(
         not config.adversarial_bits or len(bases) == 1,
-        f"adversarial bits must be sought in one base model: got {len(bases)}.",
+        f"adversarial bits must be searched for in one base model: got {len(bases)}.",
     )
     task = _Eopm(fuse, bases, data, config, faults, ranks)
     folder = None if out is None else Path(out)
@@ -198,10 +199,10 @@ def train_fuse(
 
 
 def _config(config: EopmConfig | None, options: Mapping[str, Any]) -> EopmConfig:
-    """Return the configuration that was given, whole or as its fields."""
+    """Return the given configuration, or the one that the given fields make."""
     if config is not None:
         require(
-            not options, f"options must be fields of config where there is one: got {', '.join(options)} beside it."
+            not options, f"config must come without single options: got {', '.join(options)} too. Set them in config."
         )
         return config
     legal = [one.name for one in fields(EopmConfig)]

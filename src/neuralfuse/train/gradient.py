@@ -1,4 +1,4 @@
-"""EOPM's gradient with respect to F(x): which passes a step takes, and how they are run."""
+"""EOPM's gradient with respect to F(x): the passes of a training step, and how they run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ from neuralfuse.memory import Deployed, side_by_side
 from neuralfuse.seeds import generator
 from neuralfuse.train.ranks import ALONE, Ranks
 
-_FP16_SCALE = 1024.0  # an image's gradient, where its loss counts 1, is mostly below what fp16 holds
+_FP16_SCALE = 1024.0  # the gradient of one image's loss is mostly too small for fp16
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of a step: through which chip (None: without bit errors), and which rows of the mini-batch."""
+    """One pass of a step.
+
+    Attributes:
+        chip: The chip that the weights are read through; None for a pass without bit errors.
+        rows: Rows of the mini-batch that take this pass, int64 (k,).
+    """
 
     chip: Chip | None
     rows: Tensor
@@ -30,7 +35,7 @@ class Pass:
 
 def passes(config: EopmConfig, faults: FaultModel, count: int, step: int) -> list[Pass]:
     """Return the perturbed passes of one step over a mini-batch of ``count`` images."""
-    number = 1 if faults.one_chip else config.n_chips  # where all seeds are one chip, once is enough
+    number = 1 if faults.one_chip else config.n_chips  # if all seeds give the same chip, one pass is enough
     chips = [training_chip(faults, config.seed, step, k) for k in range(number)]
     if config.estimator == "crossed":
         return [Pass(chip, torch.arange(count)) for chip in chips]
@@ -48,20 +53,20 @@ def eopm_backward(
     lam: float,
     ranks: Ranks = ALONE,
 ) -> tuple[float, float]:
-    """Add the EOPM gradient to ``transformed.grad``: CE(M0) + lam * mean CE(Mp).
+    """Add the gradient of the EOPM loss, CE(M0) + lam * mean CE(Mp), to ``transformed.grad``.
 
-    Each pass is differentiated by itself, a micro-batch at a time, so memory does not grow with their number. On a CPU
-    as many as the base model allows run side by side; their gradients are added in the order of the passes. Every pass
-    counts by its images: with all passes over all rows that is the mean over chips, with dealt rows the mean over
-    images. In fp16 a base model's gradient that overflows is taken again in full precision, by the process that has it.
+    Each pass is differentiated separately, one micro-batch at a time, so memory does not grow with the number of
+    passes. On a CPU, passes run in parallel as far as the base model allows. Their gradients are added in the order of
+    the passes. The mean is over all images of all perturbed passes. If a gradient overflows in fp16, the process that
+    computed it repeats the computation in full precision.
 
     Args:
-        bases: The base model, or several, over which the loss is averaged.
+        bases: The base model, or several whose losses are averaged.
         transformed: F(x), a leaf that requires grad, (N, C, H, W).
-        labels: int64 (N,), or probabilities (N, classes).
+        labels: Class labels, int64 (N,), or class probabilities (N, classes).
         perturbed: The perturbed passes.
         lam: Weight of the perturbed loss.
-        ranks: The processes that share the passes; each gets the whole gradient.
+        ranks: The processes that share the passes. Each of them gets the whole gradient.
     Returns:
         The two mean losses, clean and perturbed, without ``lam``.
     Source:
@@ -71,7 +76,7 @@ def eopm_backward(
     x = transformed.detach()
     plan = own_share([*perturbed, Pass(None, torch.arange(len(labels)))], ranks)
     weights = 1 / len(labels), 1 / max(1, sum(len(one.rows) for one in perturbed))
-    total = x.new_zeros(x.numel() + 2)  # the gradient, and the two losses: one message
+    total = x.new_zeros(x.numel() + 2)  # the gradient and the two losses, to be exchanged in one message
     for base in bases:
         part = _summed(base, x, labels, plan, weights, lam)
         if base.running.autocast == "fp16" and not bool(part.isfinite().all()):
@@ -85,7 +90,7 @@ def eopm_backward(
 
 
 def own_share(plan: Sequence[Pass], ranks: Ranks) -> list[Pass]:
-    """Return one process's passes of a plan: the images' passes in a row, cut into equal parts, wherever it falls."""
+    """Return one process's share of the passes. A pass may be split, so that all processes get as many images."""
     count = sum(len(one.rows) for one in plan)
     first, last = (count * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
     own, start = [], 0
@@ -100,9 +105,12 @@ def own_share(plan: Sequence[Pass], ranks: Ranks) -> list[Pass]:
 def _summed(
     base: Deployed, x: Tensor, labels: Tensor, plan: Sequence[Pass], weights: tuple[float, float], lam: float
 ) -> Tensor:
-    """Return the gradient of some passes, flat, and behind it the two losses; an image's loss counts its weight."""
+    """Return the flattened gradient of some passes, followed by the clean and the perturbed loss.
+
+    ``weights`` are those of one image in a clean and in a perturbed pass.
+    """
     at_once = base.at_once(x)
-    if base.running.micro_batch != 0:  # else the images of a pass see each other
+    if base.running.micro_batch != 0:  # if it is 0, the output for an image depends on the other images of its pass
         plan = _in_pieces(plan, at_once)
     total = x.new_zeros(x.numel() + 2)
     gradient = total[:-2].view_as(x)
@@ -120,7 +128,7 @@ def _summed(
 
 
 def _in_pieces(plan: Sequence[Pass], at_once: int) -> list[Pass]:
-    """Return a plan cut so that several threads have equally much to do: long passes, and the clean one at the end."""
+    """Split long passes, and the clean pass at the end, so that all threads get about the same amount of work."""
     most = -(-sum(len(one.rows) for one in plan) // (2 * at_once))
     pieces = []
     for one in plan:
@@ -132,8 +140,8 @@ def _in_pieces(plan: Sequence[Pass], at_once: int) -> list[Pass]:
 
 
 def _differentiated(base: Deployed, chip: Chip | None, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sum of the images' losses and its gradient, as through one chip or none."""
-    # One read of the memory, however many micro-batches go through it.
+    """Return the sum of the images' losses through one chip (None: no bit errors), and its gradient."""
+    # All micro-batches share one read of the memory.
     model = base if chip is None else partial(base.perturbed(chip), read=0)
     scale = _FP16_SCALE if base.running.autocast == "fp16" else 1.0
 

@@ -1,4 +1,4 @@
-"""Who watches a training run: a progress bar on standard error, TensorBoard files, or nobody."""
+"""Listeners of a training run: a progress bar on standard error, and TensorBoard files."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from neuralfuse.errors import MissingExtraError, OutputError
 
 
 class Listener(Protocol):
-    """Told of every step and every validation; must not change anything."""
+    """An object that is notified of every step and every validation. It must not change anything."""
 
     def stepped(self, step: int, total: int, losses: Mapping[str, float]) -> None:
-        """``step`` steps of ``total`` are done; ``losses`` are those of the last one."""
+        """Take note that ``step`` of ``total`` steps are done. ``losses`` are those of the last step."""
 
     def validated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The model was validated after ``step`` steps; accuracies in percent."""
+        """Take note that the model was validated after ``step`` steps. Accuracies are in percent."""
 
     def close(self) -> None:
-        """The run is over, or was interrupted."""
+        """Take note that the run has ended or was interrupted."""
 
 
 class ProgressBar:
-    """A bar on a terminal; elsewhere one line a validation, so that log files stay short."""
+    """A progress bar on a terminal. Elsewhere it prints one line per validation, so that log files stay short."""
 
     def __init__(self, title: str) -> None:
         from rich.console import Console  # noqa: PLC0415
@@ -37,7 +37,7 @@ class ProgressBar:
         self._title = title
 
     def stepped(self, step: int, total: int, losses: Mapping[str, float]) -> None:
-        """Move the bar; it appears with the first step, so that a run that never begins leaves the terminal alone."""
+        """Move the bar. It appears with the first step, so that a run that fails before prints no bar."""
         if self._console.is_terminal:
             self._bar.start()
         self._bar.update(self._task, completed=step, total=total, note=_line(losses, ".3f"))

@@ -1,7 +1,7 @@
-"""The loop that all training shares: batches, schedule, validation, early stopping, checkpoints, exact resume.
+"""The training loop: batches, learning-rate schedule, validation, early stopping, checkpoints, exact resume.
 
-All randomness of a step is derived from its number, so a checkpoint needs no generator state: parameters, optimizer
-state and the step are everything.
+All randomness of a step is derived from the step's number. A checkpoint therefore needs no generator state: it holds
+the parameters, the optimizer state and the step.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ CHECKPOINT = "checkpoint.safetensors"
 
 
 class Task(ABC):
-    """What differs between trainings: the module that learns, its gradient, and how good it is.
+    """The parts that differ between trainings: the module, its gradient and its validation.
 
     Attributes:
-        module: The module.
-        ranks: The processes that do the same steps; the first one writes and is watched.
+        module: The module to train.
+        ranks: The processes that do the same steps. Only the first one writes checkpoints.
     """
 
     module: nn.Module
@@ -44,22 +44,22 @@ class Task(ABC):
 
     @abstractmethod
     def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
-        """Add the gradient of one mini-batch (uint8 images) to the module's parameters; return the losses by name."""
+        """Add the gradient of one mini-batch to the module's parameters; return the losses by name."""
 
     def stepped(self) -> None:  # noqa: B027
-        """Do what is to be done after each step of the optimizer; nothing by default."""
+        """Run after each step of the optimizer. By default, do nothing."""
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
-        """Return metrics in percent; ``score`` decides which state is best."""
+        """Return metrics in percent. The state with the highest ``score`` is kept."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Return what must be equal for a checkpoint to be resumed."""
+        """Return the configuration that must be equal for a checkpoint to be resumed."""
 
 
 class Batches:
-    """The mini-batches of a split: a fresh order each epoch, from the seed; the incomplete last one is dropped."""
+    """The mini-batches of a split, in a new seeded order per epoch. An incomplete last mini-batch is dropped."""
 
     def __init__(self, split: Split, size: int, seed: int) -> None:
         self.split, self.size, self.seed = split, min(size, len(split)), seed
@@ -79,7 +79,17 @@ class Batches:
 
 @dataclass
 class State:
-    """Where a run stands."""
+    """The progress of a training run.
+
+    Attributes:
+        step: Number of steps done.
+        best_score: Highest validation score.
+        best_step: The step with that score.
+        stale: Number of validations since then.
+        done: Whether training stopped early.
+        history: The metrics of each validation, with its step.
+        best: The module's state at the best step.
+    """
 
     step: int = 0
     best_score: float = -math.inf
@@ -100,16 +110,16 @@ def fit(
     listeners: Sequence[Listener],
     checkpoint_seconds: float = 60.0,
 ) -> State:
-    """Train a task; its module ends with the best validated weights.
+    """Train a task's module. It ends with the best validated weights.
 
     Args:
-        task: What to train.
-        split: Its training images.
-        config: How.
+        task: The task.
+        split: Training images.
+        config: The training configuration.
         out: Folder for checkpoints; None for none.
-        resume: Go on from the checkpoint in ``out`` if there is one.
-        listeners: Who to tell.
-        checkpoint_seconds: Least time between two checkpoints.
+        resume: Whether to resume from the checkpoint in ``out``, if there is one.
+        listeners: Objects that are notified of steps and validations.
+        checkpoint_seconds: Minimum time between two checkpoints that do not follow a validation.
     Raises:
         DivergenceError: a loss became NaN or infinite.
         FileFormatError: the checkpoint belongs to another run.
@@ -128,7 +138,7 @@ def fit(
                 check_writable(out)
             if resume and (out / CHECKPOINT).exists():
                 state = _load(out / CHECKPOINT, task, optimizer, average)
-        ranks.check_equal(state.step, split.images.device, "checkpoint: --out must be a folder that all of them see")
+        ranks.check_equal(state.step, split.images.device, "checkpoint: --out must be a folder that all of them share")
         saved = time.monotonic()
         while state.step < total and not state.done:
             for group in optimizer.param_groups:
@@ -167,7 +177,7 @@ def _optimizer(module: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
 
 
 def _everything(task: Task, optimizer: torch.optim.Optimizer, average: Average) -> list[Tensor]:
-    """Return the tensors that make up where a run stands."""
+    """Return all tensors that training changes: weights, buffers, their average, and the optimizer's state."""
     slots = (slot for slots in optimizer.state.values() for slot in slots.values())
     tensors = [*task.module.state_dict().values(), *average.tensors.values(), *slots]
     return [tensor for tensor in tensors if isinstance(tensor, Tensor) and tensor.dim() > 0]
@@ -177,7 +187,7 @@ def _backward(task: Task, batches: Batches, step: int, seed: int) -> dict[str, f
     images, labels = batches.at(step)
     own = derive(seed, "step", step) >> 1
     cuda = [images.device] if images.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):  # for layers such as dropout, which know no other generator
+    with torch.random.fork_rng(devices=cuda):  # layers such as dropout draw from the global generator
         torch.default_generator.manual_seed(own)
         for device in cuda:
             with torch.cuda.device(device):
@@ -212,7 +222,7 @@ def _save(path: Path, task: Task, optimizer: torch.optim.Optimizer, average: Ave
         tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items() if isinstance(value, Tensor)}
     progress = {
         "step": state.step,
-        # JSON has no infinity; before the first validation there is no best score
+        # JSON has no infinity, which is the best score before the first validation.
         "best_score": None if state.best_score == -math.inf else state.best_score,
         "best_step": state.best_step,
         "stale": state.stale,
@@ -226,7 +236,7 @@ def _load(path: Path, task: Task, optimizer: torch.optim.Optimizer, average: Ave
     tensors, metadata = read_tensors(path)
     if metadata.get("identity") != _canonical(task):
         raise FileFormatError(
-            f"{path} must be a checkpoint of this very run to be resumed: its configuration, data or base model "
+            f"{path} must be a checkpoint of the same run to be resumed: its configuration, data or base model "
             f"differs{_difference(metadata.get('identity'), task)}. Pass the same options, or another --out."
         )
     progress = json.loads(metadata["progress"])
@@ -252,7 +262,7 @@ def _canonical(task: Task) -> str:
 
 
 def _difference(text: str | None, task: Task) -> str:
-    """Return a few words on the first thing that differs between two identities."""
+    """Describe the first entry that differs between a checkpoint's identity and the task's."""
     theirs = json.loads(text) if text else {}
     for key, value in json.loads(_canonical(task)).items():
         if theirs.get(key) != value:

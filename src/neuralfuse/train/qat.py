@@ -1,4 +1,4 @@
-"""Quantization-aware training of base models: the forward pass sees the weights that the memory will hold."""
+"""Quantization-aware training of base models: the forward pass uses the weights that the memory will hold."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from neuralfuse.train.listeners import Listener
 from neuralfuse.train.loop import State, Task, fit
 from neuralfuse.train.randbet import perturbed_call
 
-_LEARNED = 0.76  # errors begin where the loss is below this share of guessing's: 1.75 for ten classes, as published
+# Bit errors begin once the loss is below this share of the loss of guessing: below 1.75 for ten classes, as published.
+_LEARNED = 0.76
 
 
 class _Qat(Task):
@@ -65,13 +66,13 @@ class _Qat(Task):
         return losses
 
     def _add_perturbed(self, x: Tensor, labels: Tensor, chip: Chip) -> float:
-        """Add the gradient on a chip; running statistics see its images too."""
+        """Add the gradient of the loss on a chip. This pass updates the running statistics too."""
         config = self.config
         logits = perturbed_call(self.module, x, chip, Scheme(bits=config.bits), self.layers)
         return _add_gradient(F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing))
 
     def stepped(self) -> None:
-        """Clip the weights, if asked to."""
+        """Clip the weights, if the configuration has a limit."""
         if self.config.clip:
             with torch.no_grad():
                 for weight in self._weights():
@@ -98,11 +99,11 @@ class _Qat(Task):
 
 
 def fastest_layout(model: nn.Module, sample: Tensor) -> torch.memory_format:
-    """Return how to lay out images for training: on a CPU with the channel last, if the model bears that.
+    """Return the fastest memory layout of images for training: channels last on a CPU, if the model allows it.
 
     Args:
-        model: Not changed, but for its mode.
-        sample: Some of its inputs, (N, C, H, W).
+        model: The model. Only its training or eval mode changes.
+        sample: A few inputs of the model, (N, C, H, W).
     """
     if sample.device.type != "cpu":
         return torch.contiguous_format
@@ -114,18 +115,18 @@ def fastest_layout(model: nn.Module, sample: Tensor) -> torch.memory_format:
             model.eval()
             wanted, got = model(sample), model(last)
         same = torch.allclose(got, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
-    except Exception:  # a model may insist on its layout, and say so in any way
+    except Exception:  # the model may refuse a layout with any exception
         return torch.contiguous_format
     return torch.channels_last if same else torch.contiguous_format
 
 
 def error_config(faults: FaultModel | None) -> dict[str, Any]:
-    """Return the bit errors of a base model's training as JSON: rate and name, and all options if they are unusual."""
+    """Return the bit errors of a base model's training as JSON: rate and name, and all options unless default."""
     if faults is None or faults.cell_rate == 0:
         return {}
     try:
         usual = fault_model(faults.kind, ber=faults.ber).to_config() == faults.to_config()
-    except ConfigError:  # a model that a name and a rate do not make
+    except ConfigError:  # this fault model needs more than a name and a rate
         usual = False
     return faults.short_config() | ({} if usual else {"fault_model": faults.to_config()})
 
@@ -147,20 +148,22 @@ def train_base(
     resume: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> State:
-    """Train any classifier so that it bears the quantization of its weights; in place, on the model's device.
+    """Train any classifier for quantized weights, in place, on the model's device.
 
     Args:
-        model: (N, C, H, W) -> (N, classes) logits.
+        model: The classifier, (N, C, H, W) -> (N, classes) logits.
         data: Training and validation images.
         config: The recipe.
-        faults: Train with bit errors too (RandBET): every step adds the model's loss on a fresh chip. None for none.
+        faults: The fault model to train with (RandBET): every step adds the loss on a fresh chip. None for none.
         input_range: The model's input range, or its name.
         layers: Which weights the memory will store.
         out: Folder for checkpoints.
-        resume: Go on from the checkpoint there.
-        listeners: Who to tell of steps and validations.
+        resume: Whether to resume from the checkpoint in ``out``.
+        listeners: Objects that are notified of steps and validations.
     Returns:
-        The run's state; ``best_score`` is the best validation accuracy in percent.
+        The run's state. ``best_score`` is the best validation accuracy in percent.
+    Raises:
+        ConfigError: ``faults`` come without quantization, or together with adversarial weight perturbation.
     """
     config = config or QatConfig()
     if isinstance(input_range, str):

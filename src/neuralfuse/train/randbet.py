@@ -1,4 +1,4 @@
-"""Random bit error training: the loss on weights as a faulty memory hands them on, differentiated through it."""
+"""Random bit error training (RandBET): the loss on weights that are read through a faulty memory, and its gradient."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from neuralfuse.quant import DEFAULT_LAYERS, Layers, Scheme
 def perturbed_parameters(
     model: nn.Module, chip: Chip, scheme: Scheme, layers: Layers = DEFAULT_LAYERS
 ) -> dict[str, Tensor]:
-    """Return a model's weights, quantized as they are now and read through a chip, by parameter name.
+    """Return a model's current weights, quantized and read through a chip, by parameter name.
 
-    Differentiable as if quantizing, storing and reading were the identity.
+    The gradient passes as if quantizing, storing and reading were the identity (straight-through estimator).
 
     Source:
         Stutz, Chandramoorthy, Hein, Schiele: Bit Error Robustness for Energy-Efficient DNN Accelerators (MLSys 2021),
@@ -29,5 +29,5 @@ def perturbed_parameters(
 
 
 def perturbed_call(model: nn.Module, x: Tensor, chip: Chip, scheme: Scheme, layers: Layers = DEFAULT_LAYERS) -> Tensor:
-    """Run a model on its weights as a chip has them read."""
+    """Run a model on its weights as read through a chip."""
     return functional_call(model, perturbed_parameters(model, chip, scheme, layers), (x,))  # type: ignore[no-any-return]

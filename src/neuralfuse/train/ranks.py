@@ -1,4 +1,4 @@
-"""The processes that train one NeuralFuse together, by PyTorch's own distributed engine."""
+"""The processes that train one NeuralFuse together, by torch.distributed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from neuralfuse.errors import ConfigError, LostProcessError
 
 
 class Ranks:
-    """One process of several that do the same steps, or the only one.
+    """One process of a job that trains together. A process alone is a job of size 1.
 
     Attributes:
-        rank: Which one, from 0.
-        size: How many there are.
+        rank: Index of this process, from 0.
+        size: Number of processes.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -26,14 +26,14 @@ class Ranks:
 
     @staticmethod
     def from_torchrun(device: torch.device) -> Ranks:
-        """Join the job that torchrun started this process for; alone where it did not."""
+        """Join the job that torchrun started this process for. Without torchrun, return a job of one process."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return ALONE
         if not distributed.is_initialized():
             if device.type == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if device.index is None else device.index)
             store, rank, size = next(distributed.rendezvous("env://"))  # type: ignore[attr-defined]
-            # Started again, processes must not find the addresses of those before them in the same store.
+            # After a restart, processes must not read the old addresses from the same store.
             store = distributed.PrefixStore(f"start {_restarts()}", store)  # type: ignore[attr-defined]
             backend = "nccl" if device.type == "cuda" else "gloo"
             distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
@@ -42,12 +42,12 @@ class Ranks:
 
     @staticmethod
     def restarted() -> bool:
-        """Say whether torchrun started this process again, after one of the job was lost."""
+        """Say whether torchrun restarted this process after the job lost one."""
         return _restarts() > 0
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and talks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def total(self, values: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Ranks:
         return values
 
     def align(self, tensors: Iterable[Tensor]) -> None:
-        """Give tensors the first process's values, in place: accelerators that add in another order drift apart."""
+        """Copy the first process's values to all, in place. Sums in another order let accelerators drift apart."""
         if self.size > 1:
             for tensor in tensors:
                 self._together(distributed.broadcast, tensor, src=0)
@@ -78,8 +78,8 @@ class Ranks:
         except RuntimeError as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise LostProcessError(
-                f"all {self.size} processes of the job must be there: they could not exchange values ({reason}). If "
-                "one was lost, start the job again with --resume; it goes on from its checkpoint."
+                f"all {self.size} processes of the job must be running: they could not exchange values ({reason}). If "
+                "one was lost, start the job again with --resume to continue from its checkpoint."
             ) from error
 
 
