@@ -1,4 +1,4 @@
-"""From names of tables to their records: collect the steps, run them, and write the records."""
+"""From names of tables to their records: the steps to run, and the records to write."""
 
 from __future__ import annotations
 
