@@ -112,3 +112,68 @@ class Odd(torch.utils.data.Dataset):
 def test_what_is_no_images_is_said(source, says, model):
     with pytest.raises(DataError, match=says):
         nf.evaluate(nf.deploy(model), source, nf.Flip(ber=0.01).chips(1))
+
+
+def test_floats_outside_of_the_input_space_are_refused(model, data):
+    base, faults = nf.deploy(model), nf.Stuck(ber=0.01)
+    images, labels = data.test.images, data.test.labels
+    with pytest.raises(ConfigError, match="as such they hold pixels from 0.5 to 125, not in"):
+        nf.evaluate(base, (images.float(), labels), faults.chips(1))
+    with pytest.warns(UserWarning, match="all float images lie in .* are they pixels"):
+        nf.evaluate(base, (images.float() / 255, labels), faults.chips(1))
+    with pytest.raises(DataError, match="float images must be finite"):
+        nf.evaluate(base, (images / 255 + float("nan"), labels), faults.chips(1))
+    parts = {part: getattr(data, part) for part in ("train", "validation", "test")}
+    wrong = replace(data, **{part: nf.Split(one.images.float(), one.labels) for part, one in parts.items()})
+    fuse = nf.NeuralFuse.for_(base, data, "unets", seed=0)
+    with pytest.raises(ConfigError, match="as such they hold pixels"):
+        nf.train_fuse(fuse, base, wrong, faults=faults, max_steps=1, seed=0)
+
+
+def test_labels_must_suit_classes_and_outputs(model, data):
+    base, chips = nf.deploy(model), nf.Stuck(ber=0.01).chips(1)
+    with pytest.raises(ConfigError, match="must return at least 78 logits per image"):
+        nf.evaluate(base, (data.test.images, torch.full_like(data.test.labels, 77)), chips)
+    with pytest.raises(DataError, match="labels must be int64"):
+        nf.Split(data.test.images, data.test.labels.float())
+    for label in (-100, len(data.classes)):
+        bad = nf.Split(data.train.images, torch.full_like(data.train.labels, label))
+        with pytest.raises(DataError, match=rf"labels must be in 0..{len(data.classes) - 1}.* in train"):
+            replace(data, train=bad)
+    with pytest.raises(DataError, match="all parts of a data set must have images of one type and size: got 2"):
+        replace(data, test=nf.Split(data.test.images[..., 1:], data.test.labels))
+
+
+def test_images_must_suit_the_model(model, data):
+    grey, chips = (data.test.images[:, :1], data.test.labels), nf.Stuck(ber=0.01).chips(1)
+    with pytest.raises(ConfigError, match="must have 1 or 1 means for 1-channel images: got 3"):
+        nf.evaluate(nf.deploy(model, input_range="imagenet"), grey, chips)
+    with pytest.raises(ConfigError, match="the base model must accept images of 1 channels"):
+        nf.evaluate(nf.deploy(model), grey, chips)
+
+
+def test_what_is_no_model_in_its_memory_or_no_chip_is_said(model, data):
+    base, faults = nf.deploy(model), nf.Stuck(ber=0.01)
+    with pytest.raises(ConfigError, match="a model must be deployed once"):
+        nf.deploy(base)
+    with pytest.raises(ConfigError, match="the base model must be deployed: got a Sequential"):
+        nf.evaluate(model, data.test, faults.chips(1))
+    for chips in (faults, [faults]):
+        with pytest.raises(ConfigError, match="chips must be a list of chips"):
+            nf.evaluate(base, data.test, chips)
+    fuse = nf.NeuralFuse.for_(base, data, "unets", seed=0)
+    with pytest.raises(ConfigError, match="a base model must be deployed: got a"):
+        nf.train_fuse(fuse, model, data, faults=faults, seed=0)
+    with pytest.raises(ConfigError, match="data must be a DataSet, whose parts may be DataLoaders: got a tuple"):
+        nf.train_fuse(fuse, base, (data.train.images, data.train.labels), faults=faults, seed=0)
+    with pytest.raises(ConfigError, match="config must be an EopmConfig"):
+        nf.train_fuse(fuse, base, data, {"epochs": 1}, faults=faults)
+    with pytest.raises(ConfigError, match=r"image_size must be \(height, width\): got 8"):
+        nf.NeuralFuse("unets", image_size=8, seed=0)
+    assert nf.NeuralFuse("unets", image_size=[8, 8], seed=0).image_size == (8, 8)
+
+
+def test_chips_of_two_rates_are_reported_with_none(model, data):
+    chips = [*nf.Stuck(ber=0.01).chips(1), *nf.Stuck(ber=0.2).chips(1)]
+    result = nf.evaluate(nf.deploy(model), data.test, chips)
+    assert result.faults is None and "stuck" not in str(result)

@@ -65,10 +65,10 @@ def test_the_command_in_a_record_makes_it_again(kind, tmp_path, monkeypatch):
 
 
 def test_secrets_are_left_out_and_odd_arguments_are_quoted():
-    given = ["evaluate", "a folder", "--base", "https://me:word@host/v2/models/net?token=abc&x=1#auth", "--out", "it's"]
+    given = ["evaluate", "a folder", "--base", "https://me:wo@rd@host/v2/models/net?sig=a b&x=1#auth", "--out", "it's"]
     with given_command(given):
         text = command()["command"]
-    assert shlex.split(text)[1:] == [*given[:3], "https://host/v2/models/net?token=...&x=1#auth", *given[4:]]
+    assert shlex.split(text)[1:] == [*given[:3], "https://host/v2/models/net?sig=...&x=...#auth", *given[4:]]
     assert "word" not in text and "abc" not in text
     assert command() == {}
 

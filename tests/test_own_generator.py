@@ -16,7 +16,7 @@ from torch import nn
 from conftest import ROOT, toy_data
 from neuralfuse.cli.main import run
 from neuralfuse.config import EopmConfig
-from neuralfuse.errors import ConfigError, FileFormatError, ShapeError, UnknownNameError
+from neuralfuse.errors import ConfigError, FileFormatError, NeuralFuseError, ShapeError, UnknownNameError
 from neuralfuse.faults import Stuck
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy
@@ -55,6 +55,37 @@ def words(channels, image_size):
 
 def broken(channels, image_size):
     raise RuntimeError("out of order")
+
+def mixed(channels, image_size):
+    class Mixed(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x)[:1]
+    return Mixed(channels, channels, 3, padding=1)
+
+def greedy(channels, image_size):
+    return nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(channels, channels, 3, padding=1))
+
+def whole(channels, image_size):
+    class Whole(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x).int()
+    return Whole(channels, channels, 3, padding=1)
+
+def double(channels, image_size):
+    return nn.Conv2d(channels, channels, 3, padding=1).double()
+
+def lazy(channels, image_size):
+    return nn.LazyConv2d(channels, 3, padding=1)
+
+def nothing(channels, image_size):
+    return nn.Identity()
+
+def pair(channels, image_size):
+    class Pair(nn.Conv2d):
+        def forward(self, x):
+            made = super().forward(x)
+            return (made, made) if self.training else made
+    return Pair(channels, channels, 3, padding=1)
 
 class Moody(nn.Conv2d):
     def forward(self, x):
@@ -141,6 +172,13 @@ def test_a_comparison_trains_it_and_notices_that_its_code_has_changed(own, capsy
             "mine:narrow",
             "mine:narrow must return images of the shape that it takes: for (1, 8, 8) it returns 6x6",
         ),
+        ("mine:mixed", "it returns shape (1, 1, 8, 8) for 2 images"),
+        ("mine:greedy", "generator mine:greedy must not change its input in place"),
+        ("mine:whole", "it returns torch.int32"),
+        ("mine:double", "generator mine:double must have float32 weights: got torch.float64"),
+        ("mine:lazy", "generator mine:lazy must have its weights from the start: it has lazy layers"),
+        ("mine:nothing", "a module must have parameters to be trained: it has none"),
+        ("mine:pair", "generator mine:pair must return the same shape in training as in eval mode"),
         ("mine:words", "generator mine:words must return an nn.Module: got str"),
         (
             "mine:broken",
@@ -229,3 +267,53 @@ def test_a_new_generator_is_one_short_file():
         assert len(Path(module.__file__).read_text().splitlines()) <= 60, module
     assert "narrowest" in (registry.__doc__ or "") and sizes.__doc__
     assert (ROOT / "examples" / "own_generator.py").exists()
+
+
+def test_a_plugin_takes_no_name_of_the_library_s(own, monkeypatch):
+    sys.path.insert(0, str(own))
+    taken = ["none", "randbet", "convl", "resnet18", "a+b", "a:b", "a.b"]
+    entries = [EntryPoint(name=name, value="mine:tiny", group="neuralfuse.generators") for name in taken]
+    monkeypatch.setattr(registry, "entry_points", lambda group: entries if group == "neuralfuse.generators" else [])
+    assert set(registry.plugins()) == {"none", "randbet"}
+    assert [parse(name)[0].name for name in ("none", "randbet", "convl")] == ["none", "randbet", "neuralfuse"]
+
+
+def test_the_digest_is_of_the_code_that_makes_the_generator(own):
+    (own / "parts.py").write_text("from functools import partial\nfrom mine import tiny\nsmall = partial(tiny)\n")
+    sys.path.insert(0, str(own))
+    digests = [registry.code_of("parts:small")["code"]]
+    (own / "mine.py").write_text(MODULE + "\n# changed\n")
+    digests.append(registry.code_of("parts:small")["code"])
+    (own / "parts.py").write_text("from functools import partial\nfrom mine import tiny\nsmall = partial(tiny) \n")
+    digests.append(registry.code_of("parts:small")["code"])
+    assert len(set(digests)) == 3
+    sys.modules.pop("parts")
+
+
+def test_the_word_is_for_the_code_that_was_named(own):
+    fuse = NeuralFuse("mine:tiny", channels=1, image_size=(8, 8), seed=0)
+    fuse.save_pretrained(own / "fuse")
+    assert NeuralFuse.from_pretrained(own / "fuse", allow_code="mine:tiny").name == "mine:tiny"
+    with pytest.raises(ConfigError, match="whose code would be run"):
+        NeuralFuse.from_pretrained(own / "fuse", allow_code="mine:blind")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"fit": 5}, {"image_size": [float("inf"), 8]}, {"channels": 0}, {"trained": {"bases": 5}},
+     {"input_range": {"mean": [float("nan")], "std": [1.0]}}],
+)  # fmt: skip
+def test_a_saved_module_with_a_damaged_config_is_refused(changes, tmp_path):
+    NeuralFuse("unets", channels=1, image_size=(8, 8), seed=0).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(NeuralFuseError):
+        NeuralFuse.from_pretrained(tmp_path)
+
+
+def test_a_class_of_one_s_own_is_not_taken_for_the_library_s(tmp_path):
+    with torch.random.fork_rng():
+        module = type("convs", (nn.Conv2d,), {})(1, 1, 3, padding=1)
+    NeuralFuse(module, channels=1, image_size=(8, 8)).save_pretrained(tmp_path)
+    with pytest.raises(FileFormatError, match="got 'test_own_generator.convs'"):
+        NeuralFuse.from_pretrained(tmp_path)

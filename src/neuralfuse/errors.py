@@ -85,7 +85,7 @@ class UnfinishedError(NeuralFuseError, RuntimeError):
 def unknown_name(kind: str, name: str, legal: Iterable[str]) -> UnknownNameError:
     """Return the error for an unknown name. It suggests the nearest legal name and lists all of them."""
     names = list(legal)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return UnknownNameError(f"unknown {kind} {name!r}.{hint} Legal: {', '.join(names)}.")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import UninitializedParameter
 
 from neuralfuse.data import DataSet
 from neuralfuse.errors import ConfigError, FileFormatError, NeuralFuseError, ShapeError, require, unknown_name
@@ -56,18 +58,24 @@ class NeuralFuse(nn.Module):
         trained: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        whole = isinstance(image_size, tuple | list) and [type(side) for side in image_size] == [int, int]
+        require(whole, f"image_size must be (height, width): got {image_size!r}.")
         if fit not in get_args(Fit):
             raise unknown_name("fit", fit, get_args(Fit))
         if isinstance(input_range, str):
             input_range = InputRange.named(input_range)
+        if not isinstance(input_range, InputRange):
+            raise ConfigError(f"input_range must be an InputRange or the name of one: got {input_range!r}.")
         input_range.check_channels(channels)
-        self.name = generator if isinstance(generator, str) else type(generator).__qualname__
-        self.channels, self.image_size, self.input_range, self.fit = channels, image_size, input_range, fit
+        self.name = generator if isinstance(generator, str) else _name_of(generator)
+        self.channels, self.image_size = channels, (image_size[0], image_size[1])
+        self.input_range, self.fit = input_range, fit
         self.trained: dict[str, Any] = dict(trained or {})
         self.generator = _made(generator, channels, image_size, seed)
         self.code = code_of(generator) if isinstance(generator, str) else {}
         self._paddings: dict[tuple[int, int], Padding] = {}
-        self._padding(image_size)
+        self._check_weights()
+        self._padding(self.image_size)
         scale, shift = input_range.affine_to_symmetric()
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
@@ -90,6 +98,12 @@ class NeuralFuse(nn.Module):
             seed=seed,
         )  # fmt: skip
         return made.to(base.memory.device)
+
+    def _check_weights(self) -> None:
+        lazy = any(isinstance(one, UninitializedParameter) for one in self.generator.parameters())
+        require(not lazy, f"generator {self.name} must have its weights from the start: it has lazy layers.")
+        others = {one.dtype for one in self.generator.parameters()} - {torch.float32}
+        require(not others, f"generator {self.name} must have float32 weights: got {', '.join(map(str, others))}.")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the transformed images, in the space and shape of ``x`` (N, C, H, W).
@@ -114,10 +128,10 @@ class NeuralFuse(nn.Module):
         """
         height, width = z.shape[2:]
         padding = self._padding((height, width))
-        if padding == Padding():
-            return self.generator(z)  # type: ignore[no-any-return]
-        padded = F.pad(z, padding, mode="replicate")
+        padded = z if padding == Padding() else F.pad(z, padding, mode="replicate")
         made: Tensor = self.generator(padded)
+        if padded is z:
+            return made
         return made[:, :, padding.top : padding.top + height, padding.left : padding.left + width]
 
     def _padding(self, size: tuple[int, int]) -> Padding:
@@ -148,14 +162,15 @@ class NeuralFuse(nn.Module):
 
     @staticmethod
     def from_pretrained(
-        folder: Path | str, *, generator: nn.Module | None = None, allow_code: bool = False
+        folder: Path | str, *, generator: nn.Module | None = None, allow_code: bool | str = False
     ) -> NeuralFuse:
         """Read a module that `save_pretrained` wrote; it comes in eval mode, on the CPU.
 
         Args:
             folder: Where it lies.
             generator: The generator that the saved weights belong to, where the library does not make it.
-            allow_code: Import and run the code of a generator that does not come with the library.
+            allow_code: Import and run the code of a generator that does not come with the library: of whichever the
+                folder names, or of the one named here alone.
         Raises:
             FileFormatError: the folder is not one of a NeuralFuse module, or its weights do not fit its config.
             ConfigError: the generator does not come with the library, and its code is not allowed or cannot be run.
@@ -164,13 +179,13 @@ class NeuralFuse(nn.Module):
         path = folder / "config.json"
         config = read_json(path, SCHEMA)
         try:
-            name, trained = str(config["generator"]), dict(config["trained"])
+            name, trained = str(config["generator"]), _training(config["trained"])
             size, channels = (int(config["image_size"][0]), int(config["image_size"][1])), int(config["channels"])
             input_range, fit = InputRange.from_config(config["input_range"]), config["fit"]
-        except (KeyError, TypeError, IndexError, ValueError, LookupError) as error:
+        except (KeyError, TypeError, IndexError, ValueError, LookupError, OverflowError, ConfigError) as error:
             raise FileFormatError(f"{path} must describe a NeuralFuse module: {error!r}.") from error
         if generator is None and name not in GENERATORS:
-            _check_allowed(path, name, allow_code)
+            _check_allowed(path, name, allow_code if isinstance(allow_code, bool) else allow_code == name)
         try:
             fuse = NeuralFuse(
                 name if generator is None else generator, channels=channels, image_size=size, input_range=input_range,
@@ -188,6 +203,17 @@ class NeuralFuse(nn.Module):
             warnings.warn(text, stacklevel=2)
         load_weights(fuse, folder / "model.safetensors", f"generator {fuse.name}")
         return fuse.eval()
+
+
+def _training(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a module was trained; each of its base models must be a table."""
+    bases = {"bases": [dict(one) for one in config["bases"]]} if "bases" in config else {}
+    return {**config, **bases}
+
+
+def _name_of(module: nn.Module) -> str:
+    """Return a module's name for people. Its dots keep it from being taken for a generator of the library."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def _made(given: str | nn.Module, channels: int, image_size: tuple[int, int], seed: int | None) -> nn.Module:

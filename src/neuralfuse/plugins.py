@@ -6,19 +6,32 @@ import hashlib
 import importlib
 import inspect
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from neuralfuse.errors import ConfigError
 
 
-def code_digest(found: object) -> str:
-    """Return a digest of the source file in which an object was defined; empty where there is none."""
+def code_digest(found: object, reference: str = "") -> str:
+    """Return a digest of the source file in which an object was defined; empty where there is none.
+
+    Args:
+        found: The object. Of a partial or a decorated function, the function inside counts.
+        reference: The ``package.module:name`` it was loaded by. The module's file counts too, if it is another one.
+    """
+    while isinstance(found, partial):
+        found = found.func
+    found = inspect.unwrap(found) if callable(found) else found
     try:
         source = inspect.getsourcefile(found)  # type: ignore[arg-type]  # refused below
     except TypeError:  # an instance: its class
         source = inspect.getsourcefile(type(found))
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else ""
+    module = sys.modules.get(reference.partition(":")[0])
+    files = dict.fromkeys(one for one in (source, getattr(module, "__file__", None)) if one)
+    if not files:
+        return ""
+    return hashlib.sha256(b"".join(Path(one).read_bytes() for one in files)).hexdigest()[:16]
 
 
 def load(reference: str, *, what: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,6 +11,8 @@ import torch
 from torch import Tensor
 
 from neuralfuse.errors import ConfigError, require, unknown_name
+
+_SLACK = 1e-3  # of a pixel in [0, 1], for rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,7 @@ class InputRange:
             f"mean and std must have one value per channel: got {len(self.mean)} means and {len(self.std)} stds.",
         )
         require(min(self.std) > 0, f"std must be positive: got std={self.std}.")
+        require(all(map(math.isfinite, (*self.mean, *self.std))), f"mean and std must be finite: got {self}.")
 
     @staticmethod
     def named(name: str) -> InputRange:
@@ -43,7 +48,7 @@ class InputRange:
         """Return the range that `to_config` described."""
         try:
             return InputRange(mean=tuple(config["mean"]), std=tuple(config["std"]))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"an input range must have two lists, mean and std: got {config}.") from error
 
     def to_config(self) -> dict[str, Any]:
@@ -56,6 +61,29 @@ class InputRange:
             len(self.mean) in (1, channels),
             f"an input range must have 1 or {channels} means for {channels}-channel images: got {len(self.mean)}.",
         )
+
+    def check_images(self, images: Tensor) -> None:
+        """Check that images (N, C, H, W) can be inputs of this range; uint8 pixels always can.
+
+        Raises:
+            ConfigError: they have another number of channels, or floats lie outside of the range.
+        """
+        self.check_channels(images.shape[1])
+        if not images.is_floating_point():
+            return
+        channels = torch.stack([images.amin((0, 2, 3)), images.amax((0, 2, 3))]).float()[:, :, None, None]
+        low, high = self.to_pixels(channels)[0].min(), self.to_pixels(channels)[1].max()
+        require(
+            bool(low >= -_SLACK and high <= 1 + _SLACK),
+            f"float images must be in the model's input space, (pixel - {self.mean}) / {self.std}: as such they hold "
+            f"pixels from {low:.3g} to {high:.3g}, not in [0, 1]. Convert them, or declare the model's input_range.",
+        )
+        if bool(channels[0].min() >= 0) and bool(channels[1].max() <= 1) and max(self.mean) > 0:
+            warnings.warn(
+                f"all float images lie in [0, 1], but the model takes (pixel - {self.mean}) / {self.std}: are they "
+                'pixels? If so, convert them, or declare input_range="unit".',
+                stacklevel=3,
+            )
 
     def from_pixels(self, pixels: Tensor) -> Tensor:
         """Return model inputs for pixels in [0, 1], shape (N, C, H, W)."""

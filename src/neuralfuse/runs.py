@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 _COMMAND: ContextVar[str | None] = ContextVar("command", default=None)
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
-_SECRET = re.compile(r"(?i)([?&](?:[^=&#\s]*(?:token|key|secret|password|signature|auth)[^=&#\s]*)=)[^&#\s]+")
+_USERINFO = re.compile(r"(?<=//)[^/?#]*@")
+_VALUES = re.compile(r"(?<=[?&;#])([^=&;#]*)=[^&;#]*")
 
 
 @contextmanager
@@ -33,14 +33,19 @@ def given_command(arguments: Sequence[str]) -> Iterator[None]:
     """Put this command into all records that are made in this context.
 
     Args:
-        arguments: Command-line arguments of ``neuralfuse``. Passwords and tokens in addresses are left out.
+        arguments: The arguments of ``neuralfuse``, as they were given. User names, passwords and the values of queries
+            in addresses are left out.
     """
-    text = shlex.join(["neuralfuse", *(_SECRET.sub(r"\1...", _USERINFO.sub("", one)) for one in arguments)])
+    text = shlex.join(["neuralfuse", *map(_without_secrets, arguments)])
     token = _COMMAND.set(text)
     try:
         yield
     finally:
         _COMMAND.reset(token)
+
+
+def _without_secrets(argument: str) -> str:
+    return _VALUES.sub(r"\1=...", _USERINFO.sub("", argument)) if "//" in argument else argument
 
 
 def command() -> dict[str, str]:

@@ -32,7 +32,12 @@ def correct(model: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor, b
 
 
 def plain_inputs(split: Split, input_range: InputRange) -> Tensor:
-    """Return a split's images as model inputs, float32 (N, C, H, W)."""
+    """Return a split's images as model inputs, float32 (N, C, H, W).
+
+    Raises:
+        ConfigError: they have another number of channels than the range, or floats that lie outside of it.
+    """
+    input_range.check_images(split.images)
     return torch.cat([input_range.from_images(part) for part in torch.split(split.images, BATCH)])
 
 

@@ -40,6 +40,10 @@ class Split:
             )
         if len(self.images) == 0:
             raise DataError("a split must hold at least one image: got none.")
+        if self.labels.dtype != torch.int64:
+            raise DataError(f"labels must be int64: got {self.labels.dtype}.")
+        if self.images.is_floating_point() and not bool(self.images.isfinite().all()):
+            raise DataError("float images must be finite: got infinity or NaN.")
 
     @staticmethod
     def of(source: SplitLike) -> Split:
@@ -134,7 +138,14 @@ class DataSet:
 
     def __post_init__(self) -> None:
         for part in ("train", "validation", "test"):
-            object.__setattr__(self, part, Split.of(getattr(self, part)))
+            split = Split.of(getattr(self, part))
+            object.__setattr__(self, part, split)
+            low, high, count = int(split.labels.min()), int(split.labels.max()), len(self.classes)
+            if low < 0 or high >= count:
+                raise DataError(f"labels must be in 0..{count - 1}, for {count} classes: got {low}..{high} in {part}.")
+        kinds = {(one.images.dtype, one.images.shape[1:]) for one in (self.train, self.validation, self.test)}
+        if len(kinds) > 1:
+            raise DataError(f"all parts of a data set must have images of one type and size: got {len(kinds)}.")
 
     @property
     def channels(self) -> int:

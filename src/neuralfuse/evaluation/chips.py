@@ -87,8 +87,13 @@ class PartialRecord:
 
     def prior(self, kind: type[R], part: str = "") -> dict[int, R]:
         """Return the prior results of one part of the measurement, by chip seed."""
-        found = (kind(**entry) for entry in self._results.get(part, []))
-        return {one.seed: one for one in found}
+        try:
+            found = [kind(**entry) for entry in self._results.get(part, [])]
+            return {int(one.seed): one for one in found}
+        except (TypeError, ValueError, AttributeError) as error:
+            raise FileFormatError(
+                f"{self.path} must hold the results of chips: got {error!r}. Omit --resume."
+            ) from error
 
     def add(self, result: OfChip, part: str = "") -> int:
         """Keep one more result; return the number of results in its part."""
@@ -115,7 +120,7 @@ def _read(path: Path, config: Mapping[str, Any]) -> dict[str, list[dict[str, Any
         )
     try:
         return _BEFORE[kept["schema"]](kept) if kept["schema"] in _BEFORE else dict(kept["per_chip"])
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(f"{path} must hold the results of chips: got {error!r}. Omit --resume.") from error
 
 

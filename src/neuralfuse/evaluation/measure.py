@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from neuralfuse.data import Split, SplitLike
-from neuralfuse.errors import require
+from neuralfuse.errors import ConfigError, require
 from neuralfuse.evaluation.chips import measure_chips
 from neuralfuse.evaluation.stats import mean, sample_sd, t_interval
 from neuralfuse.evaluation.text import result_lines
 from neuralfuse.faults import Chip, FaultModel, Measured
 from neuralfuse.fuse import check_same_range
-from neuralfuse.memory import Deployed, side_by_side
+from neuralfuse.memory import Deployed, check_output, side_by_side
 from neuralfuse.scoring import accuracy, plain_inputs, transform
 
 _FEWEST = 5  # least number of chips for an interval
@@ -50,7 +50,7 @@ class Evaluation:
         ca: Accuracy of the quantized base model without bit errors.
         ca_nf: That accuracy behind NeuralFuse; None without one.
         per_chip: The results of the single chips.
-        faults: The fault model of the chips; None if unknown.
+        faults: The fault model of the chips; None if it is unknown, or the chips differ in it.
     """
 
     ca_float: float
@@ -170,12 +170,18 @@ def evaluate(
             positive.
         DataError: ``images`` are no images with labels.
     """
+    if not isinstance(base, Deployed):
+        raise ConfigError(f"the base model must be deployed: got a {type(base).__name__}. Call deploy(model) first.")
+    if not isinstance(chips, Sequence) or not all(isinstance(chip, Chip) for chip in chips):
+        raise ConfigError(f"chips must be a list of chips, e.g. Stuck(ber=0.01).chips(30): got {chips!r:.80}.")
     require(len(chips) >= 1, "there must be at least one chip: got none.")
     require(until is None or until > 0, f"until must be positive: got until={until}.")
     if fuse is not None:
         require(not fuse.training, "NeuralFuse must be in eval mode to be evaluated: call fuse.eval() first.")
         check_same_range(fuse, base)
     split = Split.of(images)
+    split = split.to(base.memory.device)
+    check_output(base, split.images[:1], int(split.labels.max()) + 1, at_least=True)
     inputs, labels = plain_inputs(split, base.input_range), split.labels
     fused = None if fuse is None else transform(fuse, inputs)
     before = {} if plain is None else {chip.seed: chip for chip in plain.per_chip}
@@ -195,6 +201,7 @@ def evaluate(
         one, chips, at_once=at_once, prior=prior, report=report,
         is_enough=lambda results: until is not None and len(results) >= _FEWEST and _width(results) <= until,
     )  # fmt: skip
+    faults = chips[0].faults if all(chip.faults == chips[0].faults for chip in chips) else None
     without_errors: list[tuple[Callable[[Tensor], Tensor], Tensor]] = []
     if plain is None:
         without_errors = [(base.unquantized, inputs), (base, inputs)]
@@ -203,7 +210,7 @@ def evaluate(
     clean_accuracies = list(side_by_side(lambda pair: accuracy(*pair, labels), without_errors, at_once))
     ca_nf = None if fused is None else clean_accuracies.pop()
     ca_float, ca = clean_accuracies if plain is None else (plain.ca_float, plain.ca)
-    return Evaluation(ca_float, ca, ca_nf, tuple(results), chips[0].faults)
+    return Evaluation(ca_float, ca, ca_nf, tuple(results), faults)
 
 
 def _width(results: Sequence[ChipResult]) -> float:

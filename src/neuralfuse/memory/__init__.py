@@ -1,7 +1,7 @@
 """A model's weights in a memory, and the model's outputs when it reads them through a faulty chip."""
 
 from neuralfuse.memory.activations import Activations
-from neuralfuse.memory.deployed import Deployed, Perturbed, deploy
+from neuralfuse.memory.deployed import Deployed, Perturbed, check_output, deploy
 from neuralfuse.memory.readout import READOUTS, Plain, Readout, Secded, ZeroFaultyWords
 from neuralfuse.memory.weights import Reading, WeightMemory
 from neuralfuse.memory.workers import side_by_side
@@ -17,6 +17,7 @@ __all__ = [
     "Secded",
     "WeightMemory",
     "ZeroFaultyWords",
+    "check_output",
     "deploy",
     "side_by_side",
 ]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from neuralfuse.config import Running
-from neuralfuse.errors import ConfigError
+from neuralfuse.errors import ConfigError, require
 from neuralfuse.faults import Chip
 from neuralfuse.files import fingerprint
 from neuralfuse.memory.activations import ActivationMemory, Activations
@@ -219,8 +219,15 @@ class Deployed(nn.Module):
         raise ConfigError("a deployed model cannot be moved or cast. Move or cast the model first, then deploy it.")
 
 
-def check_output(base: Deployed, images: Tensor, classes: int) -> None:
-    """Run a model on some images. Raise a `ConfigError` unless the model returns one logit per class."""
+def check_output(base: Deployed, images: Tensor, classes: int, *, at_least: bool = False) -> None:
+    """Run a model on some images. Raise a `ConfigError` unless the model returns one logit per class.
+
+    Args:
+        base: The model.
+        images: The images (N, C, H, W).
+        classes: Number of classes.
+        at_least: Whether the model may return more logits: only the largest label is known, not the number of classes.
+    """
     base.input_range.check_channels(images.shape[1])
     sizes = f"images of {images.shape[1]} channels and {images.shape[2]}x{images.shape[3]} pixels"
     try:
@@ -229,8 +236,9 @@ def check_output(base: Deployed, images: Tensor, classes: int) -> None:
     except Exception as error:  # the user's model may raise any exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"the base model must accept {sizes}: {reason}") from error
-    if shape != (len(images), classes):
-        raise ConfigError(f"the base model must return {classes} logits per image for {sizes}: got shape {shape}.")
+    fits = len(shape) == 2 and shape[0] == len(images) and (shape[1] == classes or (at_least and shape[1] > classes))
+    least = "at least " if at_least else ""
+    require(fits, f"the base model must return {least}{classes} logits per image for {sizes}: got shape {shape}.")
 
 
 def deploy(
@@ -262,5 +270,9 @@ def deploy(
         input_range = InputRange.named(input_range)
     if isinstance(model, nn.DataParallel):
         model = model.module
+    require(
+        not any(isinstance(one, Deployed) for one in model.modules()),
+        "a model must be deployed once: this one is or contains a deployed model, whose memory would get no faults.",
+    )
     memory = WeightMemory(model, scheme or Scheme(), layers, readout=readout, adapters=adapters)
     return Deployed(model, memory, input_range, activations, running)

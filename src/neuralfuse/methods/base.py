@@ -96,7 +96,7 @@ class Protected:
     changes: tuple[Callable[[Answer], Answer], ...] = ()
     hardened: int = 0
     passes: int = 1
-    added_accesses: float = 0.0
+    added_accesses: float = 0
     added_parameters: int = 0
 
     @property
@@ -136,7 +136,7 @@ class Protected:
         return model
 
     def answering(
-        self, change: Callable[[Answer], Answer], *, passes: int = 1, accesses: float = 0.0, parameters: int = 0
+        self, change: Callable[[Answer], Answer], *, passes: int = 1, accesses: float = 0, parameters: int = 0
     ) -> Protected:
         """Return a copy with one more wrapper around the function that answers on a chip.
 

@@ -12,7 +12,7 @@ from neuralfuse.config import EopmConfig
 from neuralfuse.errors import require
 from neuralfuse.fuse import NeuralFuse, check_same_range
 from neuralfuse.methods.base import Access, Method, Preparation, Protected, TrainingContext, Workload
-from neuralfuse.nets import check_generator, code_of, encodes_images, runs_foreign_code
+from neuralfuse.nets import check_generator, code_of, encodes_images
 from neuralfuse.pipeline import make_fuse
 
 
@@ -44,8 +44,8 @@ class Fused(Method):
                 start=context.starts.get(self.generator), out=folder, resume=True,
                 listeners=context.listeners, device=context.device,
             )  # fmt: skip
-        own = runs_foreign_code(self.generator)  # the user named this code
-        return replace(protected, fuse=NeuralFuse.from_pretrained(folder, allow_code=own).to(context.device))
+        fuse = NeuralFuse.from_pretrained(folder, allow_code=self.generator)  # the user named this code
+        return replace(protected, fuse=fuse.to(context.device))
 
     def neuralfuse_training(self, eopm: EopmConfig, *, encodes: bool) -> EopmConfig:
         """See `Method`: a generator that does not encode the image learns no classes."""

@@ -59,7 +59,7 @@ def parse(text: str, *, allow_code: bool = False) -> tuple[Method, ...]:
 
 def _one(text: str, allow_code: bool) -> Method:
     name, _, rest = text.partition(":")
-    if name in GENERATORS or name in plugins():
+    if name in GENERATORS or (name in plugins() and name not in METHODS):
         require(not rest, f"a generator has no options here: got {text!r}.")
         return Fused(generator=name)
     own, _, options = rest.partition(":")

@@ -108,7 +108,8 @@ def _published(
         return None
     return counterpart(
         data=data.name, base=base.name, ber=faults.ber, bits=scheme.bits,
-        generator=None if fuse is None else fuse.name, sources=[one["name"] for one in trained.get("bases", [])],
+        generator=None if fuse is None else fuse.name,
+        sources=[one.get("name", "") for one in trained.get("bases", [])],
         train_ber=trained.get("ber"), lam=trained.get("lam", 5.0), k_bits=trained.get("adversarial_bits", 0),
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from neuralfuse.energy import latency
 from neuralfuse.faults import FaultModel
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy
-from neuralfuse.nets import base_model, runs_foreign_code
+from neuralfuse.nets import base_model
 from neuralfuse.pipeline import make_evaluation
 from neuralfuse.quant import Scheme
 from neuralfuse.ranges import InputRange
@@ -87,9 +87,9 @@ class EvaluationStep(Step):
             plain = None if before is None else before["result"]
         fuse = None
         if self.module is not None:
-            own = runs_foreign_code(self.module.generator)  # the user named this code
-            folder_of_fuse = store.folder(self.module.address)
-            fuse = NeuralFuse.from_pretrained(folder_of_fuse, allow_code=own).to(workspace.device)
+            made = store.folder(self.module.address)
+            fuse = NeuralFuse.from_pretrained(made, allow_code=self.module.generator)  # the user named this code
+            fuse = fuse.to(workspace.device)
         record = make_evaluation(
             fuse, self.base.open(workspace, self.bits), self._data(workspace), self.faults, chips=self.chips,
             until=self.until, plain=plain, out=folder / "evaluation.json", resume=True, say=say,

@@ -110,11 +110,12 @@ class Store:
             lock.release()
 
     def is_held(self, name: str) -> bool:
-        """Say whether a process is doing the step."""
+        """Say whether a process is doing the step. In a store that may only be read, nothing is known: False."""
         if not (self.folder(name) / LOCK).exists():
             return False
-        with self.locked(name) as free:
+        with suppress(PermissionError), self.locked(name) as free:
             return not free
+        return False
 
     def tell(self, name: str, **progress: Any) -> None:
         """Write a note of a step's progress, for display. A full disk is ignored."""

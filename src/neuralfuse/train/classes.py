@@ -33,12 +33,14 @@ class WithClassHead(nn.Module):
 
     def __init__(self, fuse: NeuralFuse, *, classes: int, seed: int) -> None:
         super().__init__()
-        narrowest: tuple[nn.Module, int] | None = getattr(fuse.generator, "narrowest", None)
+        narrowest: Any = getattr(fuse.generator, "narrowest", None)
         if narrowest is None:
             raise ConfigError(
                 f"a generator must encode the image to be taught classes, in a layer `narrowest`: {fuse.name} does "
                 "not. Train it without --class-head."
             )
+        if not (isinstance(narrowest, tuple) and len(narrowest) == 2 and isinstance(narrowest[0], nn.Module)):
+            raise ConfigError(f"narrowest of {fuse.name} must be a pair (layer, its channels): got {narrowest!r:.80}.")
         self.fuse = fuse
         self._layer, channels = (narrowest[0],), narrowest[1]  # in a tuple, so that its weights are listed once
         self.head = seeded(lambda: nn.Linear(channels, classes), derive(seed, "class head") >> 1)

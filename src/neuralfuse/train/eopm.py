@@ -181,9 +181,16 @@ def train_fuse(
     config = _config(config, options)
     bases = [bases] if isinstance(bases, Deployed) else list(bases)
     require(len(bases) > 0, "there must be at least one base model: got none.")
+    other = next((one for one in bases if not isinstance(one, Deployed)), None)
+    require(other is None, f"a base model must be deployed: got a {type(other).__name__}. Call deploy(model) first.")
+    require(
+        isinstance(data, DataSet),
+        f"data must be a DataSet, whose parts may be DataLoaders: got a {type(data).__name__}.",
+    )
     require(isinstance(faults, FaultModel), f"faults must be a fault model, e.g. Stuck(ber=0.01): got {faults!r}.")
     for base in bases:
         check_same_range(fuse, base)
+        base.input_range.check_images(data.train.images)
     require(
         not config.adversarial_bits or len(bases) == 1,
         f"adversarial bits must be searched for in one base model: got {len(bases)}.",
@@ -201,6 +208,7 @@ def train_fuse(
 def _config(config: EopmConfig | None, options: Mapping[str, Any]) -> EopmConfig:
     """Return the given configuration, or the one that the given fields make."""
     if config is not None:
+        require(isinstance(config, EopmConfig), f"config must be an EopmConfig: got {config!r:.80}.")
         require(
             not options, f"config must come without single options: got {', '.join(options)} too. Set them in config."
         )

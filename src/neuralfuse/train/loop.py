@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from neuralfuse.config import LoopConfig
 from neuralfuse.data import Split
-from neuralfuse.errors import DivergenceError, FileFormatError
+from neuralfuse.errors import DivergenceError, FileFormatError, require
 from neuralfuse.files import check_writable, read_tensors, write_tensors
 from neuralfuse.seeds import derive, generator
 from neuralfuse.train.average import Average
@@ -169,6 +169,7 @@ def fit(
 
 def _optimizer(module: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    require(len(parameters) > 0, "a module must have parameters to be trained: it has none.")
     if config.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=config.lr, betas=(0.5, 0.999))
     return torch.optim.SGD(

@@ -8,6 +8,7 @@ group ``neuralfuse.generators``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.metadata import EntryPoint, entry_points
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from neuralfuse.errors import ConfigError, require, unknown_name
-from neuralfuse.nets.base import seeded
+from neuralfuse.nets.base import BASE_MODELS, seeded
 from neuralfuse.nets.generators import encoder, unet
 from neuralfuse.nets.generators.uip import UIP
 from neuralfuse.plugins import code_digest, load
@@ -38,8 +39,13 @@ GENERATORS: dict[str, Factory] = {
 
 
 def plugins() -> dict[str, EntryPoint]:
-    """Return the generators of installed plugins by name; none of them is loaded."""
-    return {one.name: one for one in entry_points(group=PLUGINS) if one.name not in GENERATORS}
+    """Return the generators of installed plugins by name; none of them is loaded.
+
+    A plugin gets no name of the library's own, and none with other signs than letters, digits, - and _.
+    """
+    taken = {*GENERATORS, *BASE_MODELS}
+    found = [one for one in entry_points(group=PLUGINS) if one.name not in taken]
+    return {one.name: one for one in found if re.fullmatch(r"[A-Za-z0-9][\w-]*", one.name)}
 
 
 def runs_foreign_code(reference: str) -> bool:
@@ -71,7 +77,10 @@ def code_of(reference: str) -> dict[str, str]:
 
     Runs the code of a plugin or of a user's own.
     """
-    return {"code": code_digest(_loaded(reference))} if runs_foreign_code(reference) else {}
+    if not runs_foreign_code(reference):
+        return {}
+    where = reference if ":" in reference else plugins()[reference].value
+    return {"code": code_digest(_loaded(reference), where)}
 
 
 def _loaded(reference: str) -> Factory:

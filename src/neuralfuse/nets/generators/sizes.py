@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from neuralfuse.errors import ConfigError, NeuralFuseError, ShapeError
 
 Fit = Literal["exact", "pad"]
+_IMAGES = 2  # a generator may not mix the images of a batch up
 _FURTHEST = 64  # pixels by which an image is padded at most
 
 
@@ -40,7 +41,7 @@ def padding_of(generator: nn.Module, name: str, channels: int, size: tuple[int, 
         ShapeError: the generator cannot take the size; the nearest legal ones are named.
         ConfigError: the generator can take no size near this one: it fails, or returns something else.
     """
-    trials = _Trials(generator, channels)
+    trials = _Trials(generator, name, channels)
     if trials.fits(size):
         return Padding()
     larger = trials.nearest(size, 1)
@@ -63,8 +64,8 @@ def padding_of(generator: nn.Module, name: str, channels: int, size: tuple[int, 
 class _Trials:
     """Tries sizes, each once."""
 
-    def __init__(self, generator: nn.Module, channels: int) -> None:
-        self._generator, self._channels = generator, channels
+    def __init__(self, generator: nn.Module, name: str, channels: int) -> None:
+        self._generator, self._name, self._channels = generator, name, channels
         self._twins: dict[str, nn.Module] = {}
         self._found: dict[tuple[int, int], tuple[int, ...] | str] = {}  # the size that comes back, or what else does
 
@@ -105,8 +106,10 @@ class _Trials:
                 continue
             if not isinstance(made, Tensor):
                 return f"returns a {type(made).__name__}"
-            same = made.dim() == 4 and made.shape[:2] == (1, self._channels)
-            return tuple(made.shape[2:]) if same else f"returns shape {tuple(made.shape)}"
+            if not made.is_floating_point():
+                return f"returns {made.dtype}"
+            same = made.dim() == 4 and made.shape[:2] == (_IMAGES, self._channels)
+            return tuple(made.shape[2:]) if same else f"returns shape {tuple(made.shape)} for {_IMAGES} images"
         return found
 
     def _run(self, device: str, size: tuple[int, int]) -> object:
@@ -114,5 +117,12 @@ class _Trials:
             self._twins[device] = copy.deepcopy(self._generator).to(device).eval()
         twin = self._twins[device]
         dtype = next((one.dtype for one in twin.parameters() if one.is_floating_point()), torch.float32)
+        images = torch.zeros(_IMAGES, self._channels, *size, device=device, dtype=dtype)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            return twin(torch.zeros(1, self._channels, *size, device=device, dtype=dtype))
+            made, in_training = twin(images), twin.train()(images)
+            twin.eval()
+        if images._version:
+            raise ConfigError(f"generator {self._name} must not change its input in place: it is needed for x + G(x).")
+        if isinstance(made, Tensor) and getattr(in_training, "shape", None) != made.shape:
+            raise ConfigError(f"generator {self._name} must return the same shape in training as in eval mode.")
+        return made
