@@ -6,13 +6,16 @@ READY := $(VENV)/.ready
 # A real inference server, in an environment of its own that sees the first one behind its own libraries.
 SERVER := .mlserver
 
+# Compiled code is kept, or every process of a test would compile the same modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check lint types slow clean
 
 demo: $(READY)
 	$(BIN)/neuralfuse demo --out demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n auto -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -22,7 +25,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 slow: $(READY) $(SERVER)/.ready
-	$(BIN)/python -m pytest -q -m "slow and not gpu"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder -m "slow and not gpu"
 
 check: lint types test slow
 

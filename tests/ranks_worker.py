@@ -1,4 +1,4 @@
-"""One process of a job that `test_ranks.py` starts: trains in float64 and writes what became of it."""
+"""One process of a job that `test_ranks.py` starts: trains in float64, by either estimator, and writes the result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from conftest import SmallNet, toy_data
+from helpers.models import SmallNet
+from helpers.toy import toy_data
 from neuralfuse.config import EopmConfig
 from neuralfuse.faults import Stuck
 from neuralfuse.files import write_tensors
@@ -56,7 +57,8 @@ def job(ranks: Ranks, estimator: str) -> tuple[NeuralFuse, list[dict[str, float]
 if __name__ == "__main__":
     torch.set_num_threads(1)
     ranks = Ranks.from_torchrun(torch.device("cpu"))
-    fuse, losses, history = job(ranks, sys.argv[2])
-    name = f"{ranks.size}-{ranks.rank}"
-    write_tensors(Path(sys.argv[1]) / f"{name}.safetensors", dict(fuse.state_dict()), {})
-    (Path(sys.argv[1]) / f"{name}.json").write_text(json.dumps({"losses": losses, "history": history}))
+    for estimator in ("split", "crossed"):
+        fuse, losses, history = job(ranks, estimator)
+        path = Path(sys.argv[1]) / f"{estimator}-{ranks.size}-{ranks.rank}.safetensors"
+        write_tensors(path, dict(fuse.state_dict()), {})
+        path.with_suffix(".json").write_text(json.dumps({"losses": losses, "history": history}))

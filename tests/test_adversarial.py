@@ -9,17 +9,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from conftest import toy_data
+from helpers.training import Watching
 from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.errors import ConfigError
 from neuralfuse.faults import Chip, Stuck
 from neuralfuse.memory import deploy
 from neuralfuse.nets import base_model
-from neuralfuse.quant import FloatWords, Scheme
+from neuralfuse.quant import FloatWords, Layers, Scheme
 from neuralfuse.train import train_base
 from neuralfuse.train.adversarial import WorstBits, weight_gradient, worst_chip
 from neuralfuse.train.awp import worst_weights
-from neuralfuse.train.qat import _Qat
 
 
 def linear(seed: int = 0, shape: tuple[int, int] = (4, 3)) -> nn.Module:
@@ -114,39 +113,33 @@ def test_weights_go_up_their_gradient_by_a_share_of_their_norm_and_come_back():
     assert torch.equal(weight.detach(), before)
 
 
-def test_finding_the_worst_weights_leaves_running_statistics_alone():
-    data = toy_data()
-    tasks = []
-    for awp in (0.0, 0.02):
-        module = base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
-        config = QatConfig(awp=awp, augment="none")
-        task = _Qat(module, data, config, deploy(module).input_range, deploy(module).memory.layers)
-        task.backward(data.train.images[:16], data.train.labels[:16], 0)
-        tasks.append(task)
-    plain, adversarial = (dict(task.module.named_buffers()) for task in tasks)
-    assert int(adversarial["bn1.num_batches_tracked"]) == int(plain["bn1.num_batches_tracked"]) == 1
-    assert not torch.equal(tasks[0].module.fc.weight.grad, tasks[1].module.fc.weight.grad)
+def one_step(data, module=None, **options):
+    """What one step of training does to a small model."""
+    module = module or base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
+    seen = Watching(module)
+    train_base(module, data, QatConfig(augment="none", batch=16, max_steps=1, **options), listeners=[seen])
+    return seen
 
 
-def test_the_step_s_gradient_is_the_one_at_the_worst_weights():
+def test_finding_the_worst_weights_leaves_running_statistics_alone(data):
+    plain, adversarial = (one_step(data, awp=awp) for awp in (0.0, 0.02))
+    for one in (plain, adversarial):
+        assert int(one.after[0].bn1.num_batches_tracked) == 1
+    assert not torch.equal(plain.gradients[0]["fc.weight"], adversarial.gradients[0]["fc.weight"])
+
+
+def test_the_step_s_gradient_is_the_one_at_the_worst_weights(data):
     """The worst weights are found by hand: up the gradient of the plain step, each tensor by a share of its norm."""
-    data, tasks = toy_data(), []
-    for awp in (0.0, 0.0, 0.05):
-        module = base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
-        config = QatConfig(awp=awp, augment="none")
-        tasks.append(_Qat(module, data, config, deploy(module).input_range, deploy(module).memory.layers))
-    at_rest, moved, adversarial = tasks
-    step = data.train.images[:16], data.train.labels[:16], 0
-    at_rest.backward(*step)
+    module = base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
+    (at_rest,), (adversarial,) = one_step(data).gradients, one_step(data, awp=0.05).gradients
+    stored = {one.parameter: one.tensor for one in Layers().select(module)}
     with torch.no_grad():
-        for weight, other in zip(moved._weights(), at_rest._weights(), strict=True):
-            weight.add_(0.05 * other.norm() * other.grad / other.grad.norm())
-    moved.backward(*step)
-    adversarial.backward(*step)
-    named = zip(moved.module.named_parameters(), adversarial.module.parameters(), strict=True)
-    for (name, one), other in named:
-        assert torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-5), name
-    assert not torch.allclose(at_rest.module.fc.weight.grad, moved.module.fc.weight.grad, rtol=0.1)
+        for name, weight in stored.items():
+            weight.add_(0.05 * weight.norm() * at_rest[name] / at_rest[name].norm())
+    (moved,) = one_step(data, module).gradients
+    for name, one in moved.items():
+        assert torch.allclose(one, adversarial[name], rtol=1e-3, atol=1e-5), name
+    assert not torch.allclose(at_rest["fc.weight"], moved["fc.weight"], rtol=0.1)
 
 
 def test_a_base_model_is_trained_with_it(data):

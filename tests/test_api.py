@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import neuralfuse as nf
-from conftest import SmallNet, toy_data
+from helpers.models import SmallNet
+from helpers.toy import toy_data
 from neuralfuse.data import AUGMENT
 from neuralfuse.errors import ConfigError, DataError
 

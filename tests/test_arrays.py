@@ -12,6 +12,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from helpers.oracles import within_bounds
 from neuralfuse.errors import ConfigError, NeuralFuseError, RateError, UnknownNameError
 from neuralfuse.faults import (
     PROFILES,
@@ -38,7 +39,6 @@ from neuralfuse.faults import (
     from_config,
     synthetic_map,
 )
-from test_faults import within_bounds
 
 CPU = torch.device("cpu")
 WORDS = Layout.of([("a", 3)], 8)
@@ -84,7 +84,7 @@ orders = st.tuples(st.just("rows"), st.integers(0, 3)) | st.just(("interleaved",
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=3),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_words_lie_where_an_array_filled_by_hand_has_them(order, mapping, bits, shape, sizes, seed):
     array = Array(rows=shape[0], columns=shape[1], banks=shape[2])
     assume(array.columns >= bits)

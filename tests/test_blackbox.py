@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import threading
 from contextlib import closing
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import toy_data
-from neuralfuse.blackbox import Answers, Box, Function, LimitedBox, Limits, OnnxFile, Served, choose, judge, open_box
+from helpers.cli import fails
+from helpers.servers import Server
+from helpers.toy import toy_data
+from neuralfuse.blackbox import Answers, Box, Function, LimitedBox, Limits, Served, choose, judge, open_box
 from neuralfuse.blackbox.choose import choice_text, round_sizes
 from neuralfuse.cli.blackbox import BoxOptions
 from neuralfuse.cli.main import run
-from neuralfuse.config import QatConfig
 from neuralfuse.data import Split
 from neuralfuse.errors import (
     AnswerError,
     BudgetError,
     BusyError,
     ConfigError,
-    FileFormatError,
     NeuralFuseError,
     OutputError,
 )
@@ -34,11 +32,8 @@ from neuralfuse.faults import Chip, fault_model
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import deploy
 from neuralfuse.nets import load_base
-from neuralfuse.pipeline import make_base
 from neuralfuse.ranges import InputRange
 from neuralfuse.scoring import accuracy, plain_inputs, transform
-from neuralfuse.wire import HEADER, Message, WireTensor, decode, encode
-from test_cli import fails
 
 LOGITS = np.array([[0.5, 2.0, -1.0], [3.0, np.nan, 0.0]], dtype=np.float32)
 
@@ -165,14 +160,20 @@ def test_a_function_of_one_s_own_is_asked_again_when_it_says_so():
         careful(images(2))
 
 
-def test_a_full_or_busy_disk_is_not_called_a_bad_file(tmp_path):
-    cache = tmp_path / "answers.db"
+def test_a_full_or_busy_disk_is_not_called_a_bad_file(tmp_path, monkeypatch):
+    cache, connect = tmp_path / "answers.db", sqlite3.connect
+
+    def connect_to_a_small_disk(*given, **options):
+        base = connect(*given, **options)
+        base.execute("PRAGMA max_page_count = 8")
+        return base
+
+    monkeypatch.setattr(sqlite3, "connect", connect_to_a_small_disk)
     with LimitedBox(Model(), classes=3, limits=Limits(cache=cache)) as careful:
         careful(images(2))
-        pages = careful._cache.connection.execute("PRAGMA page_count").fetchone()[0]
-        careful._cache.connection.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(OutputError, match="--cache .*answers.db must be writable: database or disk is full"):
             careful(images(500, seed=1))
+    monkeypatch.undo()
     with LimitedBox(Model(), classes=3, limits=Limits(cache=cache)) as careful:
         careful(images(2))
         assert careful.found == 2
@@ -244,16 +245,12 @@ def test_limits_and_caches_that_cannot_be(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def chip(tmp_path_factory):
+def chip(toy_base):
     """A faulty model, the same without faults, and a module that changes its inputs."""
-    folder, data = tmp_path_factory.mktemp("chip"), toy_data()
-    cpu = torch.device("cpu")
-    make_base("resnet8", data, QatConfig(epochs=4, batch=16, lr=0.05, augment="none"), out=folder / "base", device=cpu)
-    model = load_base(folder / "base")
+    data, model = toy_data(), load_base(toy_base)
     base = deploy(model.module, scheme=model.scheme)
     fuse = NeuralFuse("convs", channels=1, image_size=(8, 8), seed=1).eval()
-    fuse.save_pretrained(folder / "fuse")
-    return folder, data, model, base, fuse
+    return data, model, base, fuse
 
 
 def as_function(model):
@@ -265,7 +262,7 @@ def as_function(model):
 
 
 def test_a_judgement_is_that_of_the_model_itself(chip):
-    _, data, _, base, fuse = chip
+    data, _, base, fuse = chip
     faulty = base.perturbed(Chip(fault_model("stuck", ber=0.05), seed=3))
     x, labels = plain_inputs(data.test, base.input_range), data.test.labels
     with (
@@ -290,175 +287,10 @@ def test_a_judgement_is_that_of_the_model_itself(chip):
         judge(fuse, box, data, images=10**6)
 
 
-def export_onnx(model, path, sample=None, outputs=("logits",), external_data=False):
-    batch = {0: torch.export.Dim("batch", min=1)}
-    sample = torch.zeros(2, 1, 8, 8) if sample is None else sample
-    made = torch.onnx.export(
-        model, (sample,), dynamo=True, dynamic_shapes=(batch,), input_names=["image"],
-        output_names=list(outputs), verbose=False,
-    )  # fmt: skip
-    path.parent.mkdir(exist_ok=True)
-    made.save(path, external_data=external_data)
-
-
-class Two(torch.nn.Module):
-    """A model with two outputs."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x):
-        logits = self.model(x)
-        return logits, -logits
-
-
-def test_an_onnx_file_answers_as_the_model(chip, tmp_path):
-    _, data, model, base, _ = chip
-    export_onnx(model.module.eval(), tmp_path / "net.onnx")
-    box = open_box(str(tmp_path / "net.onnx"))
-    assert isinstance(box, OnnxFile)
-    x = plain_inputs(data.test, base.input_range)
-    with torch.no_grad():
-        assert np.allclose(box.ask(x.numpy()), model.module(x).numpy(), atol=1e-4)
-    with pytest.raises(AnswerError, match="must take"):
-        box.ask(np.zeros((1, 3, 8, 8), dtype=np.float32))
-    with pytest.raises(FileFormatError, match="--output-name must be one of the model's outputs: logits. Got probs"):
-        OnnxFile(tmp_path / "net.onnx", output_name="probs")
-    two = Two(model.module).eval()
-    export_onnx(two, tmp_path / "two.onnx", outputs=["good", "bad"])
-    found = {}
-    for name in ("good", "bad", "good"):  # one cache, two outputs
-        box = OnnxFile(tmp_path / "two.onnx", output_name=name)
-        with LimitedBox(box, classes=2, limits=Limits(cache=tmp_path / "answers.db")) as careful:
-            found[name] = careful(x[:5]).scores
-    assert torch.allclose(found["good"], -found["bad"], atol=1e-5)
-    export_onnx(two, tmp_path / "out" / "two.onnx", outputs=["good", "bad"], external_data=True)
-    first = OnnxFile(tmp_path / "out" / "two.onnx", output_name="good")
-    assert np.allclose(first.ask(x[:5].numpy()), found["good"].numpy(), atol=1e-5)
-    weights = next(path for path in (tmp_path / "out").iterdir() if path.name != "two.onnx")
-    data = bytearray(weights.read_bytes())
-    data[: len(data) // 2] = bytes(len(data) // 2)
-    weights.write_bytes(data)
-    assert OnnxFile(tmp_path / "out" / "two.onnx", output_name="good").key != first.key
-    (tmp_path / "broken.onnx").write_bytes(b"\x00" * 40)
-    with pytest.raises(FileFormatError, match="must be an ONNX file"):
-        OnnxFile(tmp_path / "broken.onnx")
-
-
-class Wants(torch.nn.Module):
-    """A model that takes images in another type and order."""
-
-    def __init__(self, model, kind, last):
-        super().__init__()
-        self.model, self.kind, self.last = model, kind, last
-
-    def forward(self, x):
-        x = x.float() / 127.5 - 1 if self.kind is torch.uint8 else x.float()
-        return self.model(x.permute(0, 3, 1, 2) if self.last else x)
-
-
-@pytest.mark.parametrize(
-    ("kind", "last"),
-    [(torch.float16, False), (torch.float64, True), (torch.uint8, False), (torch.uint8, True), (torch.float32, True)],
-)
-def test_an_onnx_file_gets_images_as_it_wants_them(chip, tmp_path, kind, last):
-    _, data, model, base, _ = chip
-    x = plain_inputs(data.test, base.input_range)[:20]
-    shown = (x.permute(0, 2, 3, 1).contiguous() if last else x)[:2]
-    sample = ((shown + 1) * 127.5).round().to(kind) if kind is torch.uint8 else shown.to(kind)
-    export_onnx(Wants(model.module, kind, last).eval(), tmp_path / "net.onnx", sample=sample)
-    box = open_box(str(tmp_path / "net.onnx"), layout="nhwc" if last else "nchw")
-    with torch.no_grad():
-        wanted = model.module(x.half().float() if kind is torch.float16 else x).numpy()
-    assert np.allclose(box.ask(x.numpy()), wanted, atol=1e-3)
-    assert box.options == ({"layout": "nhwc"} if last else {})
-    with pytest.raises(ConfigError, match="--layout must go with a server or an ONNX file"):
-        open_box("call:math:sqrt", layout="nhwc")
-
-
-class Server(BaseHTTPRequestHandler):
-    """A served model as the protocol describes it; its answers come from `model`, its troubles from `troubles`."""
-
-    protocol_version = "HTTP/1.1"
-    model = staticmethod(lambda x: x.mean((2, 3)))
-    datatype, binary = "FP32", True
-    troubles: list[tuple[int, dict]]
-    seen: list[dict]
-    paths: list[str]
-
-    def do_GET(self):
-        if self.path == "/v2":
-            self.answer({"name": "test", "extensions": ["binary_tensor_data"] if self.binary else []})
-        elif self.path in ("/v2/models/net", "/v2/models/net/versions/2"):
-            shape = {"shape": [-1, 3, 4, 4]}
-            inputs = [{"name": "image", "datatype": self.datatype, **shape}]
-            self.answer({"name": "net", "inputs": inputs, "outputs": [{"name": "out", "datatype": "FP32"}]})
-        else:
-            self.answer({"error": "no such model"}, 404)
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        length = self.headers.get(HEADER)
-        self.seen.append(dict(self.headers))
-        self.paths.append(self.path)
-        if self.troubles:
-            status, headers = self.troubles.pop(0)
-            return self.answer({"error": "not now"}, status, headers)
-        assert (length is not None) == self.binary
-        image = decode(body, None if length is None else int(length), "inputs")["image"]
-        assert image.datatype == self.datatype
-        made = self.model(image.values.astype(np.float32))
-        out = WireTensor("out", "INT64" if made.dtype == np.int64 else "FP32", made)
-        data, size = encode(Message((out,), {"model_name": "net"}), "outputs", binary=self.binary)
-        return self.answer(data, 200, {} if size is None else {HEADER: str(size)})
-
-    def answer(self, value, status=200, headers=None):
-        data = value if isinstance(value, bytes) else json.dumps(value).encode()
-        self.send_response(status)
-        for name, text in {"Content-Length": str(len(data)), **(headers or {})}.items():
-            self.send_header(name, text)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
-
-
-class Listening(ThreadingHTTPServer):
-    """Lets many connect at once."""
-
-    request_queue_size = 64
-
-
-@pytest.fixture
-def serve():
-    """Start servers with some attributes; the address of the model comes back, and the class that serves it."""
-    running = []
-
-    def start(kind=Server, tls=None, **attributes):
-        made = type("Made", (kind,), {"troubles": [], "seen": [], "paths": [], **attributes})
-        server = Listening(("127.0.0.1", 0), made)
-        server.daemon_threads = True
-        if tls is not None:
-            server.socket = tls.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        running.append((server, thread))
-        scheme = "http" if tls is None else "https"
-        return f"{scheme}://127.0.0.1:{server.server_port}/v2/models/net", made
-
-    yield start
-    for server, thread in running:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("datatype", ["FP32", "FP64", "FP16", "UINT8"])
-def test_a_server_is_asked_in_its_own_words(serve, request, binary, datatype):
-    address, made = serve(binary=binary, datatype=datatype)
+def test_a_server_is_asked_in_its_own_words(upstream, request, binary, datatype):
+    address, made = upstream(binary=binary, datatype=datatype)
     box = open_box(f"{address}/versions/2", token="secret")
     assert isinstance(box, Served)
     request.addfinalizer(box.close)
@@ -488,23 +320,23 @@ def probabilities(x):
     ],
     ids=["logits", "probabilities", "top-k", "labels", "labels in a row"],
 )
-def test_whatever_a_server_answers_with_it_is_as_right(serve, answer, kind):
-    address, _ = serve(model=staticmethod(answer))
+def test_whatever_a_server_answers_with_it_is_as_right(upstream, answer, kind):
+    address, _ = upstream(model=staticmethod(answer))
     x, labels = images(30), torch.arange(30) % 3
     with LimitedBox(open_box(address), classes=3, kind=kind) as careful:
         assert careful(x).right(labels).tolist() == (x.mean((2, 3)).argmax(1) == labels).tolist()
 
 
-def test_a_server_may_want_the_channels_last(serve):
-    address, _ = serve(model=staticmethod(lambda x: x.mean((1, 2))))
+def test_a_server_may_want_the_channels_last(upstream):
+    address, _ = upstream(model=staticmethod(lambda x: x.mean((1, 2))))
     x = images(5).numpy()
     with closing(open_box(address, layout="nhwc")) as box, closing(open_box(address)) as other:
         assert np.allclose(box.ask(x), x.mean((2, 3)), atol=1e-5)
         assert box.key != other.key
 
 
-def test_a_server_that_starts_is_waited_for(serve, capsys):
-    address, made = serve()
+def test_a_server_that_starts_is_waited_for(upstream, capsys):
+    address, made = upstream()
     starting = [503, 404, 400, 404, 200, 400]  # of the model's metadata; then also of the server and the model, ready?
 
     def about(self):
@@ -513,25 +345,28 @@ def test_a_server_that_starts_is_waited_for(serve, capsys):
         return Server.do_GET(self)
 
     made.do_GET = about
-    box = BoxOptions(retries=3).open(address, 3, InputRange())
+    waits = []
+    box = BoxOptions(retries=3).open(address, 3, InputRange(), sleep=waits.append)
     said = capsys.readouterr().err
+    assert waits == [0.5, 1.0, 2.0]
     assert said.count("Retrying in") == 3 and "503" in said and "must report that it is ready: got 400" in said
     made.troubles.append((400, {}))  # it lies: its model is not there yet
     starting += [200, 400]
-    assert box(images(2)).labels.shape == (2,) and box.tried_again == 1
+    assert box(images(2)).labels.shape == (2,) and box.tried_again == 1 and waits[3:] == [0.5]
     box.close()
     starting += [503] * 3
     with pytest.raises(BusyError, match="503"):
-        BoxOptions(retries=2).open(address, 3, InputRange())
+        BoxOptions(retries=2).open(address, 3, InputRange(), sleep=waits.append)
+    assert waits[4:] == [0.5, 1.0]
 
 
-def test_a_server_in_trouble_is_asked_again_or_not(serve):
+def test_a_server_in_trouble_is_asked_again_or_not(upstream):
     waits = []
-    address, made = serve(troubles=[(503, {}), (429, {"Retry-After": "3"})])
+    address, made = upstream(troubles=[(503, {}), (429, {"Retry-After": "3"})])
     with LimitedBox(open_box(address), classes=3, sleep=waits.append) as careful:
         careful(images(2))
     assert waits == [0.5, 3.0] and len(made.seen) == 3
-    address, made = serve(troubles=[(400, {})])
+    address, made = upstream(troubles=[(400, {})])
     refused = pytest.raises(AnswerError, match=r"must answer: got 400 .*not now")
     with LimitedBox(open_box(address), classes=3, sleep=waits.append) as careful, refused:
         careful(images(2))
@@ -546,18 +381,17 @@ def test_a_server_in_trouble_is_asked_again_or_not(serve):
         open_box(address, timeout=-1.0)
     with pytest.raises(BusyError, match="must be reachable"):
         open_box("http://127.0.0.1:1/v2/models/net")
-    address, _ = serve(datatype="BYTES")
+    address, _ = upstream(datatype="BYTES")
     with pytest.raises(AnswerError, match="must take FP16, FP32, FP64, UINT8: image is BYTES"):
         open_box(address)
-    address, _ = serve(model=staticmethod(lambda x: x.mean((2, 3))[:1]))
+    address, _ = upstream(model=staticmethod(lambda x: x.mean((2, 3))[:1]))
     with LimitedBox(open_box(address), classes=3) as careful, pytest.raises(AnswerError, match="one row of numbers"):
         careful(images(3))
     with pytest.raises(AnswerError, match="--output-name must be one of the outputs"):
         open_box(address, output_name="probs")
 
 
-def test_evaluate_asks_a_black_box(chip, tmp_path, monkeypatch, capsys):
-    folder, _, model, _, _ = chip
+def test_evaluate_asks_a_black_box(toy_base, tmp_path, monkeypatch, capsys):
     from neuralfuse.data import load_data
 
     data = load_data("digits")
@@ -582,12 +416,10 @@ def test_evaluate_asks_a_black_box(chip, tmp_path, monkeypatch, capsys):
     for option in ("--ber 0.01", "--confidence .5", "--bits 4", "--no-fold", "--published-chips", "--resume"):
         left_out = f"{option.split()[0]} must be left out: call:boxes:answer is a black-box model"
         fails(capsys, [*command, *option.split()], left_out)
-    fails(
-        capsys, ["evaluate", "--base", str(folder / "base"), "--ber", "0.1", "--budget", "3"], "--budget must go with"
-    )
+    fails(capsys, ["evaluate", "--base", str(toy_base), "--ber", "0.1", "--budget", "3"], "--budget must go with")
     assert run(["evaluate", "--base", "call:boxes:bad"]) == 2
     assert "call:boxes:bad must answer: it raised ZeroDivisionError" in capsys.readouterr().err
-    assert run([*command, "--nominal", str(folder / "base")]) == 2
+    assert run([*command, "--nominal", str(toy_base)]) == 2
     assert "a black-box model must be a URL, FILE.onnx or call:module:function" in capsys.readouterr().err
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from scipy import stats
 
-from conftest import ROOT
+from helpers.cli import fails
+from helpers.places import ROOT
 from neuralfuse.cli.main import run
 from neuralfuse.evaluation.measure import generator_chip
 from neuralfuse.faults import Chip, FaultMap, Layout, Measured, Stuck, default_curve, from_config
@@ -21,7 +22,6 @@ from neuralfuse.memory.audit import changes, summarize
 from neuralfuse.nets import BaseModel, base_model, load_base, save_base
 from neuralfuse.quant import Scheme
 from neuralfuse.ranges import InputRange
-from test_cli import fails
 
 
 @pytest.fixture(scope="module")
@@ -108,16 +108,14 @@ def test_maps_are_made_imported_shown_drawn_and_used(folder, capsys, tmp_path):
     assert record["rates"][0]["inverts"] == record["rates"][0]["faulty"] == fault_map.cells[1, 0].astype(bool).mean()
     assert shown(capsys, ["chip", "show", str(tmp_path / "own.npz")])["source"] == "bench 7"
 
-    for command in (
-        ["chip", "draw", str(made)],
-        ["chip", "draw", str(made), "--voltage", "0.82"],
-        ["chip", "draw", "--base", str(folder / "base"), "--ber", "0.01"],
-        ["chip", "draw", str(made), "--base", str(folder / "base"), "--voltage", "0.82"],
-    ):
-        for name in ("a.png", "a.svg"):
-            (tmp_path / name).unlink(missing_ok=True)
-            assert run([*command, "--out", str(tmp_path / name)]) == 0
-            assert (tmp_path / name).stat().st_size > 3000
+    for name, command in {
+        "map.png": ["chip", "draw", str(made)],
+        "voltage.svg": ["chip", "draw", str(made), "--voltage", "0.82"],
+        "model.png": ["chip", "draw", "--base", str(folder / "base"), "--ber", "0.01"],
+        "both.svg": ["chip", "draw", str(made), "--base", str(folder / "base"), "--voltage", "0.82"],
+    }.items():
+        assert run([*command, "--out", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).stat().st_size > 3000
 
     base = ["evaluate", "--base", str(folder / "base"), "--faults", str(made), "--voltage", "0.82"]
     record = shown(capsys, [*base, "--chips", "1"])

@@ -10,7 +10,9 @@ from typing import ClassVar
 import pytest
 import torch
 
-from conftest import ROOT, toy_data
+from helpers.comparisons import QUICK, SMOKE
+from helpers.places import ROOT
+from helpers.toy import toy_data
 from neuralfuse.cli.main import run
 from neuralfuse.compare import USUAL, Comparison, as_latex, as_markdown, as_text, memory_energy
 from neuralfuse.compare.best import LEVELS, Difference, best, combinations
@@ -20,7 +22,7 @@ from neuralfuse.config import QatConfig
 from neuralfuse.data import load_data
 from neuralfuse.errors import NeuralFuseError
 from neuralfuse.evaluation import t_interval
-from neuralfuse.faults import default_curve
+from neuralfuse.faults import default_curve, fault_model
 from neuralfuse.files import write_json
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.methods import Method, needs, parse
@@ -29,14 +31,10 @@ from neuralfuse.pipeline import make_base
 from neuralfuse.published import Measurement
 from neuralfuse.quant import Scheme
 from neuralfuse.reproduce import Request
-from neuralfuse.steps import Workspace, engine, load_scale
+from neuralfuse.scoring import accuracy, plain_inputs
+from neuralfuse.steps import Workspace, engine
 
 FAULTS = ("stuck", "reference")
-SMOKE = load_scale("smoke")
-QUICK = Comparison(
-    scale=SMOKE, data="GTSRB", base="VGG11", methods=["batch-statistics", "protected-bits:bits=2"], faults=["flip"],
-    rates=[0.01], train_rate=0.01, chips=3,
-)  # fmt: skip
 
 
 def steps(comparison: Comparison) -> dict[tuple[str, str], ComparisonStep]:
@@ -142,13 +140,17 @@ def test_a_user_s_own_hardware_is_in_its_row_s_energy(made):
 
 
 def test_test_images_mix_the_classes(made):
-    workspace, _ = made
-    step = QUICK.rows[0][1]
-    split = step._test_images(workspace)
-    assert len(split) == SMOKE.test_images
+    """A row's accuracies are those on the first test images of an order that does."""
+    workspace, record = made
     whole = load_data("digits").test
+    split = whole[whole.order("digits", "test images")[: SMOKE.test_images]]
     assert not torch.equal(split.labels, whole.labels[: len(split)])
     assert len(split.labels[:50].unique()) == 10
+    base = QUICK.base_step.open(workspace).deployed
+    x, measured = plain_inputs(split, base.input_range), record["rows"][0]["measured"]
+    chips = [base.perturbed(chip) for chip in fault_model("flip", ber=0.01).chips(3)]
+    assert measured["ca"] == accuracy(base, x, split.labels)
+    assert measured["per_chip"]["pa"] == [accuracy(chip, x, split.labels) for chip in chips]
 
 
 def test_an_interrupted_measurement_goes_on(made):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import SHARED
+from helpers.places import SHARED
 from neuralfuse.data import AUGMENT, Augment, Split, augmentation, holdout, load_data
 from neuralfuse.errors import ConfigError, DataError, MissingExtraError, ShapeError, UnknownNameError
 

@@ -23,7 +23,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 import neuralfuse
-from conftest import ROOT
+from helpers.places import ROOT
 from neuralfuse import published
 from neuralfuse.cli.main import run
 from neuralfuse.energy import (

@@ -17,9 +17,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers.oracles import packed, within_bounds
 from neuralfuse.errors import ConfigError
 from neuralfuse.faults import (
     FAULT_MODELS,
@@ -47,6 +47,7 @@ ROWS, COLUMNS, BANKS, BITS = 32, 16, 2048, 8
 ARRAY = Array(rows=ROWS, columns=COLUMNS)
 HALF = ROWS * COLUMNS * BANKS // BITS // 2
 LAYOUT = Layout.of([("a", HALF), ("b", HALF)], BITS)  # whole banks: cells of the image are those of the array
+FEWER = Layout.of([("a", HALF // 4), ("b", HALF // 4)], BITS)  # enough where many cells are faulty
 SMALL = Layout.of([("a", 6001), ("b", 5), ("c", 2930)], BITS)
 CELLS = np.arange(LAYOUT.cells)
 ROW, COLUMN = CELLS // COLUMNS % ROWS, CELLS % COLUMNS
@@ -119,17 +120,12 @@ NAMES = list(promises(0.1))
 MIXTURES = {"combined", "combined-twice", "synthetic-fresh"}
 
 
-def within_bounds(counts: Any, trials: Any, rates: Any) -> bool:
-    """Whether every count lies within exact binomial bounds."""
-    counts, trials, rates = np.broadcast_arrays(*map(np.atleast_1d, (counts, trials, rates)))
-    cases, which = np.unique(np.stack([trials, rates]), axis=1, return_inverse=True)
-    low, high = stats.binom.interval(1 - 1e-7, *cases)
-    return bool(((low[which] <= counts) & (counts <= high[which])).all())
-
-
-def packed(faults: FaultyCells) -> np.ndarray:
-    """Cells and what each does, one number each."""
-    return (faults.cell * 4 + faults.keeps * 2 + faults.flips).numpy()
+@functools.cache
+def groups(cells: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The group of every cell, by tensor and bit position, and how many are in each; in one they are independent."""
+    apart = ROW[:cells] % height * width + COLUMN[:cells] % width
+    group = (apart * 2 + (CELLS[:cells] >= cells // 2)) * BITS + CELLS[:cells] % BITS
+    return group.astype(np.int32), np.bincount(group)
 
 
 @pytest.mark.parametrize("ber", [1e-6, 1e-4, 0.01, 0.1, 0.5])
@@ -138,14 +134,14 @@ def test_rates_are_as_promised(name, ber):
     """In each tensor, at each bit position, in each direction, for each kind of stored words; and over all of them."""
     model, faulty, up, down, (height, width) = promises(ber)[name]
     seeds = range(0, 30 if ber < 0.001 else 2, 2)  # every second: neighbouring reference chips are dependent
-    apart = ROW % height * width + COLUMN % width  # cells with the same number fail independently of each other
-    group = (apart * 2 + (CELLS >= HALF * BITS)) * BITS + CELLS % BITS
-    trials = np.bincount(group) * len(seeds)
+    layout = FEWER if ber > 0.05 else LAYOUT
+    group, sizes = groups(layout.cells, height, width)
+    trials = sizes * len(seeds)
     hits = {what: np.zeros(len(trials), np.int64) for what in ("faulty", "zeros", "ones", "random")}
     for seed in seeds:
-        faults = model.cells(LAYOUT, seed, CPU)
+        faults = model.cells(layout, seed, CPU)
         cell, keeps, flips = faults.cell.numpy(), faults.keeps.numpy(), faults.flips.numpy()
-        assert (np.diff(cell) > 0).all() and (len(cell) == 0 or 0 <= cell[0] <= cell[-1] < LAYOUT.cells)
+        assert (np.diff(cell) > 0).all() and (len(cell) == 0 or 0 <= cell[0] <= cell[-1] < layout.cells)
         hits["faulty"] += np.bincount(group[cell], minlength=len(trials))
         random = np.random.RandomState(1000 + seed).rand(len(cell)) < 0.5
         for words, stored in {"zeros": np.zeros_like(keeps), "ones": np.ones_like(keeps), "random": random}.items():
@@ -204,15 +200,15 @@ def test_what_an_accelerator_draws_at_once_is_what_a_cpu_draws_by_tensor(kind, b
 @pytest.mark.parametrize("ber", [0.001, 0.05, 0.4])
 def test_weak_lines_fail_along_their_whole_length(along, length, ber):
     lines = functools.partial(Lines, along=along, stuck_at_1=0.3, array=ARRAY)
-    faults = lines(ber=ber).cells(LAYOUT, 3, CPU)
-    plane = np.zeros(LAYOUT.cells, int)
+    faults = lines(ber=ber).cells(FEWER, 3, CPU)
+    plane = np.zeros(FEWER.cells, int)
     plane[faults.cell] = np.where(faults.flips, 2, 1)
-    plane = plane.reshape(BANKS, ROWS, COLUMNS)
+    plane = plane.reshape(-1, ROWS, COLUMNS)
     line = plane.max(length)
     assert (plane == np.expand_dims(line, length)).all(), "a line fails in part, or reads two values"
     assert within_bounds((line > 0).sum(), line.size, ber)
     assert within_bounds((line == 2).sum(), (line > 0).sum(), 0.3)
-    part = lines(ber=ber / 2, within=0.5).cells(LAYOUT, 3, CPU)
+    part = lines(ber=ber / 2, within=0.5).cells(FEWER, 3, CPU)
     assert np.isin(packed(part), packed(faults)).all(), "the same lines are weak"
     assert within_bounds(len(part.cell), len(faults.cell), 0.5)
 
@@ -221,9 +217,10 @@ def test_weak_lines_fail_along_their_whole_length(along, length, ber):
 @pytest.mark.parametrize("ber", [0.001, 0.1, 0.5])
 def test_clusters_are_whole_and_go_round_the_edges(size, ber):
     model = Clusters(ber=ber, height=size[0], width=size[1], array=ARRAY)
-    faulty = np.zeros(LAYOUT.cells, bool)
-    faulty[model.cells(LAYOUT, 3, CPU).cell] = True
-    faulty = faulty.reshape(BANKS, ROWS, COLUMNS)
+    layout = FEWER if ber > 0.05 else LAYOUT
+    faulty = np.zeros(layout.cells, bool)
+    faulty[model.cells(layout, 3, CPU).cell] = True
+    faulty = faulty.reshape(-1, ROWS, COLUMNS)
     steps = list(itertools.product(range(size[0]), range(size[1])))
     corner = np.logical_and.reduce([np.roll(faulty, (-down, -right), (1, 2)) for down, right in steps])
     covered = np.logical_or.reduce([np.roll(corner, step, (1, 2)) for step in steps])
@@ -232,10 +229,10 @@ def test_clusters_are_whole_and_go_round_the_edges(size, ber):
     assert faulty.any()
 
 
-def test_reference_equals_the_plain_recipe_for_a_hundred_seeds():
+def test_reference_equals_the_plain_recipe_for_fifty_seeds():
     """Word i of a tensor uses slot i mod w of row (i div w^2) mod 8192, w = 128 // bits; every tensor from row 0."""
     drawn = functools.lru_cache(2)(lambda seed: np.random.RandomState(seed).rand(8192, 128))
-    for seed in range(50_000, 50_100):
+    for seed in range(50_000, 50_050):
         bits, ber = (8, 4, 3, 2, 5, 7)[seed % 6], (0.3, 0.001, 0.01, 0.02, 0.05)[min(seed % 50, 4)]
         layout = Layout.of([("a", 900 + 131 * (seed % 10)), ("b", 517)], bits)
         faulty, ones = drawn(seed) < ber, drawn(seed + 1) < 0.5
@@ -275,14 +272,14 @@ def test_faults_nest_over_fifty_voltages(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_chip_is_the_same_whatever_was_asked_before(name):
-    bers = [0.001, 0.3, 0.02, 0.3, 0.1]
+    bers = [0.001, 0.05, 0.02, 0.05, 0.03]
     model = promises(0.1)[name].model
     first = [packed(model.at(ber).cells(SMALL, 5, CPU)) for ber in bers]
     model.cells(SMALL, 6, CPU)
     again = [packed(model.at(ber).cells(SMALL, 5, CPU)) for ber in reversed(bers)]
     for one, two in zip(first, reversed(again), strict=True):
         assert np.array_equal(one, two)
-    assert not np.array_equal(first[1], packed(model.at(0.3).cells(SMALL, 8, CPU)))
+    assert not np.array_equal(first[1], packed(model.at(0.05).cells(SMALL, 8, CPU)))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if hasattr(promises(0.1)[name].model, "array")])
@@ -327,7 +324,7 @@ def test_one_chip_is_the_same_whatever_seed_is_asked_for():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_can_be_a_part_and_fresh_at_every_read(name):
-    model = promises(0.5)[name].model
+    model = promises(0.1)[name].model
     assert len(Combined(parts=(Flip(ber=0), model)).cells(SMALL, 0, CPU).cell) > 0
     assert len(Transient(faults=model).cells(SMALL, 0, CPU, read=1).cell) > 0
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 
+from helpers.cli import fails
+from helpers.servers import listening
 from neuralfuse.cli.main import run
 from neuralfuse.errors import FileFormatError
 from neuralfuse.export.hub import card
 from neuralfuse.files import write_json
 from neuralfuse.fuse import NeuralFuse
-from test_cli import fails
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -84,15 +84,10 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch):
     made = type("Made", (Hub,), {"files": {}, "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), made)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("HF_TOKEN", "hf_test")
-    yield made
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening(ThreadingHTTPServer(("127.0.0.1", 0), made)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        yield made
 
 
 def module() -> NeuralFuse:

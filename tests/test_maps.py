@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.oracles import packed, within_bounds
 from neuralfuse.errors import ConfigError, FileFormatError, NeuralFuseError, ShapeError, UnknownNameError
 from neuralfuse.faults import (
     Array,
@@ -31,7 +32,6 @@ from neuralfuse.faults import (
     save_chip,
 )
 from neuralfuse.files import read_arrays, write_arrays
-from test_faults import packed, within_bounds
 
 CPU = torch.device("cpu")
 GRID = (np.arange(12).reshape(3, 4) % 5 == 1).astype(float)

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from conftest import ROOT, toy_data
+from helpers.places import ROOT
+from helpers.toy import toy_data
 from neuralfuse.blackbox import Function, LimitedBox, tune
 from neuralfuse.config import EopmConfig, QatConfig, TuningConfig
 from neuralfuse.data import load_data
@@ -72,7 +73,9 @@ def made() -> Protected:
 
 @pytest.fixture
 def setting(data, tmp_path) -> TrainingContext:
-    return TrainingContext(data=data, faults=FLIPS, folder=tmp_path, device=torch.device("cpu"))
+    """What methods are given; a NeuralFuse is trained for a few steps only."""
+    eopm = EopmConfig(epochs=1, batch=16)
+    return TrainingContext(data=data, faults=FLIPS, eopm=eopm, folder=tmp_path, device=torch.device("cpu"))
 
 
 def protected(text: str, made: Protected, setting: TrainingContext) -> Protected:
@@ -219,7 +222,7 @@ def test_zeroed_words_are_those_with_a_faulty_cell(made, setting):
     assert codes_read(other, chip) == [0 if word in faulty else code for word, code in enumerate(stored)]
 
 
-@pytest.mark.parametrize("name", ["resnet8", "vgg11-tiny", "resnet18-quarter"])
+@pytest.mark.parametrize("name", ["resnet8", "vgg11-tiny", pytest.param("resnet18-quarter", marks=pytest.mark.slow)])
 def test_the_smaller_model_is_the_widest_that_costs_no_more(trained, name):
     faults, curve = fault_model("stuck", ber=0.01), default_curve()
     width = same_energy_width(replace(trained.model, name=name), faults)
@@ -263,7 +266,6 @@ def test_a_module_that_is_there_protects_as_it_did_where_it_was_trained(trained,
 
 
 def test_a_calibrated_module_is_trained_for_each_chip_alone(trained, setting):
-    setting = replace(setting, eopm=EopmConfig(epochs=1, batch=16))
     made = protected("unets+calibrate:images=20,steps=3,batch=8,lr=0.01", trained, setting)
     nominal, results = measure_protected(made, setting.data.test, FLIPS, 2)
     x, labels = plain_inputs(setting.data.test, made.deployed.input_range), setting.data.test.labels
@@ -277,7 +279,7 @@ def test_a_calibrated_module_is_trained_for_each_chip_alone(trained, setting):
 
 
 def test_what_comes_after_calibration_is_calibrated_for(trained, setting, monkeypatch):
-    setting, seen = replace(setting, eopm=EopmConfig(epochs=1, batch=16)), []
+    seen = []
     monkeypatch.setattr("neuralfuse.methods.calibrated.train_fuse", lambda fuse, base, *rest, **more: seen.append(base))
     made = protected("unets+calibrate:images=20+zero-faulty-words", trained, setting)
     measure_protected(made, setting.data.test, FLIPS, 1)
@@ -396,7 +398,7 @@ def test_what_does_not_go_together_is_refused(text, says, made, setting):
 
 
 def test_neuralfuse_prepares_for_the_faults_that_are_left(trained, setting):
-    made = protected("protected-bits:bits=8+convs", trained, replace(setting, eopm=EopmConfig(epochs=1, batch=16)))
+    made = protected("protected-bits:bits=8+convs", trained, setting)
     assert made.fuse.trained["faults"] == "bit-rates"
     assert made.fuse.trained["fault_model"]["shares"] == [0.0] * 8
 
@@ -449,7 +451,7 @@ def test_a_model_of_unknown_origin_cannot_be_trained_anew(made, setting):
 
 
 def test_neuralfuse_is_trained_for_what_stands_behind_it(trained, setting):
-    made = protected("convs", trained, replace(setting, eopm=EopmConfig(epochs=1, batch=16)))
+    made = protected("convs", trained, setting)
     assert made.fuse.trained["ber"] == 0.02 and made.fuse.trained["bases"][0]["name"] == "resnet8"
     assert not made.fuse.training
     with pytest.raises(NeuralFuseError, match="at most one NeuralFuse before a model"):

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import ROOT
+from helpers.cli import fails
+from helpers.pages import blocks
+from helpers.places import ROOT
 from neuralfuse.cli.main import run
 from neuralfuse.config import EopmConfig, QatConfig
 from neuralfuse.data import load_data
@@ -27,18 +29,14 @@ from neuralfuse.memory import deploy
 from neuralfuse.nets import DeployedBase, load_base
 from neuralfuse.pipeline import make_base, make_fuse
 from neuralfuse.scoring import accuracy, plain_inputs, transform
-from test_cli import fails
-from test_contracts import blocks
 
 MLSERVER = Path(os.environ.get("MLSERVER", ROOT / ".mlserver" / "bin" / "mlserver"))
 STUCK = fault_model("stuck", ber=0.03)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def test_settings_for_a_server_are_written(tmp_path, capsys):
-    data, cpu = load_data("digits"), torch.device("cpu")
-    make_base("resnet8", data, QatConfig(max_steps=1, batch=16), out=tmp_path / "base", device=cpu)
-    command = ["chip", "serve", "--base", str(tmp_path / "base"), "--out", str(tmp_path / "served"), "--name", "net"]
+def test_settings_for_a_server_are_written(toy_base, tmp_path, capsys):
+    command = ["chip", "serve", "--base", str(toy_base), "--out", str(tmp_path / "served"), "--name", "net"]
     assert run([*command, "--ber", "0.03", "--seed", "5", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["address"] == "http://127.0.0.1:8080/v2/models/net"
     model = json.loads((tmp_path / "served" / "model-settings.json").read_text())

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import ROOT, toy_data
+from helpers.places import ROOT
+from helpers.toy import toy_data
 from neuralfuse.cli.main import run
 from neuralfuse.config import EopmConfig
 from neuralfuse.errors import ConfigError, FileFormatError, NeuralFuseError, ShapeError, UnknownNameError

@@ -11,7 +11,7 @@ import shutil
 
 import pytest
 
-from conftest import ROOT
+from helpers.places import ROOT
 from neuralfuse.errors import NeuralFuseError
 from pages import values
 from pages.records import PageError, Records

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import AS_IT_IS, Wrapper
+from helpers.models import AS_IT_IS, Wrapper
+from helpers.oracles import faulty_words, set_by_hand, x_of
 from neuralfuse import NeuralFuse
 from neuralfuse.errors import ConfigError
 from neuralfuse.faults import BitRates, Chip, Combined, Flip, Stuck, Transient
@@ -19,7 +20,6 @@ from neuralfuse.memory import Activations, deploy
 from neuralfuse.memory.activations import ActivationMemory
 from neuralfuse.memory.buffers import BufferPool
 from neuralfuse.quant import Scheme
-from test_words import faulty_words, set_by_hand, x_of
 
 FRESH = Combined(parts=(Stuck(ber=0.02), Transient(faults=Flip(ber=0.02))))
 

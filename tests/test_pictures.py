@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from conftest import ROOT
+from helpers.places import ROOT
 from neuralfuse.cli.main import run
 from neuralfuse.files import read_json
 from neuralfuse.report import evaluations_picture, plan_picture, table_picture
@@ -125,7 +125,7 @@ def test_what_has_no_picture_has_none():
     assert table_picture(read_json(ROOT / "results" / "paper" / "table13-cpu-reference.json")) is None
 
 
-@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+@pytest.mark.parametrize("suffix", ["svg", *(pytest.param(one, marks=pytest.mark.slow) for one in ("png", "pdf"))])
 def test_every_picture_becomes_a_file_and_a_part_of_a_page(tmp_path, suffix):
     large = figure("figure5")
     large["rows"][0]["measured"]["energy_saving"] = -4000.0  # a generator that is far larger than the base model

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
+from helpers.plans import CURVE, HARDWARE, TARGET, Halves, base, faint_data, faults_at, plan_with
 from neuralfuse.cli.main import run
-from neuralfuse.data import DataSet, Split
-from neuralfuse.energy import GENERATOR_LAYERS, SystolicArray, Technology, count
+from neuralfuse.energy import GENERATOR_LAYERS, count
 from neuralfuse.errors import ConfigError, FileFormatError
 from neuralfuse.evaluation import Target, chips_for_share, mean_at_least, pareto, share_at_least
 from neuralfuse.faults import (
@@ -24,7 +24,6 @@ from neuralfuse.faults import (
     Measured,
     Stuck,
     VoltageCurve,
-    VoltagePoint,
     planning_chips,
     synthetic_map,
     validation_chips,
@@ -32,8 +31,8 @@ from neuralfuse.faults import (
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.memory import Activations, Deployed, deploy
 from neuralfuse.memory.readout import Secded
-from neuralfuse.nets import BaseModel, DeployedBase
-from neuralfuse.plan import Hardware, Option, Planner, cheapest, make_plan, plan_text, usual_voltages
+from neuralfuse.nets import DeployedBase
+from neuralfuse.plan import Option, Planner, cheapest, plan_text, usual_voltages
 from neuralfuse.quant import Layers, Scheme
 from neuralfuse.scoring import accuracy, plain_inputs
 
@@ -111,49 +110,6 @@ def test_planning_chips_are_of_their_own():
 
 
 # Planning
-
-
-class Halves(nn.Sequential):
-    """Tells which half of an image is bright: stored weights of +1 and -1, which errors spoil."""
-
-    def __init__(self, stride: int = 2) -> None:
-        super().__init__(nn.AvgPool2d(stride), nn.Flatten(), nn.utils.skip_init(nn.Linear, 64 // stride**2, 2))
-        side = torch.ones(8 // stride, 8 // stride)
-        side[: 4 // stride] = -1
-        with torch.no_grad():
-            self[2].weight.copy_(torch.stack([side.flatten(), -side.flatten()]))
-            self[2].bias.zero_()
-
-
-def faint_data() -> DataSet:
-    """Images whose brighter half shows only in the mean of many pixels."""
-    draw = torch.Generator().manual_seed(3)
-    labels = torch.arange(240) % 2
-    images = torch.randint(0, 120, (240, 1, 8, 8), generator=draw, dtype=torch.uint8)
-    images[labels == 1, :, :4] += 40
-    images[labels == 0, :, 4:] += 40
-    parts = [Split(images[k : k + 60], labels[k : k + 60]) for k in (0, 60)]
-    return DataSet("faint", ("lower", "upper"), *parts, Split(images[120:], labels[120:]))
-
-
-CURVE = VoltageCurve(
-    points=[
-        VoltagePoint(voltage=v, ber=ber, energy=energy)
-        for v, ber, energy in [(0.5, 0.8, 2.0), (0.6, 0.4, 3.0), (0.7, 0.0, 4.0), (1.0, 0.0, 8.0)]
-    ],
-    source="made up for a test",
-)
-HARDWARE = Hardware(curve=CURVE, array=SystolicArray(), technology=Technology.named("45nm"), kib=8)
-TARGET = Target(accuracy=90)
-
-
-def faults_at(voltage: float) -> Stuck:
-    return Stuck(ber=CURVE.ber(voltage))
-
-
-def base(stride: int = 2):
-    module = Halves(stride).eval()
-    return DeployedBase.of(BaseModel(name="halves", module=module, classes=2, channels=1, image_size=(8, 8)))
 
 
 @pytest.fixture
@@ -256,12 +212,6 @@ def test_the_usual_voltages_span_the_curve():
     assert rates[-1] == pytest.approx(0.8)
 
 
-def plan_with(out, fuse, **options):
-    given = {"faults_at": faults_at, "hardware": HARDWARE, "target": TARGET, "chips": 12, "voltages": (0.5, 0.6, 0.7)}
-    given |= {"protect": [4], "smaller": {"half": base(4)}, "out": out} | options
-    return make_plan(base(), {"u": fuse}, faint_data(), **given)
-
-
 def test_a_plan_is_kept_and_checked_on_other_chips_and_images(tmp_path, fuse):
     record = plan_with(tmp_path, fuse)
     assert record == json.loads((tmp_path / "plan.json").read_text())
@@ -303,11 +253,20 @@ def without_runs(folder) -> list[dict]:
     return records
 
 
+TO_INTERRUPT = {"smaller": None, "target": Target(accuracy=80)}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> list[dict]:
+    """The records of a plan that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    plan_with(folder, NeuralFuse("uip", channels=1, image_size=(8, 8), seed=0).eval(), **TO_INTERRUPT)
+    return without_runs(folder)
+
+
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 6, 14, 18])
-def test_an_interrupted_plan_goes_on_to_the_same_end(tmp_path, fuse, monkeypatch, stop_at):
+def test_an_interrupted_plan_goes_on_to_the_same_end(whole, tmp_path, fuse, monkeypatch, stop_at):
     """In the middle of a voltage, between two of them, and in the check."""
-    options = {"smaller": None, "target": Target(accuracy=80)}
-    plan_with(tmp_path / "whole", fuse, **options)
     said = []
 
     def stop(text: str) -> None:
@@ -316,19 +275,19 @@ def test_an_interrupted_plan_goes_on_to_the_same_end(tmp_path, fuse, monkeypatch
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        plan_with(tmp_path / "cut", fuse, say=stop, **options)
-    assert not (tmp_path / "cut" / "plan.json").exists()
+        plan_with(tmp_path, fuse, say=stop, **TO_INTERRUPT)
+    assert not (tmp_path / "plan.json").exists()
     with pytest.raises(FileFormatError, match="must belong to the same measurement to be resumed"):
-        plan_with(tmp_path / "cut", fuse, resume=True, **options, chips=11)
-    kept = json.loads((tmp_path / "cut" / ".plan.partial").read_text())["per_chip"]
+        plan_with(tmp_path, fuse, resume=True, **TO_INTERRUPT, chips=11)
+    kept = json.loads((tmp_path / ".plan.partial").read_text())["per_chip"]
     measured = []
     original = Deployed.perturbed
     monkeypatch.setattr(Deployed, "perturbed", lambda self, chip: measured.append(chip.seed) or original(self, chip))
-    plan_with(tmp_path / "cut", fuse, resume=True, **options)
+    plan_with(tmp_path, fuse, resume=True, **TO_INTERRUPT)
     planned = [seed for seed in measured if seed < 50_000]
     assert len(planned) == 4 * 12 - sum(len(one) for key, one in kept.items() if key != "0.7 V"), "nothing twice"
-    assert without_runs(tmp_path / "cut") == without_runs(tmp_path / "whole")
-    assert not list((tmp_path / "cut").glob(".*"))
+    assert without_runs(tmp_path) == whole
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_too_few_chips_for_a_target_are_refused():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import SHARED
+from helpers.places import SHARED
 from neuralfuse import published
 from neuralfuse.data import DataSet, Split
 from neuralfuse.errors import NeuralFuseError

@@ -28,7 +28,7 @@ schemes = st.builds(
 
 
 @given(weights, schemes)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_round_trip_is_within_half_a_step(array, scheme):
     weight = torch.from_numpy(array.copy())
     coded = scheme.encode(weight)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from helpers.training import Watching
 from neuralfuse.config import QatConfig
 from neuralfuse.data import load_data
 from neuralfuse.errors import NeuralFuseError
@@ -22,7 +23,7 @@ from neuralfuse.pipeline import make_base
 from neuralfuse.quant import Layers, Scheme
 from neuralfuse.ranges import InputRange
 from neuralfuse.train import error_config, train_base
-from neuralfuse.train.qat import _Qat
+from neuralfuse.train.loop import Batches
 from neuralfuse.train.randbet import perturbed_call, perturbed_parameters
 
 CHIP = Chip(fault_model("flip", ber=0.2), 3)
@@ -52,37 +53,44 @@ def test_the_gradient_is_the_one_at_the_faulty_weights(small_net):
         assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-5), name
 
 
-def _task(data, config, ber=0.0):
-    module = base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
-    return _Qat(module, data, config, InputRange(), Layers(), fault_model("flip", ber=ber) if ber else None)
+def _module(seed: int = 0):
+    return base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=seed)
+
+
+def _one_step(module, data, faults=None):
+    """What one step of training does to a copy of a module."""
+    module = copy.deepcopy(module)
+    seen = Watching(module)
+    train_base(module, data, replace(SHORT, batch=32, max_steps=1), faults=faults, listeners=[seen])
+    return seen
 
 
 def test_errors_begin_once_the_model_has_learned_something(data):
-    task = _task(data, SHORT, ber=0.01)
-    images, labels = data.train.images[:32], data.train.labels[:32]
-    untaught = task.backward(images, labels, 0)
-    assert (untaught["loss"] < 0.76 * math.log(2)) == ("perturbed" in untaught)
+    module = _module()
     with torch.no_grad():
-        task.module.fc.weight.zero_()
-        task.module.fc.bias.zero_()  # guesses: the loss is log 2
-    assert "perturbed" not in task.backward(images, labels, 1)
-    train_base(task.module, data, replace(SHORT, epochs=10))
-    assert "perturbed" in task.backward(images, labels, 2)
+        module.fc.weight.zero_()
+        module.fc.bias.zero_()  # guesses at first: the loss is log 2
+    seen = Watching(module)
+    train_base(module, data, replace(SHORT, epochs=4), faults=fault_model("flip", ber=0.01), listeners=[seen])
+    learned = [losses["loss"] < 0.76 * math.log(2) for losses in seen.losses]
+    assert ["perturbed" in losses for losses in seen.losses] == learned
+    assert seen.losses[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and any(learned)
 
 
 def test_the_step_adds_the_gradients_of_both_losses(data):
-    images, labels = data.train.images[:32], data.train.labels[:32]
-    plain, both = (_task(data, SHORT, ber=ber) for ber in (0.0, 0.05))
-    train_base(plain.module, data, replace(SHORT, epochs=10))
-    both.module.load_state_dict(plain.module.state_dict())
-    for task in (plain, both):
-        task.module.zero_grad(set_to_none=False)
-        task.backward(images, labels, 7)
-    chip = training_chip(fault_model("flip", ber=0.05), SHORT.seed, 7)
-    F.cross_entropy(perturbed_call(plain.module, InputRange().from_bytes(images), chip, Scheme()), labels).backward()
-    for (name, one), other in zip(plain.module.named_parameters(), both.module.parameters(), strict=True):
-        assert torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-5), name
-    assert int(both.module.bn1.num_batches_tracked) == int(plain.module.bn1.num_batches_tracked)
+    module = _module()
+    train_base(module, data, replace(SHORT, epochs=5))
+    faults = fault_model("flip", ber=0.05)
+    plain, both = (_one_step(module, data, one) for one in (None, faults))
+    images, labels = Batches(data.train, 32, SHORT.seed).at(0)
+    chip = training_chip(faults, SHORT.seed, 0)
+    twin = copy.deepcopy(module).train()
+    F.cross_entropy(perturbed_call(twin, InputRange().from_bytes(images), chip, Scheme()), labels).backward()
+    for name, one in twin.named_parameters():
+        wanted = plain.gradients[0][name] + one.grad
+        assert torch.allclose(both.gradients[0][name], wanted, rtol=1e-3, atol=1e-5), name
+    counted = [int(one.bn1.num_batches_tracked) for one in (module, plain.after[0], both.after[0])]
+    assert counted == [counted[0], counted[0] + 1, counted[0] + 2]
 
 
 def test_clipped_weights_stay_in_their_limits(data):

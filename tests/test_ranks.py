@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from conftest import ROOT, SmallNet, child_environment
+from helpers.commands import child_environment, torchrun
+from helpers.models import SmallNet
+from helpers.places import ROOT
 from neuralfuse.config import EopmConfig
 from neuralfuse.errors import ConfigError
 from neuralfuse.faults import Stuck
@@ -23,8 +21,6 @@ from neuralfuse.memory import deploy
 from neuralfuse.nets.base import seeded
 from neuralfuse.train import ALONE, Pass, Ranks, eopm_backward, passes
 from neuralfuse.train.gradient import own_share
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
@@ -74,74 +70,36 @@ def test_processes_that_stand_elsewhere_are_told(monkeypatch):
         two.check_equal(3, torch.device("cpu"), "step")
 
 
-def torchrun(count: int, *arguments: str, options: tuple[str, ...] = ()) -> list[str]:
-    return [*TORCHRUN, str(count), *options, *arguments]
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory) -> Path:
+    """What one, two and four processes made of the same twenty steps."""
+    folder, worker = tmp_path_factory.mktemp("jobs"), str(ROOT / "tests" / "ranks_worker.py")
+    for count in (1, 2, 4):
+        command = torchrun(count, worker, str(folder))
+        subprocess.run(command, env=child_environment(), check=True, capture_output=True, timeout=300)
+    return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["split", "crossed"])
-def test_one_two_and_four_processes_take_the_same_twenty_steps(estimator, tmp_path):
-    worker = str(ROOT / "tests" / "ranks_worker.py")
-    for count in (1, 2, 4):
-        command = torchrun(count, worker, str(tmp_path), estimator)
-        subprocess.run(command, env=child_environment(), check=True, capture_output=True, timeout=300)
-    wanted, _ = read_tensors(tmp_path / "1-0.safetensors")
-    kept = json.loads((tmp_path / "1-0.json").read_text())
+def test_one_two_and_four_processes_take_the_same_twenty_steps(estimator, jobs):
+    made = {path.stem: read_tensors(path)[0] for path in jobs.glob(f"{estimator}-*.safetensors")}
+    told = {path.stem: json.loads(path.read_text()) for path in jobs.glob(f"{estimator}-*.json")}
+    first, *others = (f"{estimator}-{name}" for name in ("1-0", "2-0", "2-1", "4-0", "4-1", "4-2", "4-3"))
+    assert made.keys() == told.keys() == {first, *others}
+    wanted, kept = made[first], told[first]
     assert len(kept["losses"]) == 20 and len(kept["history"]) == 3
-    for name in ("2-0", "2-1", "4-0", "4-1", "4-2", "4-3"):
-        got, _ = read_tensors(tmp_path / f"{name}.safetensors")
+    for name in others:
         for key, tensor in wanted.items():
             torch.testing.assert_close(
-                got[key], tensor, rtol=1e-8, atol=1e-10, msg=lambda m, k=key, n=name: f"{n} {k}: {m}"
+                made[name][key], tensor, rtol=1e-8, atol=1e-10, msg=lambda m, k=key, n=name: f"{n} {k}: {m}"
             )
-        own = json.loads((tmp_path / f"{name}.json").read_text())
-        assert own["history"] == kept["history"]
-        for step, other in zip(own["losses"], kept["losses"], strict=True):
+        assert told[name]["history"] == kept["history"]
+        for step, other in zip(told[name]["losses"], kept["losses"], strict=True):
             assert step == pytest.approx(other, rel=1e-9)
-    for first, second in (("2-0", "2-1"), ("4-0", "4-3")):
-        ours, theirs = (read_tensors(tmp_path / f"{name}.safetensors")[0] for name in (first, second))
+    for one, other in (("2-0", "2-1"), ("4-0", "4-3")):
+        ours, theirs = made[f"{estimator}-{one}"], made[f"{estimator}-{other}"]
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-
-
-def workers_of(torchrun_pid: int) -> list[int]:
-    shown = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(torchrun_pid)], capture_output=True, text=True, check=False
-    )
-    return [int(pid) for pid in shown.stdout.split()]
-
-
-@pytest.mark.slow
-def test_a_job_goes_on_from_its_checkpoint_when_a_process_is_killed(tmp_path):
-    """One of two processes is killed once there is a checkpoint; torchrun starts both again, to the same end."""
-    neuralfuse = [str(Path(sys.executable).with_name("neuralfuse"))]
-    environment = child_environment()
-    base = str(tmp_path / "base")
-    train = [*neuralfuse, "train-base", "--base", "resnet8", "--epochs", "2", "--batch", "64", "--out", base]
-    subprocess.run(train, env=environment, check=True, capture_output=True, timeout=300)
-    train = [*neuralfuse, "train", "--base", base, "--generator", "unets", "--ber", "0.05", "--n-chips", "2"]
-    train += ["--epochs", "6", "--batch", "64", "--validate-every", "10", "--validation-chips", "2", "--json"]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    command = torchrun(2, *train, "--out", str(whole), options=("--no-python",))
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=300)
-    record = json.loads(done.stdout)
-    assert record["run"]["processes"] == 2
-
-    command = torchrun(2, *train, "--out", str(cut), options=("--no-python", "--max-restarts", "1"))
-    job = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        while not (cut / "checkpoint.safetensors").exists():
-            assert job.poll() is None, job.communicate()
-            time.sleep(0.02)
-        os.kill(workers_of(job.pid)[-1], signal.SIGKILL)
-        shown, errors = job.communicate(timeout=300)
-    finally:
-        job.kill()
-    assert job.returncode == 0, errors
-    again = json.loads(shown)
-    assert not (cut / "model.safetensors.tmp").exists()
-    ours, theirs = (read_tensors(folder / "model.safetensors")[0] for folder in (whole, cut))
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert again["history"] == record["history"]
 
 
 def test_only_training_is_shared(capsys, monkeypatch):

@@ -14,28 +14,29 @@ import pytest
 import torch
 from PIL import Image
 
-import test_plan
-from conftest import ROOT, toy_data
+from helpers.comparisons import QUICK
+from helpers.places import ROOT
+from helpers.plans import plan_with
+from helpers.toy import toy_data
 from neuralfuse.blackbox import Function, LimitedBox, choose, judge, tune
 from neuralfuse.cli.main import run
-from neuralfuse.config import EopmConfig, QatConfig, TuningConfig
+from neuralfuse.config import EopmConfig, TuningConfig
 from neuralfuse.errors import NeuralFuseError
 from neuralfuse.faults import Chip, fault_model
 from neuralfuse.files import read_json, write_json
 from neuralfuse.fuse import NeuralFuse
 from neuralfuse.nets import DeployedBase, load_base
-from neuralfuse.pipeline import make_base, make_evaluation, make_fuse
+from neuralfuse.pipeline import make_evaluation, make_fuse
 from neuralfuse.report import Report, make_portrait
 from neuralfuse.report.axes import names_with_room, stretch
-from neuralfuse.report.compared import _named, energy_chart, front_rows
+from neuralfuse.report.compared import energy_chart, front_rows
 from neuralfuse.report.page import Cell, Table
-from neuralfuse.report.records import collect
+from neuralfuse.report.records import Found, collect
 from neuralfuse.report.svg import SERIES, chart, inline
 from neuralfuse.reproduce import TABLES
 from neuralfuse.runs import given_command
 from neuralfuse.scoring import accuracy, plain_inputs, transform
 from neuralfuse.steps import Workspace, engine
-from test_compare import QUICK
 
 CPU = torch.device("cpu")
 STUCK = fault_model("stuck", ber=0.04)
@@ -43,11 +44,9 @@ TWO_RATES = replace(QUICK, rates=[0.01, 0.02])
 
 
 @pytest.fixture(scope="module")
-def fused(tmp_path_factory):
+def fused(toy_base, tmp_path_factory):
     """A small base model and a NeuralFuse for it."""
-    folder, data = tmp_path_factory.mktemp("fused"), toy_data()
-    make_base("resnet8", data, QatConfig(epochs=4, batch=16, lr=0.05, augment="none"), out=folder / "base", device=CPU)
-    base = DeployedBase.of(load_base(folder / "base"))
+    folder, data, base = tmp_path_factory.mktemp("fused"), toy_data(), DeployedBase.of(load_base(toy_base))
     eopm = EopmConfig(epochs=1, batch=16, n_chips=2)
     make_fuse("convs", [base], data, eopm, faults=STUCK, out=folder / "fuse", device=CPU)
     return NeuralFuse.from_pretrained(folder / "fuse"), base, data
@@ -68,12 +67,23 @@ def records(fused, tmp_path_factory):
     write_json(folder / "below" / "comparison.json", TWO_RATES.record(workspace))
     write_json(folder / "table1.json", transfers())
     write_json(folder / "figure6.json", savings())
-    test_plan.plan_with(folder / "plan", NeuralFuse("uip", channels=1, image_size=(8, 8), seed=0).eval())
+    plan_with(folder / "plan", NeuralFuse("uip", channels=1, image_size=(8, 8), seed=0).eval())
     for name, record in answered(fuse, base, data).items():
         write_json(folder / f"{name}.json", record)
     (folder / "notes.json").write_text('{"schema": "other/thing/1"}')
     (folder / "broken.json").write_text("{")
     return folder
+
+
+@pytest.fixture(scope="module")
+def seen(records) -> Report:
+    """The report on them."""
+    return Report.of(records, "Seen")
+
+
+@pytest.fixture(scope="module")
+def page(seen) -> str:
+    return seen.html()
 
 
 def transfers() -> dict:
@@ -138,8 +148,7 @@ def answered(fuse, base, data) -> dict[str, dict]:
     }
 
 
-def test_the_page_needs_nothing_else(records):
-    page = Report.of(records, "Seen").html()
+def test_the_page_needs_nothing_else(page):
     links = re.findall(r'(?:src|href|action)="([^"]+)"', page) + re.findall(r"url\(([^)]+)\)", page)
     assert links
     assert all(link.startswith(("#", "data:")) for link in links)
@@ -151,15 +160,13 @@ def test_the_page_needs_nothing_else(records):
     assert all(f'id="{anchor}"' in page for anchor in re.findall(r'href="#([^"]+)"', page))
 
 
-def test_every_record_is_shown_with_its_command_and_numbers(records):
-    report = Report.of(records, "Seen")
-    kinds = [section.found.kind for section in report.sections]
+def test_every_record_is_shown_with_its_command_and_numbers(records, seen, page):
+    kinds = [section.found.kind for section in seen.sections]
     assert kinds == [
         "table", "table", "comparison", *["evaluation"] * 3, "portrait", "plan", "black-box", "choice", "tuning",
     ]  # fmt: skip
-    assert [str(path) for path in report.damaged] == ["broken.json"]
-    page = report.html()
-    for section in report.sections:
+    assert [str(path) for path in seen.damaged] == ["broken.json"]
+    for section in seen.sections:
         assert section.found.command.replace('"', "&#34;") in page
     assert "because they are not complete JSON: broken.json" in page
     for name, text in (("judged", "rp"), ("choice", "gain"), ("tuning", "gain")):
@@ -169,7 +176,7 @@ def test_every_record_is_shown_with_its_command_and_numbers(records):
     for row in comparison["rows"]:
         assert f"{row['measured']['pa']:.1f}±{row['measured']['pa_sd']:.1f}" in page
     assert f"{read_json(records / 'at-0.04.json')['pa_nf']:6.2f}%" in page
-    titles = {figure.title for section in report.sections for figure in section.figures}
+    titles = {figure.title for section in seen.sections for figure in section.figures}
     assert {
         "All methods, flip",
         "Accuracy against the rate, flip",
@@ -178,25 +185,44 @@ def test_every_record_is_shown_with_its_command_and_numbers(records):
     } <= titles
     assert any(title.startswith("Transfer, ") for title in titles)
     assert "Accuracy against energy saved" in titles
-    commands = {section.found.path.name: section.found.command for section in report.sections}
+    commands = {section.found.path.name: section.found.command for section in seen.sections}
     assert commands["at-0.04.json"] == "neuralfuse evaluate fuse --ber 0.04" and commands["at-0.02.json"] == ""
-    assert [figure.title for figure in report.across] == ["resnet8 against the rate"]
+    assert [figure.title for figure in seen.across] == ["resnet8 against the rate"]
+
+
+def compared(*rows: dict) -> Found:
+    """A comparison with these rows, methods prepared for 1%."""
+    config = {"train_rate": 0.01, "chips": 3}
+    return Found(Path("comparison.json"), "comparison", {"config": config, "rows": list(rows)})
+
+
+def compared_row(method: str, energy: float, pa: float, *generators: str, ber: float = 0.01) -> dict:
+    stages = [{"method": "neuralfuse", "generator": one} for one in generators]
+    measured = {"energy": energy, "pa": pa, "per_chip": {"pa": [pa, pa]}}
+    return {"method": method, "faults": "flip", "ber": ber, "stages": stages, "measured": measured}
+
+
+def texts(svg: str) -> set[str]:
+    """The texts of a chart."""
+    return set(re.findall(r"<text [^>]*>([^<]+)</text>", svg))
 
 
 def test_what_is_named_in_the_energy_chart(records):
-    rows = read_json(records / "below" / "comparison.json")["rows"]
-    named = {row["method"] for row in _named(rows, 0.01)}
-    assert {"none", *(row["method"] for row in front_rows(rows))} <= named
-    behind = {"energy": 9.0, "pa": 1.0}
-    stages = [{"method": "neuralfuse", "generator": "convs"}]
-    extra = [
-        {"method": name, "ber": 0.01, "stages": own, "measured": {**behind, "pa": pa}}
-        for name, own, pa in (("convs", stages, 1.0), ("convl", stages, 2.0), ("smaller", [], 3.0))
-    ]
-    more = {row["method"] for row in _named([*rows, *extra], 0.01)} - named
-    assert more == {"convl", "smaller"}
-    svg = next(energy_chart(next(one for one in collect(records)[0] if one.kind == "comparison"))).svg
-    assert "NeuralFuse" in svg and "no protection" in svg and "none (1%)" in svg
+    (comparison,) = (one for one in collect(records)[0] if one.kind == "comparison")
+    (figure,) = energy_chart(comparison)
+    named = {f"{row['method']} ({100 * row['ber']:g}%)" for row in front_rows(comparison.record["rows"])}
+    assert {"none (1%)", *named} <= texts(figure.svg)
+    assert "NeuralFuse" in figure.svg and "no protection" in figure.svg
+    rows = [
+        compared_row("none", 0.7, 30.0), compared_row("clip", 0.72, 80.0), compared_row("bits", 1.0, 60.0),
+        compared_row("convs", 2.0, 40.0, "convs"), compared_row("convl", 2.1, 70.0, "convl"),
+        compared_row("smaller", 1.4, 50.0), compared_row("bits", 0.9, 10.0, ber=0.02),
+    ]  # fmt: skip
+    assert [row["method"] for row in front_rows(rows)] == ["none", "clip"]
+    (figure,) = energy_chart(compared(*rows))
+    assert {text for text in texts(figure.svg) if re.search(r"\(\d+%\)$", text)} == {
+        "none (1%)", "clip (1%)", "convl (1%)", "smaller (1%)",
+    }  # fmt: skip
 
 
 def test_names_that_would_hide_others_are_left_out_or_moved():
@@ -209,21 +235,19 @@ def test_names_that_would_hide_others_are_left_out_or_moved():
     assert "in the crowd" not in placed
 
 
-def test_colours_say_how_far_from_the_paper(records):
-    page = Report.of(records, "Seen").html()
+def test_colours_say_how_far_from_the_paper(page):
     assert 'title="+5.0 against the published value"' in page and 'class="down2" title="-12.0' in page
     tints = [Cell("", deviation).tint for deviation in (None, 1.0, 5.0, 20.0, -1.9, -5.0, -20.0)]
     assert tints == ["", "same", "up1", "up2", "same", "down1", "down2"]
 
 
-def test_words_begin_at_the_left_and_numbers_end_at_the_right(records):
+def test_words_begin_at_the_left_and_numbers_end_at_the_right(page):
     rows = [("none", "97.4", "-"), ("convl", "-", "unets")]
     assert Table("", ("method", "CA", "best"), [[Cell(text) for text in row] for row in rows]).sides == [
         "said",
         "",
         "said",
     ]
-    page = Report.of(records, "Seen").html()
     assert '<th scope="col" class="said">needs</th>' in page and '<th scope="col">CA</th>' in page
 
 
@@ -240,8 +264,8 @@ def test_the_scale_of_accuracies_has_room_where_they_are_high():
     assert [f">{tick}<" in made.svg for tick in (98, 98.5, 99, 99.5, 100)] == [False, False, True, True, True]
 
 
-def test_tables_are_there_as_markdown_and_latex_too(records, tmp_path):
-    files = Report.of(records, "Seen").write(tmp_path / "report.html")
+def test_tables_are_there_as_markdown_and_latex_too(seen, tmp_path):
+    files = seen.write(tmp_path / "report.html")
     assert [file.name for file in files] == ["report.html", "report.md", "report.tex"]
     markdown, latex = files[1].read_text(), files[2].read_text()
     assert "| method | needs | CA |" in markdown and "PA(NF)" in markdown
@@ -364,20 +388,32 @@ SMALLEST = """all => Math.min(...all.map(one => {
   return size * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width; }))"""
 
 
+def kept_records() -> set[str]:
+    """The records of the folder of results that a report must show."""
+    results = ROOT / "results"
+    paths = (path for folder in ("comparisons", "paper", "portraits") for path in (results / folder).rglob("*.json"))
+    return {str(path.relative_to(results)) for path in paths}
+
+
+def test_the_records_that_were_measured_are_found_with_their_commands():
+    found, damaged = collect(ROOT / "results")
+    assert not damaged
+    assert kept_records() <= {str(one.path) for one in found}
+    assert all(one.command.startswith("neuralfuse ") for one in found)
+
+
 @pytest.fixture(scope="module")
 def committed() -> Report:
     """The report of what was measured."""
     return Report.of(ROOT / "results", "Measured")
 
 
+@pytest.mark.slow
 def test_the_records_that_were_measured_make_a_report(committed):
     """Each of them, with its own numbers, in all three forms."""
     assert not committed.damaged
     shown = {str(one.found.path): one for one in committed.sections}
-    results = ROOT / "results"
-    for folder in ("comparisons", "paper", "portraits"):
-        for path in (results / folder).rglob("*.json"):
-            assert str(path.relative_to(results)) in shown
+    assert kept_records() <= shown.keys()
     page, markdown, latex = committed.html(), committed.markdown(), committed.latex()
     for one in shown.values():
         if one.found.kind == "comparison":
@@ -398,11 +434,11 @@ def test_the_records_that_were_measured_make_a_report(committed):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("which", ["every kind of record", "what was measured"])
-def test_a_browser_draws_it(records, committed, tmp_path, which, width, scheme):
+def test_a_browser_draws_it(seen, committed, tmp_path, which, width, scheme):
     from playwright.sync_api import sync_playwright
 
     path = tmp_path / "report.html"
-    (Report.of(records, "Seen") if which == "every kind of record" else committed).write(path)
+    (seen if which == "every kind of record" else committed).write(path)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
         page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()

@@ -1,51 +1,15 @@
-"""All tables at smoke scale, and runs that are killed: nothing is lost, nothing is done twice, nothing differs."""
+"""All tables at smoke scale."""
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from functools import partial
-from pathlib import Path
-
 import pytest
-from distributed import Client
 
-from conftest import child_environment
+from helpers.commands import reproduced
 from neuralfuse import published
 from neuralfuse.files import read_json
 from neuralfuse.reproduce import TABLES, as_text
-from neuralfuse.steps.store import MARKER
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-NEURALFUSE = str(Path(sys.executable).with_name("neuralfuse"))
-FEW = ("table12", "--scale", "smoke", "--rows", "base=VGG11", "--rows", "generator=UNetS", "--rows", "generator=ConvS")
-
-
-def started(out: Path, *options: str) -> subprocess.Popen[str]:
-    command = [NEURALFUSE, "reproduce", *options, "--out", str(out), "--json"]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_environment()
-    )  # fmt: skip
-
-
-def reproduced(out: Path, *options: str) -> list[dict]:
-    child = started(out, *options)
-    text, errors = child.communicate(timeout=1700)
-    assert child.returncode == 0, errors[-3000:]
-    return json.loads(text)["tables"]
-
-
-def without_run(record: dict) -> dict:
-    return {key: value for key, value in record.items() if key != "run"}
-
-
-def done(out: Path) -> dict[str, bytes]:
-    return {path.parent.name: path.read_bytes() for path in (out / "steps").glob(f"*/{MARKER}")}
 
 
 @pytest.fixture(scope="module")
@@ -150,108 +114,3 @@ def test_figures_derived_from_recovery_are(smoke):
     for row in smoke["figure1b"]["rows"]:
         saved = of(smoke["table2"], base="ResNet18", generator=row["of"]["generator"])["measured"]["energy_saving"]
         assert row["measured"]["energy_saving"] == saved
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> dict:
-    (record,) = reproduced(tmp_path_factory.mktemp("undisturbed"), *FEW, "--workers", "0")
-    return record
-
-
-def test_a_run_killed_ten_times_ends_with_the_same_record(undisturbed, tmp_path):
-    """At random moments all over the run. Only the command is killed: its worker processes must end by themselves."""
-    chance, moments = random.Random(5), []
-    goals = sorted(chance.randrange(len(undisturbed["steps"]) - 2) for _ in range(10))  # steps done before a kill
-    for kill, goal in enumerate(goals):
-        child = started(tmp_path, *FEW, "--workers", str(kill % 2))
-        before, changes = _files(tmp_path), chance.randrange(1, 6)
-        while child.poll() is None and (changes > 0 or len(done(tmp_path)) < goal):
-            now = _files(tmp_path)
-            changes -= now != before
-            before = now
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0, 0.2))
-        moments.append(len(done(tmp_path)) if child.poll() is None else None)
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-    assert None not in moments, moments
-    assert len(set(moments)) >= 4, moments
-    (record,) = reproduced(tmp_path, *FEW, "--workers", "0")
-    assert without_run(record) == without_run(undisturbed)
-
-
-def _files(out: Path) -> set[tuple[str, float]]:
-    found = set()
-    for path in (out / "steps").rglob("*"):
-        try:
-            found.add((str(path), path.stat().st_mtime))
-        except OSError:  # removed meanwhile
-            continue
-    return found
-
-
-def test_files_that_cannot_be_written_fail_their_steps_and_nothing_else(undisturbed, tmp_path):
-    """The operating system refuses all files of more than 64 KiB, as it does when a disk is full."""
-    command = f"ulimit -f 64; exec {NEURALFUSE} reproduce {' '.join(FEW)} --out {tmp_path} --workers 0 --retries 0"
-    child = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, env=child_environment(), timeout=600, check=False
-    )
-    assert child.returncode == 1, child.stderr
-    failed = [line for line in child.stderr.splitlines() if "failed: " in line]
-    assert failed and all("File too large" in line for line in failed), child.stderr
-    assert "Traceback" not in child.stderr
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 64 * 1024]
-    (record,) = reproduced(tmp_path, *FEW, "--workers", "0")
-    assert without_run(record) == without_run(undisturbed)
-
-
-CLUSTER = """
-import logging, sys
-from distributed import LocalCluster
-
-if __name__ == "__main__":
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": logging.CRITICAL}
-    with LocalCluster(**options) as cluster:
-        print(cluster.scheduler_address, flush=True)
-        sys.stdin.read()
-"""
-
-
-def test_a_dask_worker_killed_in_the_middle_costs_one_step(undisturbed, tmp_path):
-    script = tmp_path / "cluster.py"
-    script.write_text(CLUSTER)
-    out = tmp_path / "out"
-    cluster = subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=child_environment()
-    )
-    try:
-        address = cluster.stdout.readline().strip()
-        child = started(out, *FEW, "--scheduler", address)
-        with Client(address) as client:
-            pids = client.run(os.getpid)
-            worker, (key, *_) = next(found for found in iter(partial(_at_a_module, client, child), None) if found)
-            time.sleep(2)  # who is at what is looked at every second
-            before = done(out)
-            os.kill(pids[worker], signal.SIGKILL)
-        text, errors = child.communicate(timeout=300)
-    finally:
-        cluster.communicate("", timeout=60)
-    assert child.returncode == 0, errors
-    (record,) = json.loads(text)["tables"]
-    assert without_run(record) == without_run(undisturbed)
-    after = done(out)
-    assert key.rpartition("-")[0] not in before
-    assert before.items() <= after.items(), "what was finished is not done again"
-    (line,) = [line for line in errors.splitlines() if "was lost" in line]
-    assert line.startswith(f"worker {worker} was lost; another one continues its step: train ")
-    finished = [line for line in errors.splitlines() if " of 13: " in line]
-    assert len(finished) == len(set(finished)) == 13, errors
-    assert "failed" not in errors
-
-
-def _at_a_module(client: Client, child: subprocess.Popen[str]) -> tuple[str, tuple[str, ...]] | tuple[()]:
-    """A worker that is at the training of a module, with the key of its step."""
-    assert child.poll() is None, child.stderr.read()
-    time.sleep(0.05)
-    found = ((worker, keys) for worker, keys in client.processing().items() if keys and keys[0].startswith("module-"))
-    return next(found, ())

@@ -25,6 +25,8 @@ from hypothesis import strategies as st
 from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from helpers.cli import fails
+from helpers.gateway import images, transformed
 from neuralfuse.cli.main import run
 from neuralfuse.errors import ConfigError
 from neuralfuse.export.apply import transform_any
@@ -32,9 +34,11 @@ from neuralfuse.serve import Settings
 from neuralfuse.serve.rpc import decode_request, replace_tensor
 from neuralfuse.serve.settings import host_port
 from neuralfuse.wire import HEADER, Message, WireError, WireTensor, decode, encode
-from test_blackbox import serve as upstream  # noqa: F401
-from test_cli import fails
-from test_serve import fuse, images, put_before, transformed  # noqa: F401
+
+
+@pytest.fixture
+def fuse(gateway_fuse):
+    return gateway_fuse
 
 
 class Behind(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -83,7 +87,7 @@ def behind():
 
 
 @pytest.fixture
-def door(put_before, behind):  # noqa: F811
+def door(put_before, behind):
     """Open a gateway before the server; its gRPC address comes back."""
 
     def start(**options) -> str:
@@ -102,7 +106,7 @@ def asked(address: str, x: np.ndarray, datatype: str, model: str = "net", **opti
 
 
 @pytest.mark.parametrize("datatype", ["FP32", "FP64", "FP16", "UINT8"])
-def test_the_model_sees_transformed_images(door, behind, fuse, datatype):  # noqa: F811
+def test_the_model_sees_transformed_images(door, behind, fuse, datatype):
     x = images(5)
     if datatype == "UINT8":
         given_ = ((x + 1) * 127.5).round().byte()
@@ -119,7 +123,7 @@ def test_the_model_sees_transformed_images(door, behind, fuse, datatype):  # noq
     assert request.id == "7" and metadata["trace"] == "abc"
 
 
-def test_values_in_lists_are_transformed_too(door, behind, fuse):  # noqa: F811
+def test_values_in_lists_are_transformed_too(door, behind, fuse):
     x = images(2)
     request = service_pb2.ModelInferRequest(model_name="net")
     request.inputs.add(name="image", datatype="FP32", shape=x.shape).contents.fp32_contents.extend(x.flatten().tolist())
@@ -240,7 +244,8 @@ def certified(tmp_path):
     return own
 
 
-def test_a_stopped_gateway_answers_what_it_has_begun(tmp_path, fuse, upstream, certified):  # noqa: F811, PLR0915
+@pytest.mark.slow
+def test_a_stopped_gateway_answers_what_it_has_begun(tmp_path, fuse, upstream, certified):  # noqa: PLR0915
     """With TLS on all sides."""
     tls, known = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cafile=tmp_path / "ca.pem")
     certified.configure_cert(tls)
@@ -348,7 +353,7 @@ def test_impossible_settings_are_refused(options, message):
         Settings(upstream="http://127.0.0.1:1", **options)
 
 
-def test_a_port_that_is_taken_is_said(fuse, tmp_path, capsys):  # noqa: F811
+def test_a_port_that_is_taken_is_said(fuse, tmp_path, capsys):
     fuse.save_pretrained(tmp_path)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

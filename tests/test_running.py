@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from conftest import AS_IT_IS
+from helpers.models import AS_IT_IS
 from neuralfuse.config import Running
 from neuralfuse.errors import ConfigError, UnknownNameError
 from neuralfuse.faults import Chip, Stuck
@@ -160,6 +160,7 @@ def test_a_compiled_model_computes_the_same(monkeypatch):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4 * float(two.abs().max()))
 
 
+@pytest.mark.slow
 def test_where_compilation_fails_the_user_is_told_what_to_leave_out(monkeypatch):
     def failing(module, inputs):
         raise RuntimeError("no working C++ compiler")

@@ -10,17 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from helpers.oracles import MASK, splitmix64
 from neuralfuse.seeds import bernoulli, bernoulli_of, derive, hash64, poisson_count, uniform_integers
-
-MASK = (1 << 64) - 1
-
-
-def splitmix64(key: int, counter: int) -> int:
-    """The published algorithm, one number at a time."""
-    z = (key + (counter + 1) * 0x9E3779B97F4A7C15) & MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
-    return z ^ (z >> 31)
 
 
 @given(st.integers(0, MASK), st.lists(st.integers(0, 2**40), min_size=1, max_size=20))

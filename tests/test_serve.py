@@ -12,6 +12,7 @@ import time
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
@@ -22,6 +23,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from helpers import http
+from helpers.cli import fails
+from helpers.gateway import images, transformed
+from helpers.servers import Server
 from neuralfuse.blackbox import Served
 from neuralfuse.cli.main import run
 from neuralfuse.errors import ConfigError
@@ -30,57 +35,17 @@ from neuralfuse.fuse import NeuralFuse
 from neuralfuse.serve import Settings
 from neuralfuse.serve.batching import Batcher
 from neuralfuse.serve.gateway import gateway
-from neuralfuse.serve.run import listen, server_of
 from neuralfuse.wire import HEADER, Message, WireTensor, decode, encode
-from test_blackbox import Server
-from test_blackbox import serve as upstream  # noqa: F401
-from test_cli import fails
-
-
-@pytest.fixture(scope="module")
-def fuse() -> NeuralFuse:
-    """A module that changes images a lot."""
-    made = NeuralFuse("convs", channels=3, image_size=(4, 4), fit="pad", seed=3).eval()
-    with torch.no_grad():
-        [*made.generator.parameters()][-1].add_(0.3)
-    return made
 
 
 @pytest.fixture
-def put_before(fuse):
-    """Put a gateway before a server; its address comes back."""
-    running = []
-
-    def start(address: str, **options) -> str:
-        server = server_of(fuse, Settings(upstream=address.partition("/v2")[0], **options))
-        listening = listen("127.0.0.1", 0)
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        running.append((server, thread))
-        while not server.started:
-            time.sleep(0.01)
-        return f"http://127.0.0.1:{listening.getsockname()[1]}"
-
-    yield start
-    for server, thread in running:
-        server.should_exit = True
-        thread.join()
-
-
-def images(count: int, seed: int = 0) -> torch.Tensor:
-    """Inputs on [-1, 1] that are levels of 256."""
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, 4, 4), dtype=torch.uint8, generator=draw).float() / 127.5 - 1
-
-
-def transformed(fuse: NeuralFuse, x: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return fuse(x)
+def fuse(gateway_fuse) -> NeuralFuse:
+    return gateway_fuse
 
 
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("datatype", ["FP32", "FP64", "UINT8"])
-def test_the_model_sees_transformed_images(upstream, put_before, fuse, binary, datatype):  # noqa: F811
+def test_the_model_sees_transformed_images(upstream, put_before, fuse, binary, datatype):
     address, made = upstream(binary=binary, datatype=datatype)
     box = Served(f"{put_before(address)}/v2/models/net")
     assert box.binary  # the gateway takes binary tensors, whatever is behind it
@@ -95,7 +60,7 @@ def test_the_model_sees_transformed_images(upstream, put_before, fuse, binary, d
     assert (HEADER.lower() in {name.lower() for name in made.seen[-1]}) == binary
 
 
-def test_a_client_that_writes_json_gets_json(upstream, put_before, fuse):  # noqa: F811
+def test_a_client_that_writes_json_gets_json(upstream, put_before, fuse):
     for binary in (True, False):
         address, _ = upstream(binary=binary)
         x = images(2)
@@ -105,9 +70,7 @@ def test_a_client_that_writes_json_gets_json(upstream, put_before, fuse):  # noq
             (gzip.compress(body), {"Content-Encoding": "gzip"}),
             (zlib.compress(body), {"Content-Encoding": "deflate"}),
         ):
-            answer = httpx2.post(
-                f"{put_before(address)}/v2/models/net/versions/2/infer", content=packed, headers=headers
-            )
+            answer = http.post(f"{put_before(address)}/v2/models/net/versions/2/infer", content=packed, headers=headers)
             assert answer.status_code == 200
             if not binary:
                 values = decode(answer.content, None, "outputs")["out"].values
@@ -129,22 +92,22 @@ class Other(Server):
         return self.answer(body, 200, {"X-Path": self.path, "X-Header": self.headers.get(HEADER, "")})
 
 
-def test_everything_else_passes_untouched(upstream, put_before):  # noqa: F811
+def test_everything_else_passes_untouched(upstream, put_before):
     address, _ = upstream(Other)
     home = put_before(address, models=("net",))
-    answer = httpx2.get(f"{home}/v2/repository/a%20b?x=1&y=%2F", headers={"Authorization": "Bearer mine"})
+    answer = http.get(f"{home}/v2/repository/a%20b?x=1&y=%2F", headers={"Authorization": "Bearer mine"})
     assert (answer.status_code, answer.headers["X-Own"]) == (202, "yes")
     assert answer.json() == {"path": "/v2/repository/a%20b?x=1&y=%2F", "token": "Bearer mine"}
-    answer = httpx2.post(f"{home}/v2/models/other/infer", content=b"\0any", headers={HEADER: "1"})
+    answer = http.post(f"{home}/v2/models/other/infer", content=b"\0any", headers={HEADER: "1"})
     assert answer.content == b"\0any" and answer.headers["X-Path"] == "/v2/models/other/infer"
     assert answer.headers["X-Header"] == "1"
-    assert httpx2.get(f"{home}/v2/models/nothing").status_code == 404
-    assert httpx2.get(f"{home}/v2/models/net").json()["inputs"][0]["name"] == "image"
+    assert http.get(f"{home}/v2/models/nothing").status_code == 404
+    assert http.get(f"{home}/v2/models/net").json()["inputs"][0]["name"] == "image"
     for path in ("models/net/infer/", "models/net/generate", "models/net/infer_stream", "models/%6eet//infer"):
-        assert httpx2.post(f"{home}/v2/{path}", content=b"{}").status_code == 501, path
-    assert httpx2.post(f"{home}/v1/models/net:predict", content=b"{}").status_code == 501
-    assert httpx2.post(f"{home}/v2/repository/index", content=b"{}").headers["X-Path"] == "/v2/repository/index"
-    assert httpx2.get(f"{home}/v2/health/live").status_code == 200
+        assert http.post(f"{home}/v2/{path}", content=b"{}").status_code == 501, path
+    assert http.post(f"{home}/v1/models/net:predict", content=b"{}").status_code == 501
+    assert http.post(f"{home}/v2/repository/index", content=b"{}").headers["X-Path"] == "/v2/repository/index"
+    assert http.get(f"{home}/v2/health/live").status_code == 200
 
 
 def raw_request(home: str, head: bytes, body: bytes = b"") -> bytes:
@@ -159,7 +122,7 @@ def raw_request(home: str, head: bytes, body: bytes = b"") -> bytes:
     return b"".join(parts)
 
 
-def test_no_path_leads_elsewhere(upstream, put_before):  # noqa: F811
+def test_no_path_leads_elsewhere(upstream, put_before):
     address, made = upstream(Other)
     elsewhere, other = upstream(Other)
     home, port = put_before(address), elsewhere.rpartition(":")[2].partition("/")[0].encode()
@@ -195,19 +158,19 @@ class Cookies(Other):
 HEADERS_OF_MANY = [(b"X-A", b"1"), (b"X-A", b"2"), (b"Cookie", b"own=1"), (b"X-B", b"\xe9")]
 
 
-def test_headers_pass_as_often_as_they_come_and_cookies_to_whom_they_are_for(upstream, put_before):  # noqa: F811
+def test_headers_pass_as_often_as_they_come_and_cookies_to_whom_they_are_for(upstream, put_before):
     address, _ = upstream(Cookies)
     home = put_before(address)
-    answer = httpx2.get(f"{home}/x", headers=HEADERS_OF_MANY)
+    answer = http.get(f"{home}/x", headers=HEADERS_OF_MANY)
     assert answer.headers.get_list("set-cookie") == ["a=1; Path=/", "b=2"]
     assert answer.json() == {"cookie": "own=1", "x": ["1", "2"]}
     assert answer.headers["x-own"] == "\xe9" and len(answer.headers.get_list("date")) == 1
-    assert httpx2.get(f"{home}/x").json()["cookie"] is None
-    head = httpx2.head(f"{home}/x")
-    assert int(head.headers["content-length"]) == len(httpx2.get(f"{home}/x").content)
+    assert http.get(f"{home}/x").json()["cookie"] is None
+    head = http.head(f"{home}/x")
+    assert int(head.headers["content-length"]) == len(http.get(f"{home}/x").content)
 
 
-def test_what_json_would_change_is_refused(upstream, fuse):  # noqa: F811
+def test_what_json_would_change_is_refused(upstream, fuse):
     mask = WireTensor("mask", "FP32", np.array([0, -np.inf], dtype=np.float32))
     words = WireTensor("words", "BYTES", np.array([b"\xff\xd8"], dtype=object))
     halves = WireTensor("halves", "BF16", np.array([1, 2], dtype=np.uint16))
@@ -241,7 +204,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("which", list(BAD))
-def test_what_is_wrong_is_said(upstream, fuse, which):  # noqa: F811
+def test_what_is_wrong_is_said(upstream, fuse, which):
     address, made = upstream()
     body, status, message = BAD[which]
     app = gateway(fuse, Settings(upstream=address.partition("/v2")[0], max_body=20_000))
@@ -251,7 +214,7 @@ def test_what_is_wrong_is_said(upstream, fuse, which):  # noqa: F811
         assert not made.seen
 
 
-def test_packed_bodies_that_are_none(upstream, fuse):  # noqa: F811
+def test_packed_bodies_that_are_none(upstream, fuse):
     address, _ = upstream()
     app = gateway(fuse, Settings(upstream=address.partition("/v2")[0], max_body=20_000))
     bomb = gzip.compress(b" " * 10_000_000)
@@ -272,7 +235,7 @@ def test_packed_bodies_that_are_none(upstream, fuse):  # noqa: F811
             assert answer.status_code == 400 and HEADER in answer.json()["error"]
 
 
-def test_a_server_that_fails_is_told_of(upstream, fuse):  # noqa: F811
+def test_a_server_that_fails_is_told_of(upstream, fuse):
     body = body_of(images(1).numpy())
     with TestClient(gateway(fuse, Settings(upstream="http://127.0.0.1:1"))) as client:
         answer = client.post("/v2/models/net/infer", content=body)
@@ -297,7 +260,7 @@ def test_a_server_that_fails_is_told_of(upstream, fuse):  # noqa: F811
         assert decode(answer.content, int(answer.headers[HEADER]), "outputs")["out"].values.shape == (1, 3)
 
 
-def test_only_who_has_the_token_is_served(upstream, fuse):  # noqa: F811
+def test_only_who_has_the_token_is_served(upstream, fuse):
     address, made = upstream()
     options = {"token": "open", "upstream_token": "behind"}
     with TestClient(gateway(fuse, Settings(upstream=address.partition("/v2")[0], **options))) as client:
@@ -313,16 +276,16 @@ def test_only_who_has_the_token_is_served(upstream, fuse):  # noqa: F811
         assert client.get("/v2/health/live").status_code == 200
 
 
-def test_more_requests_than_allowed_are_turned_away_and_the_rest_answered(upstream, put_before):  # noqa: F811
+def test_more_requests_than_allowed_are_turned_away_and_the_rest_answered(upstream, put_before):
     gate = threading.Event()
     address, _ = upstream(model=staticmethod(lambda x: gate.wait(20) and x.mean((2, 3))))
     home, body = put_before(address, in_flight=3), body_of(images(1).numpy())
     with ThreadPoolExecutor(3) as pool:
-        waiting = [pool.submit(httpx2.post, f"{home}/v2/models/net/infer", content=body, timeout=30) for _ in range(3)]
+        waiting = [pool.submit(http.post, f"{home}/v2/models/net/infer", content=body, timeout=30) for _ in range(3)]
         deadline = time.monotonic() + 20
         while "requests_in_flight 3.0" not in _metrics(home) and time.monotonic() < deadline:
             time.sleep(0.05)
-        answer = httpx2.post(f"{home}/v2/models/net/infer", content=body)
+        answer = http.post(f"{home}/v2/models/net/infer", content=body)
         gate.set()
         assert [one.result().status_code for one in waiting] == [200] * 3
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -333,17 +296,18 @@ def test_more_requests_than_allowed_are_turned_away_and_the_rest_answered(upstre
 
 
 def _metrics(home: str) -> str:
-    return httpx2.get(f"{home}/metrics").text
+    return http.get(f"{home}/metrics").text
 
 
 def test_questions_whether_the_server_is_ready_leave_room_for_others(put_before):
     with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(4) as pool:
         ready = f"{put_before(f'http://127.0.0.1:{silent.getsockname()[1]}')}/v2/health/ready"
-        first = [pool.submit(httpx2.get, ready, timeout=60) for _ in range(4)]
+        first = [pool.submit(http.get, ready, timeout=60) for _ in range(4)]
         asked = [silent.accept()[0] for _ in first]
-        answer = httpx2.get(ready, timeout=60)
+        answer = http.get(ready, timeout=60)
         assert answer.status_code == 503 and "readiness checks are in flight already" in answer.json()["error"]
         for one in asked:
+            one.recv(1, socket.MSG_PEEK)  # its question is there
             one.close()
         assert all(one.result().status_code == 503 and "reachable" in one.result().json()["error"] for one in first)
 
@@ -431,7 +395,7 @@ def test_a_batch_that_fails_fails_those_in_it_alone():
     asyncio.run(main())
 
 
-def test_many_at_once_get_each_its_own_answer(upstream, put_before, fuse, monkeypatch):  # noqa: F811
+def test_many_at_once_get_each_its_own_answer(upstream, put_before, fuse, monkeypatch):
     free = threading.Event()
 
     def held(*given):
@@ -443,7 +407,7 @@ def test_many_at_once_get_each_its_own_answer(upstream, put_before, fuse, monkey
     sent = [images(1 + number % 3, seed=number) for number in range(20)]
 
     def ask(x: torch.Tensor) -> np.ndarray:
-        answer = httpx2.post(f"{home}/v2/models/net/infer", content=body_of(x.numpy()), timeout=30)
+        answer = http.post(f"{home}/v2/models/net/infer", content=body_of(x.numpy()), timeout=30)
         assert answer.status_code == 200, answer.text
         return decode(answer.content, int(answer.headers[HEADER]), "outputs")["out"].values
 
@@ -461,24 +425,24 @@ def test_many_at_once_get_each_its_own_answer(upstream, put_before, fuse, monkey
     assert float(text.partition("neuralfuse_batch_images_count ")[2].split()[0]) < 20  # they shared passes
 
 
-def test_a_large_request_neither_holds_up_others_nor_lasts_for_ever(upstream, put_before, monkeypatch):  # noqa: F811
+def test_a_large_request_neither_holds_up_others_nor_lasts_for_ever(upstream, put_before, monkeypatch):
     def slow(*given):
-        time.sleep(0.1)
+        time.sleep(0.05)
         return transform_any(*given)
 
     monkeypatch.setattr(sys.modules["neuralfuse.serve.gateway"], "transform_any", slow)
-    home = put_before(upstream()[0], max_batch=1, timeout=2.0)
+    home = put_before(upstream()[0], max_batch=1, timeout=1.5)
     with ThreadPoolExecutor(1) as pool:
-        large = pool.submit(httpx2.post, f"{home}/v2/models/net/infer", content=body_of(images(99).numpy()), timeout=30)
+        large = pool.submit(http.post, f"{home}/v2/models/net/infer", content=body_of(images(99).numpy()), timeout=30)
         while "requests_in_flight 1.0" not in _metrics(home):
             assert not large.done()
             time.sleep(0.05)
-        assert httpx2.post(f"{home}/v2/models/net/infer", content=body_of(images(1).numpy())).status_code == 200
+        assert http.post(f"{home}/v2/models/net/infer", content=body_of(images(1).numpy())).status_code == 200
         assert not large.done()
         answer = large.result()
-    assert answer.status_code == 503 and "transformed within 2 seconds" in answer.json()["error"]
+    assert answer.status_code == 503 and "transformed within 1.5 seconds" in answer.json()["error"]
     counted = float(_metrics(home).partition("neuralfuse_batch_images_count ")[2].split()[0])
-    time.sleep(0.5)
+    time.sleep(0.3)
     later = float(_metrics(home).partition("neuralfuse_batch_images_count ")[2].split()[0])
     assert later <= counted + 1 < 99  # nobody waits for the rest: it is not made
 
@@ -486,15 +450,14 @@ def test_a_large_request_neither_holds_up_others_nor_lasts_for_ever(upstream, pu
 def test_methods_that_there_are_not_are_refused_in_the_protocol_s_words(put_before):
     home = put_before("http://127.0.0.1:1")
     for method in ("TRACE", "PROPFIND"):
-        answer = httpx2.request(method, f"{home}/v2/models/net/infer")
+        answer = http.request(method, f"{home}/v2/models/net/infer")
         assert answer.status_code == 405 and method in answer.json()["error"] and "POST" in answer.headers["allow"]
     assert 'neuralfuse_requests_total{kind="other",status="405"} 2.0' in _metrics(home)
 
 
 def test_whoever_says_nothing_is_not_waited_for(put_before, monkeypatch):
-    monkeypatch.setattr("neuralfuse.serve.run._HEAD", 1.0)
-    home = put_before("http://127.0.0.1:1")
-    host, port = home.removeprefix("http://").split(":")
+    monkeypatch.setattr("neuralfuse.serve.run._HEAD", 0.8)
+    host, port = put_before("http://127.0.0.1:1").removeprefix("http://").split(":")
     whole = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
     def asked(connection: socket.socket) -> bytes:
@@ -504,15 +467,18 @@ def test_whoever_says_nothing_is_not_waited_for(put_before, monkeypatch):
             got += part
         return got
 
-    for before, said in ((False, b""), (False, whole[:20]), (True, whole[:20])):
-        with socket.create_connection((host, int(port)), timeout=20) as connection:
-            assert not before or b"200 OK" in asked(connection)
+    with ExitStack() as stack:
+        resting, *silent = (
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=20)) for _ in range(4)
+        )
+        assert b"200 OK" in asked(resting)
+        assert b"200 OK" in asked(silent[0])
+        for connection, said in zip(silent, (whole[:20], b"", whole[:20]), strict=True):
             connection.sendall(said)
-            assert connection.recv(65536) == b""
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
-        for _ in range(2):
-            assert b"200 OK" in asked(connection)
-            time.sleep(1.5)  # it may rest between requests
+        rested = time.monotonic()
+        assert all(connection.recv(65536) == b"" for connection in silent)
+        time.sleep(max(0, rested + 1.1 - time.monotonic()))
+        assert b"200 OK" in asked(resting)  # it may rest between requests
 
 
 def test_reading_is_tried_again_where_a_connection_had_been_closed(put_before):
@@ -531,7 +497,7 @@ def test_reading_is_tried_again_where_a_connection_had_been_closed(put_before):
 
         served = pool.submit(answer_once)
         home = put_before(f"http://127.0.0.1:{behind.getsockname()[1]}")
-        assert [httpx2.get(f"{home}/v2/models/net").status_code for _ in range(2)] == [200, 200]
+        assert [http.get(f"{home}/v2/models/net").status_code for _ in range(2)] == [200, 200]
         assert served.result() == 1
 
 
@@ -672,12 +638,14 @@ def drive(client: httpx2.Client, fuse: NeuralFuse, request) -> int:
     return 200
 
 
-def fuzzed(upstream, put_before, fuse, count: int) -> Counter[int]:  # noqa: F811
+def fuzzed(upstream, put_before, fuse, count: int) -> Counter[int]:
     """Send so many, half of them before a server that knows JSON alone; return how they ended."""
     ends: Counter[int] = Counter()
     for binary in (True, False):
         address, _ = upstream(Anything, binary=binary)
-        with httpx2.Client(base_url=put_before(address, max_body=MOST, max_wait=0.0), timeout=30) as client:
+        with httpx2.Client(
+            base_url=put_before(address, max_body=MOST, max_wait=0.0), timeout=30, verify=False
+        ) as client:
 
             @settings(max_examples=count // 2, deadline=None, suppress_health_check=list(HealthCheck), database=None)
             @given(request=requests())
@@ -703,11 +671,11 @@ class Anything(Server):
         return self.answer(data, 200, {} if size is None else {HEADER: str(size)})
 
 
-def test_whatever_is_sent_gets_an_answer_of_the_protocol(upstream, put_before, fuse):  # noqa: F811
-    assert set(fuzzed(upstream, put_before, fuse, 200)) > {200, 400}
+def test_whatever_is_sent_gets_an_answer_of_the_protocol(upstream, put_before, fuse):
+    assert set(fuzzed(upstream, put_before, fuse, 120)) > {200, 400}
 
 
 @pytest.mark.slow
-def test_ten_thousand_requests_that_may_be_malformed(upstream, put_before, fuse):  # noqa: F811
+def test_ten_thousand_requests_that_may_be_malformed(upstream, put_before, fuse):
     ends = fuzzed(upstream, put_before, fuse, 10_000)
     assert ends[200] > 1000 and ends[400] > 2000 and min(ends[413], ends[415], ends[501]) > 100, ends

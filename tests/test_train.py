@@ -5,14 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import shutil
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from conftest import toy_data
+from helpers.models import SmallNet
+from helpers.toy import toy_data
+from helpers.training import Watching
 from neuralfuse.config import BASE_RECIPES, EopmConfig, QatConfig, Running, base_recipe
 from neuralfuse.data import Split
 from neuralfuse.errors import (
@@ -31,7 +35,7 @@ from neuralfuse.nets import base_model
 from neuralfuse.nets.base import seeded
 from neuralfuse.quant import Layers, Scheme, fake_quantize
 from neuralfuse.train import Pass, ProgressBar, TensorBoard, eopm_backward, passes, pretrain, train_base, train_fuse
-from neuralfuse.train.eopm import _Eopm
+from neuralfuse.train.classes import WithClassHead
 from neuralfuse.train.loop import CHECKPOINT, Batches
 from neuralfuse.train.qat import fastest_layout
 
@@ -109,21 +113,28 @@ def test_an_ensemble_s_gradient_is_the_mean(case):
     assert torch.allclose(leaf.grad, (one.grad + two.grad) / 2, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize(("estimator", "class_head"), [("crossed", 0.0), ("split", 0.0), ("split", 0.5)])
-def test_the_whole_step_equals_autograd_through_the_generator(estimator, class_head, small_net, data):
+@pytest.mark.parametrize(
+    ("estimator", "class_head", "answers"),
+    [("crossed", 0.0, "data"), ("split", 0.0, "data"), ("split", 0.5, "data"), ("split", 0.0, "model")],
+)
+def test_the_whole_step_equals_autograd_through_the_generator(estimator, class_head, answers, small_net, data):
     """G's parameters get the gradient of one loss written out plainly, quantized weights and BatchNorm included."""
     fuse = NeuralFuse("convs", channels=1, image_size=(8, 8), seed=0)
-    twin = copy.deepcopy(fuse).train()
-    config = EopmConfig(n_chips=3, estimator=estimator, batch=8, class_head=class_head)
-    images, labels = data.train.images[:8], data.train.labels[:8]
-    task = _Eopm(fuse, [deploy(small_net)], data, config, Stuck(ber=0.05))
-    task.backward(images, labels, step=4)
+    twin, seen = copy.deepcopy(fuse).train(), Watching(fuse)
+    config = EopmConfig(
+        n_chips=3, estimator=estimator, batch=8, class_head=class_head, labels=answers, max_steps=1, validation_chips=1
+    )
+    train_fuse(fuse, deploy(small_net), data, config, faults=Stuck(ber=0.05), listeners=[seen])
 
+    images, labels = Batches(data.train, 8, config.seed).at(0)
     x = images.float() / 127.5 - 1  # no augmentation is known for the toy data
+    if answers == "model":  # what the clean model says is learned from, whatever the labels are
+        with torch.no_grad():
+            labels = clean_copy(small_net)(x).softmax(1)
     weights = {one.parameter: fake_quantize(one.tensor, Scheme()) for one in Layers().select(twin)}
     z = torch.func.functional_call(twin, weights, (x,))
     loss = F.cross_entropy(clean_copy(small_net)(z), labels)
-    chosen = passes(config, fault_model("stuck", ber=0.05), 8, 4)
+    chosen = passes(config, fault_model("stuck", ber=0.05), 8, 0)
     for one in chosen:
         part = F.cross_entropy(faulted_copy(small_net, one.chip)(z[one.rows]), labels[one.rows], reduction="sum")
         loss = loss + 5.0 * part / (24 if estimator == "crossed" else 8)
@@ -132,26 +143,25 @@ def test_the_whole_step_equals_autograd_through_the_generator(estimator, class_h
         parts = {**dict(twin.named_parameters()), **weights}
         own = {name: parts[f"generator.layers.{name}"] for name, _ in encoder.named_parameters()}
         features = torch.func.functional_call(encoder, own, (x,)).mean(dim=(2, 3))
-        loss = loss + 0.5 * F.cross_entropy(task.module.head(features), labels)
+        head = WithClassHead(twin, classes=2, seed=config.seed).head
+        loss = loss + 0.5 * F.cross_entropy(head(features), labels)
     loss.backward()
-    own = dict(fuse.named_parameters())
     for name, parameter in twin.named_parameters():
-        assert torch.allclose(own[name].grad, parameter.grad, rtol=1e-3, atol=1e-5), name
+        assert torch.allclose(seen.gradients[0][name], parameter.grad, rtol=1e-3, atol=1e-5), name
+    after = dict(seen.after[0].named_buffers())
     for name, buffer in twin.named_buffers():
-        assert torch.equal(dict(fuse.named_buffers())[name], buffer), name
+        assert torch.equal(after[name], buffer), name
     assert all(parameter.grad is None for parameter in small_net.parameters())
 
 
-def test_images_of_a_pass_that_see_each_other_stay_together(case, monkeypatch):
+def test_images_of_a_pass_that_see_each_other_stay_together(case, threads):
     """Whatever the number of threads."""
     model, _, x, labels = case
-    sizes, deployed = [], deploy(model, running=Running(fold=False, micro_batch=0))
-    monkeypatch.setattr(deployed, "at_once", lambda x: 4)
-    monkeypatch.setattr("neuralfuse.train.gradient.side_by_side", lambda run, plan, at_once: (run(one) for one in plan))
-    monkeypatch.setattr(
-        "neuralfuse.train.gradient._differentiated",
-        lambda base, chip, x, labels: (sizes.append(len(x)) or torch.tensor(0.0), torch.zeros_like(x)),
-    )
+    sizes: list[int] = []
+    model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    deployed = deploy(model, running=Running(fold=False, micro_batch=0))
+    assert deployed.at_once(x) == threads
+    sizes.clear()
     chip = Chip(Stuck(ber=0.05), 0)
     eopm_backward(deployed, x.clone().requires_grad_(), labels, [Pass(chip, torch.arange(len(x)))], lam=1.0)
     assert sizes == [len(x), len(x)]
@@ -178,7 +188,7 @@ def small_fuse():
     return NeuralFuse("unets", channels=1, image_size=(8, 8), seed=0)
 
 
-QAT = QatConfig(epochs=3, batch=16, lr=0.05, validate_every=2)
+QAT = QatConfig(epochs=2, batch=16, lr=0.05, validate_every=3)
 FAULTS = Stuck(ber=0.05)
 EOPM = EopmConfig(n_chips=2, epochs=2, batch=16, validate_every=3, validation_chips=2)
 
@@ -214,26 +224,51 @@ def run_fuse(data, folder, base, config=EOPM, **options):
     return fuse, state
 
 
-@pytest.mark.parametrize("step", [1, 3, 7])
-def test_a_resumed_base_run_equals_the_uninterrupted_one(step, data, tmp_path):
-    whole, wanted = run_base(data, tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole_base(tmp_path_factory):
+    """A base run that nothing interrupts: the weights at its end, its history, and its folder, not to be changed."""
+    folder = tmp_path_factory.mktemp("whole-base")
+    model, state = run_base(toy_data(), folder)
+    return model.state_dict(), state.history, folder
+
+
+@pytest.mark.parametrize("step", [1, 4, 8])
+def test_a_resumed_base_run_equals_the_uninterrupted_one(step, whole_base, data, tmp_path):
     with pytest.raises(Kill):
-        run_base(data, tmp_path / "cut", listeners=[KillAt(step)])
-    again, state = run_base(data, tmp_path / "cut", resume=True)
-    assert state.history == wanted.history
-    assert all(torch.equal(whole.state_dict()[name], again.state_dict()[name]) for name in whole.state_dict())
+        run_base(data, tmp_path, listeners=[KillAt(step)])
+    again, state = run_base(data, tmp_path, resume=True)
+    assert same_end(again, state, whole_base)
+
+
+@pytest.fixture(scope="module")
+def whole_fuse(tmp_path_factory):
+    """The same of EOPM runs, each trained once, by configuration."""
+
+    @cache
+    def made(config):
+        folder = tmp_path_factory.mktemp("whole-fuse")
+        module, state = run_fuse(toy_data(), folder, deploy(seeded(SmallNet, 5).eval()), config)
+        return module.state_dict(), state.history, folder
+
+    return made
 
 
 @pytest.mark.parametrize(("average", "class_head"), [(0.0, 0.0), (0.8, 0.0), (0.8, 1.0)])
 @pytest.mark.parametrize("step", [1, 4, 8])
-def test_a_resumed_eopm_run_equals_the_uninterrupted_one(step, average, class_head, data, small_net, tmp_path):
-    base, config = deploy(small_net), dataclasses.replace(EOPM, average=average, class_head=class_head)
-    whole, wanted = run_fuse(data, tmp_path / "whole", base, config)
+def test_a_resumed_eopm_run_equals_the_uninterrupted_one(step, average, class_head, whole_fuse, data, tmp_path):
+    base = deploy(seeded(SmallNet, 5).eval())
+    config = replace(EOPM, average=average, class_head=class_head)
     with pytest.raises(Kill):
-        run_fuse(data, tmp_path / "cut", base, config, listeners=[KillAt(step)])
-    again, state = run_fuse(data, tmp_path / "cut", base, config, resume=True)
-    assert state.history == wanted.history
-    assert all(torch.equal(whole.state_dict()[name], again.state_dict()[name]) for name in whole.state_dict())
+        run_fuse(data, tmp_path, base, config, listeners=[KillAt(step)])
+    again, state = run_fuse(data, tmp_path, base, config, resume=True)
+    assert same_end(again, state, whole_fuse(config))
+
+
+def same_end(module, state, whole) -> bool:
+    """Whether a run ended with the weights and the history of another."""
+    weights, history, _ = whole
+    same = all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in weights.items())
+    return same and state.history == history
 
 
 class Weights:
@@ -270,33 +305,32 @@ def test_what_is_validated_and_kept_is_the_average_over_steps(data, small_net):
     assert not all(torch.equal(tensor, seen.stepwise[-1][name]) for name, tensor in fuse.state_dict().items())
 
 
-def test_resuming_a_finished_run_changes_nothing(data, tmp_path):
-    whole, wanted = run_base(data, tmp_path)
+def test_resuming_a_finished_run_changes_nothing(whole_base, data, tmp_path):
+    shutil.copytree(whole_base[2], tmp_path, dirs_exist_ok=True)
     again, state = run_base(data, tmp_path, resume=True, listeners=[KillAt(1)])
-    assert state.history == wanted.history
-    assert all(torch.equal(whole.state_dict()[name], again.state_dict()[name]) for name in whole.state_dict())
+    assert same_end(again, state, whole_base)
 
 
-def test_another_run_s_checkpoint_is_refused(data, small_net, tmp_path):
-    base = deploy(small_net)
-    run_fuse(data, tmp_path, base)
-    other = EopmConfig(**{**EOPM.to_config(), "lam": 1.0})
+def test_another_run_s_checkpoint_is_refused(whole_fuse, data, tmp_path):
+    base, changed = (deploy(seeded(SmallNet, 5).eval()) for _ in range(2))
+    config = replace(EOPM, average=0.0, class_head=0.0)
+    shutil.copytree(whole_fuse(config)[2], tmp_path, dirs_exist_ok=True)
+    other = replace(config, lam=1.0)
     with pytest.raises(FileFormatError, match=r"checkpoint of the same run .* in 'lam' \(5.0 there, 1.0 here\)"):
         train_fuse(small_fuse(), base, data, other, faults=FAULTS, out=tmp_path, resume=True)
-    changed = copy.deepcopy(small_net)
-    changed.norm.running_mean += 1
+    changed.model.norm.running_mean += 1
     with pytest.raises(FileFormatError, match="in 'bases'"):
-        train_fuse(small_fuse(), deploy(changed), data, EOPM, faults=FAULTS, out=tmp_path, resume=True)
+        train_fuse(small_fuse(), changed, data, config, faults=FAULTS, out=tmp_path, resume=True)
     larger = NeuralFuse("unetl", channels=1, image_size=(8, 8), seed=0)
     with pytest.raises(FileFormatError, match="in 'generator'"):
-        train_fuse(larger, base, data, EOPM, faults=FAULTS, out=tmp_path, resume=True)
+        train_fuse(larger, base, data, config, faults=FAULTS, out=tmp_path, resume=True)
     (tmp_path / CHECKPOINT).write_bytes(b"not a checkpoint")
     with pytest.raises(FileFormatError, match="must be a whole safetensors file"):
-        train_fuse(small_fuse(), base, data, EOPM, faults=FAULTS, out=tmp_path, resume=True)
+        train_fuse(small_fuse(), base, data, config, faults=FAULTS, out=tmp_path, resume=True)
 
 
-def test_another_base_s_checkpoint_is_refused(data, tmp_path):
-    run_base(data, tmp_path)
+def test_another_base_s_checkpoint_is_refused(whole_base, data, tmp_path):
+    shutil.copytree(whole_base[2], tmp_path, dirs_exist_ok=True)
     other = base_model("resnet18-quarter", classes=2, channels=1, image_size=(8, 8), seed=0)
     with pytest.raises(FileFormatError, match="in 'shapes'"):
         train_base(other, data, QAT, out=tmp_path, resume=True)
@@ -370,7 +404,7 @@ def test_a_module_trained_before_says_so_in_what_it_becomes(data, small_net, tmp
 
 def test_base_training_learns(data):
     model = base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
-    state = train_base(model, data, QatConfig(epochs=15, batch=16, lr=0.05))
+    state = train_base(model, data, QatConfig(epochs=6, batch=16, lr=0.05))
     assert state.best_score > 90
     assert not model.training
 
@@ -506,21 +540,6 @@ def test_a_fault_model_with_more_to_it_is_trained_against(data, small_net):
 # One chip, its own answers
 
 
-def test_the_model_s_own_answers_are_what_is_learned_from(small_net, data):
-    fuse, base = small_fuse(), deploy(small_net)
-    task = _Eopm(fuse, [base], data, replace(EOPM, labels="model"), Stuck(ber=0.05))
-    images = data.train.images[:16]
-    task.backward(images, torch.zeros(16, dtype=torch.int64), step=0)
-    learned = [parameter.grad.clone() for parameter in fuse.parameters()]
-    with torch.no_grad():
-        answers = base(images.float() / 127.5 - 1).softmax(1)
-    for parameter in fuse.parameters():
-        parameter.grad = None
-    _Eopm(fuse, [base], data, EOPM, Stuck(ber=0.05)).backward(images, answers, step=0)
-    for parameter, other in zip(fuse.parameters(), learned, strict=True):
-        assert torch.allclose(parameter.grad, other, rtol=1e-4, atol=1e-7)
-
-
 def test_no_labels_and_no_other_images_are_looked_at(small_net, data):
     config = replace(EOPM, labels="model", images=12, max_steps=6)
     chosen = data.train.order("toy", "calibration images")[:12]
@@ -594,7 +613,7 @@ def test_listeners_write_what_they_are_told(data, tmp_path, capsys):
     model = base_model("resnet8", classes=2, channels=1, image_size=(8, 8), seed=0)
     train_base(model, data, QAT, listeners=[ProgressBar("base"), TensorBoard(tmp_path)])
     shown = capsys.readouterr()
-    assert "base: step 2: score" in shown.err
+    assert "base: step 3: score" in shown.err
     assert shown.out == ""
     assert any(path.name.startswith("events") for path in tmp_path.iterdir())
 
@@ -605,8 +624,7 @@ def test_a_missing_tensorboard_is_named(monkeypatch, tmp_path):
         TensorBoard(tmp_path)
 
 
-def test_a_checkpoint_is_plain_safetensors(data, tmp_path):
-    run_base(data, tmp_path)
-    tensors, metadata = read_tensors(tmp_path / CHECKPOINT)
+def test_a_checkpoint_is_plain_safetensors(whole_base):
+    tensors, metadata = read_tensors(whole_base[2] / CHECKPOINT)
     assert {name.split(".")[0] for name in tensors} == {"module", "best", "optimizer"}
     assert "progress" in metadata

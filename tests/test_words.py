@@ -10,46 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.oracles import faulty_tensor, faulty_words, set_by_hand, x_of
 from neuralfuse.errors import ConfigError, UnknownNameError
-from neuralfuse.faults import BitRates, Chip, Flip, Layout, Stuck
-from neuralfuse.memory import Deployed, WeightMemory, ZeroFaultyWords, deploy
+from neuralfuse.faults import BitRates, Chip, Flip, Stuck
+from neuralfuse.memory import WeightMemory, ZeroFaultyWords, deploy
 from neuralfuse.quant import DEFAULT_ADAPTERS, FloatWords, InnerTensors, Layers, Scheme
 
 FORMATS = {"fp32": (8, 23), "fp16": (5, 10), "bf16": (8, 7), "fp8-e4m3": (4, 3), "fp8-e5m2": (5, 2)}
-
-
-def x_of(count: int = 3, seed: int = 2) -> Tensor:
-    return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
-
-
-def faulty_words(words: list[int], name: str, bits: int, chip: Chip, read: int = 0) -> list[int]:
-    """Words of one tensor, without sign, as the cells of a chip give them back, bit by bit."""
-    found = chip.faults.cells(Layout.of([(name, len(words))], bits), chip.seed, torch.device("cpu"), read=read)
-    out = [word & ((1 << bits) - 1) for word in words]
-    for cell, keeps, flips in zip(found.cell.tolist(), found.keeps.tolist(), found.flips.tolist(), strict=True):
-        word, mask = cell // bits, 1 << cell % bits
-        out[word] = (out[word] if keeps else out[word] & ~mask) ^ (mask if flips else 0)
-    return out
-
-
-def faulty_tensor(codes: Tensor, name: str, bits: int, chip: Chip, read: int = 0) -> Tensor:
-    """Codes (two's complement where their type has a sign) as the cells of a chip give them back."""
-    words = faulty_words(codes.flatten().tolist(), name, bits, chip, read)
-    if codes.dtype in (torch.int8, torch.int16):
-        words = [word - (1 << bits) * (word >> bits - 1) for word in words]
-    wide = torch.tensor(words).view(codes.shape)
-    return wide.to(torch.uint32).view(torch.int32) if bits == 32 else wide.to(codes.dtype)
-
-
-def set_by_hand(model: nn.Module, base: Deployed, chip: Chip, read: int = 0) -> nn.Module:
-    """A copy of the model whose weights are those that a chip reads; weights with words of their own stay."""
-    twin, scheme = copy.deepcopy(model), base.memory.scheme
-    for one, own in zip(base.memory.stored, base.memory.layers.select(twin), strict=True):
-        if type(one.tensor) is nn.Parameter and one.tensor.is_floating_point():
-            coded = scheme.encode(one.tensor, one.channel_axis)
-            codes = faulty_tensor(coded.codes, one.name, scheme.bits, chip, read)
-            own.tensor.data = scheme.decode(codes, coded.scale, coded.center).to(own.tensor.dtype)
-    return twin
 
 
 def meaning(coding: str, code: int) -> float:

@@ -61,7 +61,9 @@ class Served(TensorBox):
         self.input_range, self.layout = input_range or InputRange(), layout
         self._unreachable: type[Exception] = httpx2.HTTPError
         self._illegal: type[Exception] = httpx2.InvalidURL
-        self._client = httpx2.Client(headers=headers, timeout=timeout)
+        # Without TLS no certificates are read: that takes longer than many an answer.
+        tls = not address.lower().startswith("http://")
+        self._client = httpx2.Client(headers=headers, timeout=timeout, verify=tls)
         try:
             self._read_metadata(input_name, output_name)
         except NeuralFuseError:

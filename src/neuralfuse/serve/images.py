@@ -65,7 +65,8 @@ class ImageInput:
         Raises:
             WireError: values lie outside the range of the model's inputs.
         """
-        x = torch.from_numpy(np.array(found.values, dtype=np.uint8 if found.datatype == "UINT8" else np.float32))
+        with np.errstate(over="ignore"):  # FP64 beyond float32 becomes infinite, and is refused as no model input
+            x = torch.from_numpy(np.array(found.values, dtype=np.uint8 if found.datatype == "UINT8" else np.float32))
         x = x if self.layout == "nchw" else x.permute(0, 3, 1, 2)
         if x.dtype != torch.uint8:
             try:

@@ -20,6 +20,8 @@ from neuralfuse.steps.step import Step
 from neuralfuse.steps.workspace import ANY_DEVICE, Workspace
 
 _LOOK_AGAIN = 1.0  # seconds between two checks for lost workers
+PATIENCE = 10.0
+"""Seconds for a scheduler to answer."""
 
 
 class Engine(Protocol):
@@ -165,11 +167,11 @@ def engine(*, workers: int, threads: int, scheduler: str | None = None) -> Itera
             "worker processes need Dask: pip install 'neuralfuse[reproduce]', or pass --workers 0 to run one step "
             "after the other."
         ) from error
-    quiet = {"logging": {"distributed": "critical"}, "distributed.comm.timeouts.connect": "10s"}
+    quiet = {"logging": {"distributed": "critical"}, "distributed.comm.timeouts.connect": f"{PATIENCE}s"}
     with dask.config.set(quiet):
         if scheduler is not None:
             try:
-                client = distributed.Client(scheduler, timeout=10)
+                client = distributed.Client(scheduler, timeout=PATIENCE)
             except (OSError, ValueError, TimeoutError) as error:
                 raise ConfigError(
                     f"--scheduler must be the address of a running Dask scheduler: {scheduler} does not answer: {error}"
