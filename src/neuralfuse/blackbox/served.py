@@ -15,7 +15,7 @@ from neuralfuse.wire import HEADER, Message, WireError, WireTensor, decode, enco
 
 BINARY = "binary_tensor_data"
 _RETRY = {408, 425, 429, 500, 502, 503, 504}
-_NO_READINESS = {401, 403, 404, 405, 501}  # statuses that do not tell whether it is ready
+_NO_READINESS = {401, 403, 404, 405, 501}  # statuses of a server that does not tell whether it is ready
 _ADDRESS = re.compile(r"(https?://.+?)/v2/models/([^/]+)(/versions/[^/]+)?/?")
 
 
@@ -55,13 +55,13 @@ class Served(TensorBox):
         found = _ADDRESS.fullmatch(address)
         if found is None:
             raise AnswerError(f"a served model must have an address http://HOST:PORT/v2/models/NAME: got {address}.")
-        require(0 < timeout <= 86400, f"timeout must be in 0..86400 seconds: got timeout={timeout}.")
+        require(0 < timeout <= 86400, f"timeout must be in (0, 86400] seconds: got {timeout}.")
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self.name, self.root = address.rstrip("/"), found[1]
         self.input_range, self.layout = input_range or InputRange(), layout
         self._unreachable: type[Exception] = httpx2.HTTPError
         self._illegal: type[Exception] = httpx2.InvalidURL
-        # Without TLS no certificates are read: that takes longer than many an answer.
+        # Plain http needs no certificates. Loading them can take longer than a query.
         tls = not address.lower().startswith("http://")
         self._client = httpx2.Client(headers=headers, timeout=timeout, verify=tls)
         try:
@@ -75,16 +75,18 @@ class Served(TensorBox):
         self._client.close()
 
     def _read_metadata(self, input_name: str | None, output_name: str | None) -> None:
-        about = self._json(self._model_metadata())
+        """Read the tensors' names and the input's type, and whether the server takes binary tensors."""
+        about = self._json(self._request_metadata())
         self.input_name, self.datatype = self._select_tensor(about, "inputs", input_name)
         self.output_name, _ = self._select_tensor(about, "outputs", output_name)
         if self.datatype not in IMAGE_TYPES:
-            raise AnswerError(f"{self.name} must take {', '.join(IMAGE_TYPES)}: {self.input_name} is {self.datatype}.")
+            types = ", ".join(IMAGE_TYPES)
+            raise AnswerError(f"{self.name} must take one of {types}: {self.input_name} is {self.datatype}.")
         server = self._json(self._send("GET", f"{self.root}/v2"))
         self.binary = BINARY in (server.get("extensions") or [])
 
-    def _model_metadata(self) -> Any:
-        """Return the model's metadata; raise `BusyError` if the server is not ready yet."""
+    def _request_metadata(self) -> Any:
+        """Request the model's metadata. Raise a `BusyError` if the server is not ready yet."""
         try:
             return self._send("GET", self.name)
         except AnswerError:
@@ -92,12 +94,12 @@ class Served(TensorBox):
             raise
 
     def _check_ready(self) -> None:
-        """Raise a `BusyError` if the server or the model reports, by whatever status, that it is not ready."""
+        """Raise a `BusyError` if the server cannot be reached, or says that it or the model is not ready."""
         for address in (f"{self.root}/v2/health/ready", f"{self.name}/ready"):
             try:
                 status = self._client.get(address).status_code
             except self._illegal:
-                return
+                return  # the caller raises its own error
             except self._unreachable as error:
                 raise BusyError(f"{self.root} must be reachable: {error or type(error).__name__}.") from error
             if status >= 400 and status not in _NO_READINESS:

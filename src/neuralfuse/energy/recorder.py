@@ -21,19 +21,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records every operation of a pass, and tracks which tensors depend on the image and which on weights alone.
 
     Args:
-        made: Receives the operations.
+        trace: The trace to add the operations to.
         model: The model.
         image: The input of the pass.
         stored: Name of each tensor that the memory stores.
     """
 
-    def __init__(self, made: Trace, model: nn.Module, image: Tensor, stored: dict[Tensor, str]) -> None:
+    def __init__(self, trace: Trace, model: nn.Module, image: Tensor, stored: dict[Tensor, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.made, self.modules = made, [("", model)]
-        self.stored, self.read = set(stored.values()), set[str]()
-        self._kept: list[Tensor] = []  # keeps the addresses of weights from being reused during the pass
+        self.trace = trace
+        self.modules = [("", model)]  # stack of the running modules and their names
+        self.stored = set(stored.values())
+        self.read = set[str]()  # names of the weights that a counted operation read
+        self._kept: list[Tensor] = []  # holds these tensors, so that no other tensor gets their address
         self._names: dict[int, set[str]] = {}
-        self._data = {_key(image)}
+        self._data = {_key(image)}  # keys of the storages that depend on the image
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             for part in _parts(tensor):
                 self._remember(part, {stored.get(tensor, name)})
@@ -43,7 +45,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run an operation, and record it."""
         kwargs, operation = kwargs or {}, function._schema.name
-        if operation not in _PRODUCTS:
+        if operation not in _PRODUCTS:  # split a composite one: `with self` sends its parts through this method again
             with self:
                 output = function.decompose(*args, **kwargs)
             if output is not NotImplemented:
@@ -54,21 +56,25 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if operation in _PRODUCTS:
             self._count(_PRODUCTS[operation](self, args, output))
         elif not any(_key(tensor) in self._data for tensor in tensors):
-            for made in _tensors(output):
-                self._data.discard(_key(made))
-                self._remember(made, names)
+            # No input depends on the image, so neither does the output. It keeps the names of its weights.
+            for result in _tensors(output):
+                self._data.discard(_key(result))  # its storage may reuse the address of a freed activation
+                self._remember(result, names)
             return output
         elif operation in _ELEMENTWISE:
             self._count(_each_word_once(self, args))
         else:
+            # An operation from outside PyTorch may multiply, as a heavy one does: report it in any case.
             foreign = not operation.startswith(("aten::", "prim::", "prims::"))
-            for name in sorted(names if foreign or operation.startswith(_HEAVY) else names & self.stored):
-                self.made.add_unknown(name, f"read by {operation}, which is not counted")
-            if (foreign or operation.startswith(_HEAVY)) and not names:
-                self.made.add_unknown(self.layer, f"runs {operation}, which is not counted")
+            may_multiply = foreign or operation.startswith(_HEAVY)
+            for name in sorted(names if may_multiply else names & self.stored):
+                self.trace.add_unknown(name, f"read by {operation}, which is not counted")
+            if may_multiply and not names:
+                self.trace.add_unknown(self.layer, f"runs {operation}, which is not counted")
         self._data.update(map(_key, _tensors(output)))
-        written = zip(function._schema.arguments, args, strict=False)
-        self._data.update(_key(value) for one, value in written if one.is_write and isinstance(value, Tensor))
+        for argument, value in zip(function._schema.arguments, args, strict=False):
+            if argument.is_write and isinstance(value, Tensor):  # written in place: it now depends on the image
+                self._data.add(_key(value))
         return output
 
     @property
@@ -78,7 +84,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return name or type(module).__name__
 
     def names(self, tensor: Tensor) -> set[str]:
-        """Return the names of the weights that a tensor is, or is computed from; none if it depends on the image."""
+        """Return the names of the weights in a tensor that does not depend on the image. Otherwise return none."""
         key = _key(tensor)
         return set() if key in self._data else self._names.get(key, set())
 
@@ -94,10 +100,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _count(self, operations: Sequence[tuple[Operation, set[str]]]) -> None:
         for operation, names in operations:
-            self.made.operations.append(operation)
+            self.trace.operations.append(operation)
             self.read |= names
             if operation.kind != "lookup" and not in_convention(self.modules[-1][1]):
-                self.made.paper_macs = None
+                self.trace.paper_macs = None
 
     def _remember(self, tensor: Tensor, names: set[str]) -> None:
         self._kept.append(tensor)
@@ -108,6 +114,7 @@ Counted = list[tuple[Operation, set[str]]]
 
 
 def _key(tensor: Tensor) -> int:
+    """Return the address of a tensor's storage. Views share it."""
     return int(tensor.untyped_storage()._cdata)
 
 

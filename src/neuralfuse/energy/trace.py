@@ -72,7 +72,7 @@ def _hooks(model: nn.Module, recorder: Recorder) -> Iterator[None]:
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         recorder.modules.pop()
-        own, made = paper_macs(module, (*args, *kwargs.values()), output), recorder.made
+        own, made = paper_macs(module, (*args, *kwargs.values()), output), recorder.trace
         made.paper_macs = None if own is None or made.paper_macs is None else made.paper_macs + own
 
     def before(name: str, module: nn.Module) -> Any:

@@ -14,7 +14,7 @@ from neuralfuse.errors import ConfigError, LostProcessError
 
 
 class Ranks:
-    """One process of a job that trains together. A process alone is a job of size 1.
+    """The place of this process among the processes of a training. A process alone is a job of size 1.
 
     Attributes:
         rank: Index of this process, from 0.
@@ -26,14 +26,14 @@ class Ranks:
 
     @staticmethod
     def from_torchrun(device: torch.device) -> Ranks:
-        """Join the job that torchrun started this process for. Without torchrun, return a job of one process."""
+        """Join the processes that torchrun started. Without torchrun, return a job of one process."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return ALONE
         if not distributed.is_initialized():
             if device.type == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if device.index is None else device.index)
             store, rank, size = next(distributed.rendezvous("env://"))  # type: ignore[attr-defined]
-            # After a restart, processes must not read the old addresses from the same store.
+            # The store may outlive a restart. The prefix hides the addresses of the processes before the restart.
             store = distributed.PrefixStore(f"start {_restarts()}", store)  # type: ignore[attr-defined]
             backend = "nccl" if device.type == "cuda" else "gloo"
             distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
@@ -42,7 +42,7 @@ class Ranks:
 
     @staticmethod
     def restarted() -> bool:
-        """Say whether torchrun restarted this process after the job lost one."""
+        """Say whether torchrun restarted the job, as it does when a process is lost."""
         return _restarts() > 0
 
     @property
@@ -51,21 +51,25 @@ class Ranks:
         return self.rank == 0
 
     def total(self, values: Tensor) -> Tensor:
-        """Return the sum of all processes' values, in place."""
+        """Replace the values by their sum over all processes, and return them."""
         if self.size > 1:
             self._together(distributed.all_reduce, values)
         return values
 
     def align(self, tensors: Iterable[Tensor]) -> None:
-        """Copy the first process's values to all, in place. Sums in another order let accelerators drift apart."""
+        """Copy the first process's tensors to all processes, in place.
+
+        Accelerators may add in different orders. Without this, rounding lets the copies drift apart.
+        """
         if self.size > 1:
             for tensor in tensors:
                 self._together(distributed.broadcast, tensor, src=0)
 
     def check_equal(self, number: int, device: torch.device, what: str) -> None:
-        """Raise a `ConfigError` unless all processes have the same number."""
+        """Raise a `ConfigError` that names ``what``, unless all processes have the same number."""
         if self.size == 1:
             return
+        # Each process fills its own place only, so that the sum lists all numbers.
         own = torch.zeros(self.size, dtype=torch.int64, device=device)
         own[self.rank] = number
         numbers = self.total(own).tolist()
