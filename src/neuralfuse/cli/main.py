@@ -8,6 +8,7 @@ import tomllib
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 from cyclopts import App, CycloptsError
@@ -53,6 +54,7 @@ COMMANDS: dict[str, Callable[..., None] | App] = {
 }
 
 
+@cache
 def make_app() -> App:
     """Return the command-line application."""
     app = App(
