@@ -382,7 +382,7 @@ def test_a_server_in_trouble_is_asked_again_or_not(upstream):
     with pytest.raises(BusyError, match="must be reachable"):
         open_box("http://127.0.0.1:1/v2/models/net")
     address, _ = upstream(datatype="BYTES")
-    with pytest.raises(AnswerError, match="must take FP16, FP32, FP64, UINT8: image is BYTES"):
+    with pytest.raises(AnswerError, match="must take one of FP16, FP32, FP64, UINT8: image is BYTES"):
         open_box(address)
     address, _ = upstream(model=staticmethod(lambda x: x.mean((2, 3))[:1]))
     with LimitedBox(open_box(address), classes=3) as careful, pytest.raises(AnswerError, match="one row of numbers"):
