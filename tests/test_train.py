@@ -185,7 +185,7 @@ def test_chips_of_a_step_are_fresh():
 
 
 def small_fuse():
-    return NeuralFuse("unets", channels=1, image_size=(8, 8), seed=0)
+    return NeuralFuse("convs", channels=1, image_size=(8, 8), seed=0)
 
 
 QAT = QatConfig(epochs=2, batch=16, lr=0.05, validate_every=3)
