@@ -75,9 +75,7 @@ class Settings:
             value = getattr(self, name)
             require(value >= 1, f"{name} must be at least 1: got {name}={value}.")
         require(0 <= self.max_wait <= 60, f"max_wait must be in 0..60 seconds: got max_wait={self.max_wait}.")
-        require(
-            0 < self.timeout <= 86400, f"timeout must be in (0, 86400] seconds: got {self.timeout}."
-        )
+        require(0 < self.timeout <= 86400, f"timeout must be in (0, 86400] seconds: got {self.timeout}.")
         both = (self.certificate is None) == (self.key is None)
         require(both, "--certificate and --key must come together: got one of them.")
 
