@@ -13,7 +13,7 @@ import neuralfuse as nf
 from helpers.models import SmallNet
 from helpers.toy import toy_data
 from neuralfuse.data import AUGMENT
-from neuralfuse.errors import ConfigError, DataError
+from neuralfuse.errors import ConfigError, DataError, ShapeError
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_floats_outside_of_the_input_space_are_refused(model, data):
 
 def test_labels_must_suit_classes_and_outputs(model, data):
     base, chips = nf.deploy(model), nf.Stuck(ber=0.01).chips(1)
-    with pytest.raises(ConfigError, match="must return at least 78 logits per image"):
+    with pytest.raises(ConfigError, match="labels must be in 0..4, for 5 outputs of the model: got 77"):
         nf.evaluate(base, (data.test.images, torch.full_like(data.test.labels, 77)), chips)
     with pytest.raises(DataError, match="labels must be int64"):
         nf.Split(data.test.images, data.test.labels.float())
@@ -178,3 +178,28 @@ def test_chips_of_two_rates_are_reported_with_none(model, data):
     chips = [*nf.Stuck(ber=0.01).chips(1), *nf.Stuck(ber=0.2).chips(1)]
     result = nf.evaluate(nf.deploy(model), data.test, chips)
     assert result.faults is None and "stuck" not in str(result)
+
+
+def test_a_new_image_size_is_taken_in_inference_mode_too(model, data):
+    exact = nf.NeuralFuse("unets", channels=1, image_size=(8, 8), seed=0).eval()
+    pad = nf.NeuralFuse("unets", channels=1, image_size=(8, 8), fit="pad", seed=0).eval()
+    with torch.inference_mode():
+        assert exact(torch.zeros(1, 1, 16, 16)).shape == (1, 1, 16, 16)
+        assert pad(torch.zeros(1, 1, 13, 13)).shape == (1, 1, 13, 13)
+        with pytest.raises(ShapeError, match="Resize to 16x16 or 24x24"):
+            exact(torch.zeros(1, 1, 17, 17))
+    with pytest.raises(ShapeError, match="images must be floats in the model's own input space: got torch.uint8"):
+        exact(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+
+
+def test_python_mistakes_are_said_in_one_line(model, data):
+    base, faults = nf.deploy(model), nf.Stuck(ber=0.01)
+    with pytest.raises(ConfigError, match="a chip must be given"):
+        base.perturbed(faults)
+    with pytest.raises(ConfigError, match="a model must be an nn.Module: got 'resnet8'"):
+        nf.deploy("resnet8")
+    with pytest.raises(ConfigError, match="for_ must get a deployed model.* got a Sequential and a DataSet"):
+        nf.NeuralFuse.for_(model, data, "unets", seed=0)
+    with pytest.raises(DataError, match="a list of 64"):
+        nf.evaluate(base, (data.test.images, [0] * 64), faults.chips(1))
+    assert len(repr(data)) < 400

@@ -93,6 +93,9 @@ class NeuralFuse(nn.Module):
             fit: See `NeuralFuse`.
             seed: Seed of the generator's initial weights; needed unless the generator is a module.
         """
+        fits = isinstance(base, Deployed) and isinstance(data, DataSet)
+        kinds = f"a {type(base).__name__} and a {type(data).__name__}"
+        require(fits, f"for_ must get a deployed model, deploy(model), and a DataSet of its images: got {kinds}.")
         made = NeuralFuse(
             generator, channels=data.channels, image_size=data.image_size, input_range=base.input_range, fit=fit,
             seed=seed,
@@ -109,8 +112,13 @@ class NeuralFuse(nn.Module):
         """Return the transformed images, in the space and shape of ``x`` (N, C, H, W).
 
         Raises:
-            ShapeError: x has another number of channels, or a size that G cannot take.
+            ShapeError: x are no floats, or have another number of channels, or a size that G cannot take.
         """
+        if not x.is_floating_point():
+            raise ShapeError(
+                f"images must be floats in the model's own input space: got {x.dtype}. Pixels are converted by "
+                "input_range.from_images(x)."
+            )
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ShapeError(f"images must be (N, {self.channels}, H, W): got {tuple(x.shape)}.")
         z = self.symmetric(x)

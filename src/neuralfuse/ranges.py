@@ -34,7 +34,11 @@ class InputRange:
             f"mean and std must have one value per channel: got {len(self.mean)} means and {len(self.std)} stds.",
         )
         require(min(self.std) > 0, f"std must be positive: got std={self.std}.")
-        require(all(map(math.isfinite, (*self.mean, *self.std))), f"mean and std must be finite: got {self}.")
+        require(all(map(math.isfinite, (*self.mean, *self.std))), f"mean and std must be finite: got {self!r}.")
+
+    def __str__(self) -> str:
+        """Return the range's name, if it has one."""
+        return next((name for name, one in _NAMED.items() if one == self), repr(self))
 
     @staticmethod
     def named(name: str) -> InputRange:
@@ -75,13 +79,13 @@ class InputRange:
         low, high = self.to_pixels(channels)[0].min(), self.to_pixels(channels)[1].max()
         require(
             bool(low >= -_SLACK and high <= 1 + _SLACK),
-            f"float images must be in the model's input space, (pixel - {self.mean}) / {self.std}: as such they hold "
+            f"float images must be inputs of the model, whose input range is {self}: as such they hold "
             f"pixels from {low:.3g} to {high:.3g}, not in [0, 1]. Convert them, or declare the model's input_range.",
         )
         if bool(channels[0].min() >= 0) and bool(channels[1].max() <= 1) and max(self.mean) > 0:
             warnings.warn(
-                f"all float images lie in [0, 1], but the model takes (pixel - {self.mean}) / {self.std}: are they "
-                'pixels? If so, convert them, or declare input_range="unit".',
+                f"all float images lie in [0, 1], but the model's input range is {self}: are they pixels? If so, "
+                'convert them, or declare input_range="unit".',
                 stacklevel=3,
             )
 

@@ -73,6 +73,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        return f"Split({self.images.dtype} {tuple(self.images.shape)})"
+
     def __getitem__(self, rows: Tensor) -> Split:
         return Split(self.images[rows], self.labels[rows], None if self.groups is None else self.groups[rows])
 
@@ -110,6 +113,8 @@ def _described(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor {value.dtype} {tuple(value.shape)}"
     if isinstance(value, list | tuple):
+        if len(value) > 3:
+            return f"a {type(value).__name__} of {len(value)}"
         return f"({', '.join(_described(one) for one in value)})"
     return f"a {type(value).__name__}"
 

@@ -140,6 +140,8 @@ class Deployed(nn.Module):
 
     def perturbed(self, chip: Chip) -> Perturbed:
         """Return the model as it runs on this chip. All perturbed models share this one's tensors."""
+        if not isinstance(chip, Chip):
+            raise ConfigError(f"a chip must be given, e.g. Chip(Stuck(ber=0.01), seed=7): got {chip!r:.80}.")
         return Perturbed(self, chip)
 
     def train(self, mode: bool = True) -> Deployed:
@@ -237,8 +239,11 @@ def check_output(base: Deployed, images: Tensor, classes: int, *, at_least: bool
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"the base model must accept {sizes}: {reason}") from error
     fits = len(shape) == 2 and shape[0] == len(images) and (shape[1] == classes or (at_least and shape[1] > classes))
-    least = "at least " if at_least else ""
-    require(fits, f"the base model must return {least}{classes} logits per image for {sizes}: got shape {shape}.")
+    if at_least and len(shape) == 2 and shape[1] < classes:
+        raise ConfigError(
+            f"labels must be in 0..{shape[1] - 1}, for {shape[1]} outputs of the model: got {classes - 1}."
+        )
+    require(fits, f"the base model must return {classes} logits per image for {sizes}: got shape {shape}.")
 
 
 def deploy(
@@ -266,6 +271,8 @@ def deploy(
         adapters: Access to the words of weights that are already quantized; by default, torchao's int8 weights.
         running: How the model computes; by default, the fastest way that does not change the outputs.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"a model must be an nn.Module: got {model!r:.80}.")
     if isinstance(input_range, str):
         input_range = InputRange.named(input_range)
     if isinstance(model, nn.DataParallel):

@@ -97,7 +97,7 @@ class State:
     stale: int = 0
     done: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
 
 def fit(

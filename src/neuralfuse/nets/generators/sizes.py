@@ -113,12 +113,13 @@ class _Trials:
         return found
 
     def _run(self, device: str, size: tuple[int, int]) -> object:
-        if device not in self._twins:
-            self._twins[device] = copy.deepcopy(self._generator).to(device).eval()
-        twin = self._twins[device]
-        dtype = next((one.dtype for one in twin.parameters() if one.is_floating_point()), torch.float32)
-        images = torch.zeros(_IMAGES, self._channels, *size, device=device, dtype=dtype)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        # Not in the caller's inference mode, where tensors count no changes.
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            if device not in self._twins:
+                self._twins[device] = copy.deepcopy(self._generator).to(device).eval()
+            twin = self._twins[device]
+            dtype = next((one.dtype for one in twin.parameters() if one.is_floating_point()), torch.float32)
+            images = torch.zeros(_IMAGES, self._channels, *size, device=device, dtype=dtype)
             made, in_training = twin(images), twin.train()(images)
             twin.eval()
         if images._version:
