@@ -4,6 +4,7 @@ Usage: python chip_report.py BASE FUSE CHIP.npz CURVE.csv OUT.png (on the digits
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -21,10 +22,10 @@ fault_map, curve = nf.FaultMap.load(chip_file), nf.VoltageCurve.from_csv(curve_f
 rows = []
 for voltage in fault_map.voltages:
     here = Measured(map=fault_map, voltage=voltage)
-    this = nf.evaluate(base, data.test, nf.here.chips(1), fuse=fuse)  # this chip, words from row 0 on
-    placed = nf.evaluate(base, data.test, nf.replace(here, random_offset=True).chips(10), fuse=fuse)
+    this = nf.evaluate(base, data.test, here.chips(1), fuse=fuse)  # this chip, words from row 0 on
+    placed = nf.evaluate(base, data.test, replace(here, random_offset=True).chips(10), fuse=fuse)
     average = nf.fault_model("stuck", ber=0).at_voltage(voltage, curve)
-    others = nf.evaluate(base, data.test, nf.average.chips(10), fuse=fuse)
+    others = nf.evaluate(base, data.test, average.chips(10), fuse=fuse)
     rows.append((voltage, here.ber, this, placed, others))
     print(
         f"{voltage:.2f} V, {here.ber:.3%} faulty: this chip PA {this.pa:.1f}% -> PA(NF) {this.pa_nf:.1f}%; "

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from helpers.commands import shell
-from helpers.pages import blocks
+from helpers.commands import followed, shell
+from helpers.pages import blocks, lines
 from helpers.places import ROOT
 
 pytestmark = pytest.mark.slow
@@ -19,12 +19,12 @@ def test_the_readme_s_commands_run(tmp_path):
     commands = [
         line
         for block in blocks("README.md")
-        for line in block.replace("\\\n", " ").splitlines()
+        for line in lines(block)
         if line.startswith(("neuralfuse ", "python ", "torchrun "))
     ]
     assert len(commands) >= 5
     for command in commands:
-        shell(command, tmp_path)
+        followed(command, tmp_path)
     record = json.loads((tmp_path / "runs" / "record.json").read_text())
     assert record["rp"] > 0
     plan = json.loads((tmp_path / "runs" / "plan" / "plan.json").read_text())

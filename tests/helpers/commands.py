@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+from neuralfuse.cli.main import run
 
 NEURALFUSE = str(Path(sys.executable).with_name("neuralfuse"))
 
@@ -25,6 +31,21 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done
+
+
+def followed(line: str, folder: Path) -> str:
+    """What a line of a page printed in a folder; it must not fail.
+
+    A shell does everything but our own commands: these run here, which spares each of them the start of a process.
+    """
+    if not re.match("(neuralfuse|for) ", line):
+        return shell(line, folder).stdout
+    calls = shell('neuralfuse() { printf "%q " "$@"; echo; }\n' + line, folder).stdout.splitlines()
+    shown = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(shown):
+        for call in calls:
+            assert run(shlex.split(call)) == 0, call
+    return shown.getvalue()
 
 
 def torchrun(count: int, *arguments: str, options: tuple[str, ...] = ()) -> list[str]:
