@@ -89,7 +89,7 @@ def chain(tmp_path_factory):
     gateway = subprocess.Popen(serve, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     try:
         address = gateway.stderr.readline().split()[2].rstrip(",")
-        yield NeuralFuse.from_pretrained(folder / "fuse"), base, data, address, f"127.0.0.1:{rpc_port}"
+        yield NeuralFuse.from_pretrained(folder / "fuse"), base.deployed, data, address, f"127.0.0.1:{rpc_port}"
         gateway.send_signal(signal.SIGTERM)
         assert gateway.wait(30) == 0
     finally:

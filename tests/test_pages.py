@@ -267,3 +267,9 @@ def test_without_protection_the_plan_saves_as_much_to_the_third_digit():
     chosen, plain = record["options"][record["choice"]], values.cheapest_unprotected(RECORDS)
     assert chosen["name"] == "2 bits protected"
     assert 0 < plain["weights"] - chosen["weights"] < 0.0005
+
+
+def test_linked_pages_exist():
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert link.startswith("http") or (page.parent / link).exists(), f"{page}: {link}"
