@@ -10,7 +10,6 @@ from neuralfuse.nets.generators import (
     encodes_images,
     generator,
     plugins,
-    runs_foreign_code,
     skeleton,
 )
 from neuralfuse.nets.store import load_base, save_base
@@ -30,7 +29,6 @@ __all__ = [
     "load_base",
     "parameter_count",
     "plugins",
-    "runs_foreign_code",
     "save_base",
     "skeleton",
 ]

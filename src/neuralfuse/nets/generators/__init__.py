@@ -8,7 +8,6 @@ from neuralfuse.nets.generators.registry import (
     encodes_images,
     generator,
     plugins,
-    runs_foreign_code,
     skeleton,
 )
 from neuralfuse.nets.generators.sizes import Fit, Padding, padding_of
@@ -24,6 +23,5 @@ __all__ = [
     "generator",
     "padding_of",
     "plugins",
-    "runs_foreign_code",
     "skeleton",
 ]

@@ -48,11 +48,6 @@ def plugins() -> dict[str, EntryPoint]:
     return {one.name: one for one in found if re.fullmatch(r"[A-Za-z0-9][\w-]*", one.name)}
 
 
-def runs_foreign_code(reference: str) -> bool:
-    """Say whether making this generator runs code that does not come with the library."""
-    return reference not in GENERATORS
-
-
 def check_generator(reference: str) -> None:
     """Raise an `UnknownNameError` unless this may name a generator; nothing is loaded."""
     if reference not in GENERATORS and ":" not in reference and reference not in plugins():
@@ -77,7 +72,7 @@ def code_of(reference: str) -> dict[str, str]:
 
     Runs the code of a plugin or of a user's own.
     """
-    if not runs_foreign_code(reference):
+    if reference in GENERATORS:
         return {}
     where = reference if ":" in reference else plugins()[reference].value
     return {"code": code_digest(_loaded(reference), where)}
